@@ -1,0 +1,1 @@
+"""The daemon: how a space is offered over HTTP."""

@@ -1,0 +1,95 @@
+"""From a URL to a handler, and from an error to a fault: the only place where errors become HTTP."""
+
+import logging
+import time
+
+import trio
+
+from server import data, nodes, transfers, vosi
+from server.gateway import Gateway
+from server.http import Request, Response
+from server.service import Service, fault, text
+from vosfs import uri
+from vosfs.errors import InternalFault, ProtocolError, TimedOut, VOSpaceError
+
+log = logging.getLogger(__name__)
+
+METHODS = {
+    "nodes": ("GET", "HEAD", "PUT", "POST", "DELETE"),
+    "files": ("GET", "HEAD", "PUT"),
+    "data": ("GET", "HEAD", "PUT"),
+    "blobs": ("GET", "HEAD", "PUT"),
+    "gateway": ("POST",),
+    "synctrans": ("GET", "POST"),
+    "sync": ("POST",),
+    "transfers": ("GET", "HEAD"),
+    "capabilities": ("GET", "HEAD"),
+    "availability": ("GET", "HEAD"),
+    "protocols": ("GET", "HEAD"),
+    "views": ("GET", "HEAD"),
+    "properties": ("GET", "HEAD"),
+}
+STORAGE = ("data", "blobs", "capabilities", "availability")
+"""What the storage role answers."""
+METADATA = tuple(name for name in METHODS if name not in ("data", "blobs"))
+
+ALIVE = {"capabilities": vosi.capabilities, "availability": vosi.availability, "protocols": vosi.protocols,
+         "views": vosi.views, "properties": vosi.properties}  # fmt: skip
+
+
+class App:
+    """The application that the HTTP engine calls."""
+
+    def __init__(self, service: Service, prefix: str, resources: tuple[str, ...]) -> None:
+        self._service = service
+        self._prefix = prefix + "/"
+        self._resources = frozenset(resources)
+        self._gateway = Gateway(service)
+
+    async def __call__(self, request: Request) -> Response:
+        started = time.perf_counter()
+        try:
+            return await self._dispatch(request)
+        except VOSpaceError as exc:
+            # 5xx is ours to look at; 4xx is a normal day.
+            level = logging.WARNING if exc.status >= 500 else logging.DEBUG
+            log.log(level, "%s %s: %s %s (%.1f ms)", request.method, request.path[:200], exc.fault, exc,
+                    1e3 * (time.perf_counter() - started))  # fmt: skip
+            if isinstance(exc, ProtocolError):
+                raise
+            return fault(exc)
+        except trio.TooSlowError:
+            log.warning("%s %s: a body stalled", request.method, request.path[:200])
+            return fault(TimedOut("the body stalled"))
+        except Exception:
+            log.exception("%s %s failed", request.method, request.path[:200])
+            return fault(InternalFault("the request could not be completed"))
+
+    async def _dispatch(self, request: Request) -> Response:
+        if not request.path.startswith(self._prefix):
+            return text(404, "NodeNotFound no such resource\n")
+        resource, slash, rest = request.path[len(self._prefix) :].partition("/")
+        if resource not in self._resources:
+            return text(404, "NodeNotFound no such resource\n")
+        if request.method not in METHODS[resource]:
+            return text(405, "InvalidArgument method not allowed\n", [("Allow", ", ".join(METHODS[resource]))])
+        service = self._service
+        if resource == "gateway":
+            if not service.gateway:
+                return text(404, "NodeNotFound no such resource\n")
+            return await self._gateway.handle(request)
+        if resource == "blobs":
+            return await data.blobs(service, request, rest)
+        if resource == "nodes":
+            return await nodes.handle(service, request, uri.decode(slash + rest))
+        if resource == "files":
+            return await data.files(service, request, uri.decode(slash + rest))
+        if resource == "data":
+            return await data.endpoint(service, request, rest)
+        if resource in ("synctrans", "sync"):
+            return await transfers.sync(service, request)
+        if resource == "transfers":
+            return await transfers.jobs(service, request, rest)
+        if rest:
+            return text(404, "NodeNotFound no such resource\n")
+        return await ALIVE[resource](service, request)

@@ -1,0 +1,286 @@
+"""``vosfsd``: the composition root of the daemon, and its command line."""
+
+import argparse
+import contextlib
+import getpass
+import logging
+import os
+import signal
+import ssl
+import sys
+from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import trio
+
+from server import app, housekeeping
+from server.auth import check_user, hash_password, issue_token
+from server.http import Server, listen
+from server.importer import import_tree
+from server.service import Service
+from vosfs import __version__, config, log, uri
+from vosfs.backends.posix import PosixBackend
+from vosfs.config import Config
+from vosfs.errors import QuietError, VOSpaceError
+from vosfs.metadata.sqlite import SqliteStore
+from vosfs.metadata.sqlstore import SqlStore
+
+logger = logging.getLogger("vosfsd")
+
+DEFAULT_CONFIG = Path("/etc/vosfs/vosfsd.toml")
+
+
+# -- composition -------------------------------------------------------------------------------------------------
+
+
+def dev_config(directory: Path, port: int, dsn: str, role: str, storage_url: str, gateway: bool) -> Config:
+    """A configuration that needs nothing: all state in one directory, one user, loopback."""
+    directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+    return config.check(
+        Config(
+            config.SpaceConfig(owner=invoking_user(), gateway=gateway),
+            config.ServerConfig(port=port, role=role),
+            config.DatabaseConfig(dsn=dsn),
+            config.StorageConfig(url=storage_url),
+            directory.resolve(),
+        )
+    )
+
+
+def invoking_user() -> str:
+    """Name of the user who runs this."""
+    try:
+        return check_user(getpass.getuser())
+    except (KeyError, OSError, VOSpaceError):
+        return f"uid{os.getuid()}"
+
+
+@contextlib.contextmanager
+def opened(cfg: Config) -> Iterator[tuple[SqlStore, PosixBackend]]:
+    """Store and backend of a configuration."""
+    store: SqlStore
+    if cfg.database.dsn:
+        from vosfs.metadata.postgres import PostgresStore
+
+        store = PostgresStore(cfg.database.dsn)
+    else:
+        store = SqliteStore(cfg.base / cfg.database.file)
+    try:
+        yield store, PosixBackend(cfg.base / cfg.storage.directory)
+    finally:
+        store.close()
+
+
+async def serve(cfg: Config, ready: Callable[[Config, SqlStore], Awaitable[None]]) -> None:
+    """Serve until SIGTERM or SIGINT.  ``ready`` is awaited once requests are answered."""
+    with opened(cfg) as (store, backend):
+        await store.begin_space(cfg.space.owner)
+        try:
+            sock = listen(cfg.server.host, cfg.server.port)
+        except OSError as exc:
+            raise QuietError(f"cannot listen on {cfg.server.host}:{cfg.server.port}: {exc.strerror}") from exc
+        if cfg.server.port == 0:
+            cfg = replace(cfg, server=replace(cfg.server, port=sock.getsockname()[1]))
+        service = Service(
+            store, backend, uri.Authority(cfg.space.authority), cfg.base_url, cfg.data_url, await store.secret(),
+            cfg.space.gateway,
+        )  # fmt: skip
+        resources = {"all": tuple(app.METHODS), "metadata": app.METADATA, "storage": app.STORAGE}[cfg.server.role]
+        server = Server(app.App(service, cfg.server.prefix, resources), sock, context=_context(cfg))
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(server.run)
+            if cfg.server.role != "metadata":
+                nursery.start_soon(housekeeping.run, store, backend)
+            with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+                logger.info("serving %s (%s)", cfg.base_url, cfg.server.role)
+                await ready(cfg, store)
+                async for number in signals:
+                    logger.info("stopping on %s", signal.Signals(number).name)
+                    nursery.cancel_scope.cancel()
+                    break
+        await store.sync()
+
+
+def _context(cfg: Config) -> ssl.SSLContext | None:
+    if not cfg.server.certificate:
+        return None
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    try:
+        context.load_cert_chain(cfg.base / cfg.server.certificate, cfg.base / cfg.server.key)
+    except (OSError, ssl.SSLError) as exc:
+        raise QuietError(f"certificate or key cannot be loaded: {exc}") from exc
+    return context
+
+
+async def _dev_ready(cfg: Config, store: SqlStore) -> None:
+    owner = cfg.space.owner
+    if await store.account(owner) is None:
+        # No password until one is set: the token in the file is the way in.
+        await store.put_account(owner, "", "admin")
+    file = cfg.base / "token"
+    write_secret(file, await issue_token(store, owner))
+    print(f"READY url={cfg.base_url} token_file={file}", flush=True)
+
+
+def write_secret(file: Path, text: str) -> None:
+    """Replace a file that only this user may read."""
+    temporary = file.with_name(file.name + ".new")
+    temporary.unlink(missing_ok=True)
+    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with open(fd, "w") as stream:
+        stream.write(text + "\n")
+    os.replace(temporary, file)
+
+
+# -- command line ------------------------------------------------------------------------------------------------
+
+
+def _where(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--dev", metavar="DIR", type=Path, help="the state directory of a --dev daemon")
+    parser.add_argument("--config", metavar="FILE", type=Path, help=f"configuration (default {DEFAULT_CONFIG})")
+    parser.add_argument("--dsn", default="", help="with --dev: a PostgreSQL database instead of SQLite")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        "vosfsd", description="Serve a VOSpace: metadata and storage over HTTP.",
+        epilog="Other commands: vosfsd import, vosfsd user, vosfsd token, vosfsd gc; each has its --help.",
+    )  # fmt: skip
+    _where(parser)
+    parser.add_argument("--port", type=int, default=8080, help="with --dev: port on 127.0.0.1 (0: a free one)")
+    parser.add_argument("--role", choices=config.ROLES, help="run one half; both share a PostgreSQL database")
+    parser.add_argument("--storage-url", default="", help="with --dev --role metadata: URL of the storage role")
+    parser.add_argument("--no-gateway", action="store_true", help="with --dev: offer plain VOSpace only")
+    parser.add_argument("--log", choices=log.LEVELS, help="least level of log lines (default info)")
+    parser.add_argument("--version", action="version", version=f"vosfsd {__version__}")
+    return parser
+
+
+def _configured(args: argparse.Namespace) -> Config:
+    if args.dev:
+        role = getattr(args, "role", None) or "all"
+        gateway = not getattr(args, "no_gateway", False)
+        return dev_config(
+            args.dev, getattr(args, "port", 0), args.dsn, role, getattr(args, "storage_url", ""), gateway
+        )
+    cfg = config.load(args.config or DEFAULT_CONFIG)
+    if getattr(args, "role", None):
+        cfg = config.check(replace(cfg, server=replace(cfg.server, role=args.role)))
+    return cfg
+
+
+def _run_daemon(argv: list[str]) -> None:
+    args = _parser().parse_args(argv)
+    cfg = _configured(args)
+    log.start(args.log or cfg.server.log)
+    os.umask(0o077)
+
+    async def ready(final: Config, store: SqlStore) -> None:
+        if args.dev:
+            await _dev_ready(final, store)
+        else:
+            print(f"READY url={final.base_url}", flush=True)
+
+    trio.run(serve, cfg, ready)
+
+
+def _run_import(argv: list[str]) -> None:
+    parser = argparse.ArgumentParser("vosfsd import", description="Register a directory tree in place, read-only.")
+    _where(parser)
+    parser.add_argument("source", type=Path, metavar="DIR", help="directory that exists on the storage host")
+    parser.add_argument("container", metavar="/CONTAINER", help="container to make in the space")
+    parser.add_argument("--owner", help="VOSpace user who will own it (default: the root's owner)")
+    args = parser.parse_args(argv)
+    if not args.source.is_dir():
+        raise QuietError(f"{args.source} is not a directory")
+
+    async def work() -> None:
+        cfg = _configured(args)
+        with opened(cfg) as (store, backend):
+            await store.begin_space(cfg.space.owner)
+            path = tuple(os.fsencode(name) for name in args.container.strip("/").split("/") if name)
+
+            def warn(line: str) -> None:
+                print(line, file=sys.stderr)
+
+            done = await import_tree(store, backend, args.source, path, args.owner or cfg.space.owner, warn)
+            print(f"imported {done.nodes - done.skipped} nodes, {done.bytes} bytes, into {args.container}")
+
+    trio.run(work)
+
+
+def _run_user(argv: list[str]) -> None:
+    parser = argparse.ArgumentParser("vosfsd user", description="Make a user, or change password and groups.")
+    _where(parser)
+    parser.add_argument("name")
+    parser.add_argument("--groups", default="", help="comma-separated; the group 'admin' may do everything")
+    parser.add_argument("--no-password", action="store_true", help="the user signs in by token only")
+    args = parser.parse_args(argv)
+    check_user(args.name)
+    password = ""
+    if not args.no_password:
+        # Never an argument: those show in ps and in shell histories.
+        password = getpass.getpass("Password: ") if sys.stdin.isatty() else sys.stdin.readline().rstrip("\n")
+        if not password:
+            raise QuietError("the password is empty")
+
+    async def work() -> None:
+        cfg = _configured(args)
+        with opened(cfg) as (store, _):
+            await store.begin_space(cfg.space.owner)
+            await store.put_account(args.name, hash_password(password) if password else "", args.groups)
+
+    trio.run(work)
+
+
+def _run_token(argv: list[str]) -> None:
+    parser = argparse.ArgumentParser("vosfsd token", description="Issue a bearer token and write it to a file.")
+    _where(parser)
+    parser.add_argument("name", help="an existing user")
+    parser.add_argument("file", type=Path, help="written with mode 0600")
+    parser.add_argument("--days", type=int, default=30, help="life of the token (default 30)")
+    args = parser.parse_args(argv)
+
+    async def work() -> None:
+        with opened(_configured(args)) as (store, _):
+            if await store.account(args.name) is None:
+                raise QuietError(f"no user {args.name!r}: make one with vosfsd user")
+            write_secret(args.file, await issue_token(store, args.name, args.days * 86400))
+
+    trio.run(work)
+
+
+def _run_gc(argv: list[str]) -> None:
+    parser = argparse.ArgumentParser("vosfsd gc", description="Collect what nothing refers to, now.")
+    _where(parser)
+    args = parser.parse_args(argv)
+
+    async def work() -> None:
+        with opened(_configured(args)) as (store, backend):
+            nodes = await housekeeping.empty_trash(store)
+            blobs = await housekeeping.collect(store, backend)
+            orphans = await housekeeping.collect_orphans(store, backend)
+            print(f"purged {nodes} nodes, collected {blobs} blobs and {orphans} orphans")
+
+    trio.run(work)
+
+
+COMMANDS = {"import": _run_import, "user": _run_user, "token": _run_token, "gc": _run_gc}
+
+
+def main() -> None:
+    """Entry point of ``vosfsd``."""
+    argv = sys.argv[1:]
+    try:
+        if argv and argv[0] in COMMANDS:
+            COMMANDS[argv[0]](argv[1:])
+        else:
+            _run_daemon(argv)
+    except QuietError as exc:
+        print(f"vosfsd: {exc}", file=sys.stderr)
+        sys.exit(exc.code)
+    except VOSpaceError as exc:
+        print(f"vosfsd: {exc}", file=sys.stderr)
+        sys.exit(1)

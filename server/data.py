@@ -1,0 +1,328 @@
+"""Byte end-points: bytes in with digests and atomic replacement, bytes out with ranges.
+
+Bytes arrive as a new blob, or inline when few; nothing is visible before the commit, so a body that ends early or
+does not match its digest leaves the old content as it was.
+"""
+
+import base64
+import hashlib
+import re
+import socket
+from urllib.parse import quote_from_bytes
+
+import msgspec
+import trio
+
+from server.access import Subject
+from server.http import Request, Response, Runs
+from server.service import Service, packed, text
+from vosfs import wire
+from vosfs.backends.backend import BlobReader
+from vosfs.errors import (
+    DigestMismatch,
+    DuplicateNode,
+    InvalidArgument,
+    IsContainer,
+    NodeNotFound,
+    PermissionDenied,
+)
+from vosfs.metadata import content
+from vosfs.metadata.node import CONTAINER, DATA, LINK, Blob, Content, Extent, NewNode, Node
+from vosfs.metadata.store import READ, WRITE, Anyone
+from vosfs.uri import RESERVED_NAMES, Path, check_name
+
+HOLE_BYTES = bytes(64 * 1024)
+_RANGE = re.compile(r"bytes=(\d{0,19})-(\d{0,19})")
+
+
+# -- bytes in --------------------------------------------------------------------------------------------------
+
+
+class Received(msgspec.Struct):
+    """Bytes that arrived and are not yet anybody's content."""
+
+    length: int
+    md5: str
+    extents: list[Extent]
+    blobs: list[Blob]
+
+
+async def receive(service: Service, request: Request, durable: bool, digest: bool) -> Received:
+    """Take a request's body into the backend.  ProtocolError if it ends early, DigestMismatch, StorageFull."""
+    if request.length is not None and request.length <= content.INLINE_BYTES_MAX:
+        body = await request.read(content.INLINE_BYTES_MAX)
+        received = Received(len(body), hashlib.md5(body, usedforsecurity=False).hexdigest(), [], [])
+        if body:
+            received.extents.append(Extent(0, len(body), data=body))
+        check_digest(request, received.md5)
+        return received
+    writer = await trio.to_thread.run_sync(service.backend.create)
+    md5 = hashlib.md5(usedforsecurity=False)
+
+    def sink(data: memoryview) -> None:
+        if digest:
+            md5.update(data)
+        writer.write(data)
+
+    try:
+        await request.receive(sink)
+        if digest:
+            check_digest(request, md5.hexdigest())
+        blob = await trio.to_thread.run_sync(writer.finish, durable)
+    finally:
+        with trio.CancelScope(shield=True):
+            await trio.to_thread.run_sync(writer.abort)
+    extents = [Extent(0, blob.length, blob.locator)] if blob.length else []
+    return Received(blob.length, md5.hexdigest() if digest else "", extents, [blob])
+
+
+def check_digest(request: Request, md5: str) -> None:
+    """DigestMismatch unless the body is what its Digest or Content-MD5 header says (RFC 3230)."""
+    wanted = [part.strip() for part in request.header(b"digest").split(",") if part.strip()]
+    values = [value for kind, _, value in (part.partition("=") for part in wanted) if kind.strip().lower() == "md5"]
+    if request.header(b"content-md5"):
+        values.append(request.header(b"content-md5"))
+    for value in values:
+        try:
+            given = base64.b64decode(value.strip(), validate=True).hex()
+        except ValueError:
+            # Some clients send the hexadecimal form.
+            given = value.strip().lower()
+        if given != md5:
+            raise DigestMismatch(f"the body's MD5 is {md5}, not {given}")
+
+
+def digest_header(node: Node) -> list[tuple[str, str]]:
+    """The Digest header of a node's bytes, if the service knows it."""
+    return [("Digest", "md5=" + base64.b64encode(bytes.fromhex(node.md5)).decode())] if node.md5 else []
+
+
+async def put(
+    service: Service, request: Request, path: Path, subject: Subject, caller: Anyone, clear: bool = False
+) -> Response:
+    """Store a body as the content of the node at ``path``, made if need be: 201 with its digest.
+
+    Rights are checked before the body is read, and again when it is committed.  ``clear``: drop the properties that
+    clients set, as pushToVoSpace must (R228).
+    """
+    if path and path[-1] == b".null":
+        await receive(service, request, False, True)
+        return Response(201)
+    parent = await service.container_of(path, subject)
+    if path[-1] in RESERVED_NAMES:
+        raise InvalidArgument(f"{path[-1]!r} cannot be stored to directly")
+    check_name(path[-1])
+    try:
+        node = await service.store.lookup(parent.id, path[-1], caller)
+        if node.kind != DATA:
+            raise IsContainer(f"{service.authority.uri(path)} holds no bytes")
+        subject.permit(node, WRITE)
+    except NodeNotFound:
+        subject.permit(parent, WRITE)
+        node = None
+    received = await receive(service, request, True, True)
+    if node is None:
+        kind = request.header(b"content-type").partition(";")[0].strip()[:200]
+        node = await make_data_node(service, parent, path[-1], subject, caller, kind)
+    elif clear:
+        await service.store.set_properties(node.id, {}, True, caller)
+    everything = Extent(0, max(received.length, 1))
+    done = await service.store.commit(
+        node.id, None, received.length, [everything, *received.extents], received.blobs, None, received.md5, True,
+        caller,
+    )  # fmt: skip
+    return Response(201, [("ETag", etag(done.node)), *digest_header(done.node)])
+
+
+async def make_data_node(
+    service: Service, parent: Node, name: bytes, subject: Subject, caller: Anyone, content_type: str = ""
+) -> Node:
+    """An empty data node, or the one that somebody else just made under this name."""
+    new = NewNode(
+        DATA, owner=subject.user, content_type=content_type, public=parent.public,
+        group_read=parent.group_read, group_write=parent.group_write,
+    )  # fmt: skip
+    try:
+        return await service.store.create(parent.id, name, new, caller)
+    except DuplicateNode:
+        return await service.store.lookup(parent.id, name, caller)
+
+
+# -- bytes out -------------------------------------------------------------------------------------------------
+
+
+def etag(node: Node) -> str:
+    """(id, version) never names two contents, so neither does this."""
+    return f'"{node.id:x}-{node.version:x}"'
+
+
+def parse_range(header: str, length: int) -> tuple[int, int] | None:
+    """[start, stop) of a single byte range; None to serve all.  ValueError if it cannot be satisfied.
+
+    Several ranges, other units and malformed values are ignored, as RFC 9110 section 14.2 allows.
+    """
+    match = _RANGE.fullmatch(header.replace(" ", ""))
+    if match is None or match.group(1) == match.group(2) == "":
+        return None
+    first, last = match.groups()
+    if first == "":
+        if int(last) == 0 or length == 0:
+            raise ValueError(header)
+        return max(0, length - int(last)), length
+    start = int(first)
+    stop = int(last) + 1 if last else length
+    if last and stop <= start:
+        return None
+    if start >= length:
+        raise ValueError(header)
+    return start, min(stop, length)
+
+
+class _Sender:
+    """Sends slices of content over a socket, from a worker thread."""
+
+    def __init__(self, service: Service, slices: list[Extent]) -> None:
+        self._open = service.backend.open
+        self._slices = slices
+        self._readers: dict[str, BlobReader] = {}
+
+    def check(self) -> None:
+        """Open the first blob, so that missing bytes are a fault and not a broken body."""
+        for piece in self._slices[:1]:
+            if piece.locator:
+                self._reader(piece.locator)
+
+    def _reader(self, locator: str) -> BlobReader:
+        reader = self._readers.get(locator)
+        if reader is None:
+            # Extents of one blob are neighbours: one open reader is enough.
+            self.close()
+            reader = self._readers[locator] = self._open(locator)
+        return reader
+
+    def send(self, sock: socket.socket) -> None:
+        for piece in self._slices:
+            if piece.data:
+                wire.send_bytes(sock, piece.data)
+            elif not piece.locator:
+                for at in range(piece.start, piece.stop, len(HOLE_BYTES)):
+                    wire.send_bytes(sock, HOLE_BYTES[: piece.stop - at])
+            else:
+                reader = self._reader(piece.locator)
+                stop = piece.offset + piece.stop - piece.start
+                if reader.fileno() >= 0:
+                    wire.send_file(sock, reader.fileno(), piece.offset, stop)
+                else:
+                    for at in range(piece.offset, stop, wire.BULK_BYTES):
+                        wire.send_bytes(sock, reader.read(at, min(at + wire.BULK_BYTES, stop)))
+
+    def close(self) -> None:
+        for reader in self._readers.values():
+            reader.close()
+        self._readers.clear()
+
+
+async def send(
+    service: Service, request: Request, extents: list[Extent], length: int, headers: list[tuple[str, str]], tag: str
+) -> Response:
+    """Answer GET or HEAD with bytes of a content, or the range that was asked for."""
+    headers = [("Accept-Ranges", "bytes"), ("ETag", tag), *headers]
+    if request.header(b"if-none-match") in (tag, "*"):
+        return Response(304, headers)
+    start, stop, status = 0, length, 200
+    wanted = request.header(b"range")
+    if wanted and request.header(b"if-range") in ("", tag):
+        try:
+            found = parse_range(wanted, length)
+        except ValueError:
+            return text(416, f"InvalidArgument the content has {length} bytes\n", [("Content-Range", f"bytes */{length}")])
+        if found is not None:
+            start, stop = found
+            status = 206
+            headers.append(("Content-Range", f"bytes {start}-{stop - 1}/{length}"))
+    slices = content.slices(extents, start, stop)
+    if all(piece.data for piece in slices):
+        return Response(status, headers, b"".join(piece.data for piece in slices))
+    sender = _Sender(service, slices)
+    if request.method != "HEAD":
+        await trio.to_thread.run_sync(sender.check)
+    return Response(status, headers, Runs(stop - start, sender.send, sender.close))
+
+
+async def get(service: Service, request: Request, found: Content, name: bytes) -> Response:
+    """Answer GET or HEAD with a data node's bytes."""
+    node = found.node
+    if node.kind in (CONTAINER, LINK):
+        raise IsContainer("this node holds no bytes")
+    headers = [
+        ("Content-Type", node.content_type or "application/octet-stream"),
+        ("Last-Modified", wire.http_date(node.mtime_ns / 1e9)),
+        ("Content-Disposition", f"inline; filename*=UTF-8''{quote_from_bytes(name)}"),
+        # Bytes of a stranger's choosing, served from this origin: never a page.
+        ("X-Content-Type-Options", "nosniff"),
+        ("Content-Security-Policy", "sandbox"),
+        *digest_header(node),
+    ]
+    return await send(service, request, found.extents, node.length, headers, etag(node))
+
+
+# -- the three kinds of URL --------------------------------------------------------------------------------------
+
+
+async def files(service: Service, request: Request, path: Path) -> Response:
+    """``/files/PATH``: bytes by name (what the vos client reads first, R271)."""
+    subject, caller = await service.caller(request)
+    if request.method == "PUT":
+        if not path:
+            raise IsContainer("the root holds no bytes")
+        return await put(service, request, path, subject, caller)
+    node = await service.find(path, subject)
+    subject.permit(node, READ)
+    if node.kind != DATA:
+        raise IsContainer(f"{service.authority.uri(path)} holds no bytes")
+    return await get(service, request, await service.store.open(node.id, caller), path[-1])
+
+
+async def endpoint(service: Service, request: Request, token: str) -> Response:
+    """``/data/TOKEN``: a negotiated end-point, good for one node, one direction and one hour (R269)."""
+    allowed = service.signer.endpoint_of(token.partition("/")[0])
+    wanted = "pushToVoSpace" if request.method == "PUT" else "pullFromVoSpace"
+    if allowed.direction != wanted:
+        raise InvalidArgument(f"this end-point is for {allowed.direction}")
+    subject = await service.auth.known_user(allowed.user)
+    caller = Anyone("", subject.permit)
+    if request.method == "PUT":
+        response = await put(service, request, allowed.path, subject, caller, clear=True)
+        await finish_job(service, allowed.job)
+        return response
+    node = await service.find(allowed.path, subject)
+    return await get(service, request, await service.store.open(node.id, caller), allowed.path[-1])
+
+
+async def finish_job(service: Service, id: str) -> None:
+    """Note that a transfer's bytes have moved."""
+    row = await service.store.job(id)
+    if row is not None:
+        await service.store.put_job(id, row[0], "COMPLETED", row[2])
+
+
+async def blobs(service: Service, request: Request, name: str) -> Response:
+    """``/blobs[/NAME]``: the gateway binding's bytes; PUT stores a blob, GET reads a leased one by range."""
+    if request.method == "PUT":
+        subject, _ = await service.caller(request)
+        if subject.anonymous:
+            raise PermissionDenied("anonymous may not upload")
+        durable = "durable=1" in request.query.split("&")
+        writer = await trio.to_thread.run_sync(service.backend.create)
+        try:
+            await request.receive(writer.write)
+            blob = await trio.to_thread.run_sync(writer.finish, durable)
+        finally:
+            with trio.CancelScope(shield=True):
+                await trio.to_thread.run_sync(writer.abort)
+        return packed(service.signer.receipt(blob, subject.user), 201)
+    locator = service.signer.leased(name)
+    reader = await trio.to_thread.run_sync(service.backend.open, locator)
+    length = reader.length
+    reader.close()
+    return await send(service, request, [Extent(0, length, locator)], length, [], f'"{locator}"')

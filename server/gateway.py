@@ -1,0 +1,245 @@
+"""The gateway binding: what POSIX needs and VOSpace 2.1 cannot say (spec: vospace-2.1, section 6, X1-X12).
+
+Each message is one operation of the store, under the caller's rights, in one transaction.  Nodes are named by id;
+an id is 62 random bits that only a listing or look-up reveals, so holding one is proof of having been let in, as
+with an NFS file handle; what an operation touches is checked again at each.
+"""
+
+import hashlib
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import msgspec
+import trio
+
+from server.access import Subject
+from server.http import Request, Response
+from server.service import Service, packed
+from server.signing import LEASE_S
+from vosfs.errors import InvalidArgument, IsContainer, PermissionDenied, VOSpaceError
+from vosfs.metadata import content, xml
+from vosfs.metadata import messages as m
+from vosfs.metadata.node import CONTAINER, CORE, DATA, LINK, ROOT_ID, Blob, Change, Content, Extent, Node
+from vosfs.metadata.store import CHANGES_MAX, PAGE_NODES_MAX, READ, WRITE, Anyone
+from vosfs.uri import RESERVED_NAMES, check_name
+
+MESSAGE_BYTES_MAX = 16 << 20
+"""A commit of EXTENTS_MAX inline runs is the longest."""
+LENGTH_MAX = 1 << 60
+POLL_S = 0.25
+"""How often a waiting feed looks for changes by other processes."""
+TARGET_BYTES_MAX = 4096
+
+_decode = msgspec.msgpack.Decoder(m.AnyRequest).decode
+
+
+class Gateway:
+    """Answers messages."""
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+        self._store = service.store
+        self._handlers: dict[type, Callable[[Any, Subject, Anyone], Awaitable[object]]] = {
+            m.Hello: self._hello,
+            m.Lookup: lambda r, s, c: self._store.lookup(r.parent, r.name, c),
+            m.Get: lambda r, s, c: self._store.get(r.id, c),
+            m.Children: self._children,
+            m.Create: self._create,
+            m.Link: lambda r, s, c: self._store.link(r.id, r.parent, _name(r.name), c),
+            m.Remove: self._remove,
+            m.Rename: self._rename,
+            m.SetAttributes: lambda r, s, c: self._store.set_attributes(r.id, r.change, c),
+            m.Open: self._open,
+            m.Commit: self._commit,
+            m.Properties: self._properties,
+            m.SetProperties: self._set_properties,
+            m.SpaceUsage: self._usage,
+            m.Sync: self._sync,
+            m.Renew: self._renew,
+            m.Changes: self._changes,
+        }
+
+    async def handle(self, request: Request) -> Response:
+        """Answer one message.  Errors travel as their class and text."""
+        try:
+            subject, caller = await self._service.caller(request)
+            try:
+                message = _decode(await request.read(MESSAGE_BYTES_MAX))
+            except msgspec.DecodeError as exc:
+                raise InvalidArgument(f"not a message of {m.PROTOCOL}: {exc}") from None
+            return packed(await self._handlers[type(message)](message, subject, caller))
+        except VOSpaceError as exc:
+            return packed(m.Failure(type(exc).__name__, str(exc)), exc.status)
+
+    async def _hello(self, r: m.Hello, subject: Subject, caller: Anyone) -> m.Greeting:
+        root = await self._store.get(ROOT_ID, caller)
+        subject.permit(root, READ)
+        return m.Greeting(subject.user, self._service.data_url, await self._store.cursor(), LEASE_S)
+
+    async def _children(self, r: m.Children, subject: Subject, caller: Anyone) -> list[m.Entry]:
+        if not 0 < r.limit <= PAGE_NODES_MAX:
+            raise InvalidArgument(f"a page has 1 to {PAGE_NODES_MAX} nodes")
+        page = await self._store.children(r.parent, r.after, r.limit, caller)
+        return [m.Entry(name, node) for name, node in page]
+
+    async def _create(self, r: m.Create, subject: Subject, caller: Anyone) -> Node:
+        new = r.new
+        if new.kind not in (CONTAINER, DATA, LINK):
+            raise InvalidArgument(f"{new.kind[:40]!r} is not a kind of node")
+        if len(new.target) > TARGET_BYTES_MAX or bool(new.target) != (new.kind == LINK):
+            raise InvalidArgument("a link, and only a link, has a target of up to 4096 bytes")
+        for uri, value in new.properties.items():
+            xml.check_property(uri, value)
+        mine = msgspec.structs.replace(
+            new, owner=subject.user, mode=new.mode & 0o7777, public=0, group_read="", group_write="", immutable=0
+        )
+        return await self._store.create(r.parent, _name(r.name), mine, caller)
+
+    async def _remove(self, r: m.Remove, subject: Subject, caller: Anyone) -> Node:
+        if r.kind not in ("leaf", "empty"):
+            raise InvalidArgument(f"{r.kind[:40]!r} is not a kind of removal")
+        return await self._store.remove(r.parent, r.name, r.kind, caller)
+
+    async def _rename(self, r: m.Rename, subject: Subject, caller: Anyone) -> Node | None:
+        if r.flag not in ("", "keep", "exchange"):
+            raise InvalidArgument(f"{r.flag[:40]!r} is not a flag of rename")
+        return await self._store.rename(r.parent, r.name, r.to_parent, _name(r.to_name), r.flag, caller)
+
+    def _leased(self, found: Content) -> Content:
+        lease = self._service.signer.lease
+        names = {locator: lease(locator) for locator in content.locators(found.extents)}
+        return Content(
+            found.node, [content.relocated(e, names[e.locator]) if e.locator else e for e in found.extents]
+        )
+
+    async def _open(self, r: m.Open, subject: Subject, caller: Anyone) -> Content:
+        return self._leased(await self._store.open(r.id, caller))
+
+    async def _commit(self, r: m.Commit, subject: Subject, caller: Anyone) -> Content:
+        if not 0 <= r.length <= LENGTH_MAX or len(r.changes) > content.EXTENTS_MAX:
+            raise InvalidArgument("length or number of changes is out of bounds")
+        blobs: dict[str, Blob] = {}
+        changes = []
+        for e in r.changes:
+            if not 0 <= e.start < e.stop <= LENGTH_MAX:
+                raise InvalidArgument(f"[{e.start}, {e.stop}) is not a range")
+            if e.locator:
+                blob = blobs.get(e.locator) or self._service.signer.received(e.locator, subject.user)
+                blobs[e.locator] = blob
+                if e.data or not 0 <= e.offset <= blob.length - (e.stop - e.start):
+                    raise InvalidArgument("an extent reaches beyond its blob")
+                e = content.relocated(e, blob.locator)
+            elif e.data and len(e.data) != e.stop - e.start:
+                raise InvalidArgument("an inline extent's length is not its data's")
+            changes.append(e)
+        if r.durable and blobs:
+            await trio.to_thread.run_sync(self._service.backend.sync, [b.locator for b in blobs.values()])
+        whole = len(changes) == 1 and changes[0].start == 0 and len(changes[0].data) == r.length
+        md5 = hashlib.md5(changes[0].data, usedforsecurity=False).hexdigest() if whole else ""
+        done = await self._store.commit(
+            r.id, r.base_version, r.length, changes, list(blobs.values()), r.mtime_ns, md5, r.durable, caller
+        )
+        if len(done.extents) > content.EXTENTS_MAX:
+            done = await compact(self._service, done, caller) or done
+        return self._leased(done)
+
+    async def _properties(self, r: m.Properties, subject: Subject, caller: Anyone) -> dict[str, str]:
+        node = await self._store.get(r.id, caller)
+        return {
+            **{uri: value for uri, value, _ in xml.core_properties(node) if uri != CORE + "ispublic"},
+            **await self._store.properties(r.id, caller),
+        }
+
+    async def _set_properties(self, r: m.SetProperties, subject: Subject, caller: Anyone) -> Node:
+        for uri, value in r.change.items():
+            xml.check_property(uri, value or "")
+            if uri in xml.READ_ONLY or uri in xml.AS_ATTRIBUTES:
+                raise PermissionDenied(f"{uri} is kept by the service")
+        return await self._store.set_properties(r.id, r.change, False, caller)
+
+    async def _usage(self, r: m.SpaceUsage, subject: Subject, caller: Anyone) -> object:
+        usage = await self._store.usage()
+        total, free = await trio.to_thread.run_sync(self._service.backend.space)
+        return msgspec.structs.replace(usage, total_bytes=total, free_bytes=free)
+
+    async def _sync(self, r: m.Sync, subject: Subject, caller: Anyone) -> None:
+        if r.id:
+            # Whoever may write may ask that it lasts; nothing of the content is told.
+            found = await self._store.open(r.id, Anyone())
+            subject.permit(found.node, WRITE)
+            locators = content.locators(found.extents)
+            if locators:
+                await trio.to_thread.run_sync(self._service.backend.sync, locators)
+        await self._store.sync()
+
+    async def _renew(self, r: m.Renew, subject: Subject, caller: Anyone) -> list[str]:
+        locators = [self._service.signer.leased(name) for name in r.names[: content.EXTENTS_MAX]]
+        await self._store.renew(locators)
+        return [self._service.signer.lease(locator) for locator in locators]
+
+    async def _changes(self, r: m.Changes, subject: Subject, caller: Anyone) -> m.ChangePage:
+        root = await self._store.get(ROOT_ID, caller)
+        subject.permit(root, READ)
+        deadline = trio.current_time() + min(max(r.wait_s, 0), m.WAIT_S_MAX)
+        while True:
+            cursor, page = await self._store.changes(r.since, CHANGES_MAX)
+            left = deadline - trio.current_time()
+            if page or left <= 0:
+                break
+            await self._service.feed.wait(min(left, POLL_S))
+        if subject.user != root.owner and not subject.admin:
+            page = await self._visible(page, subject)
+        return m.ChangePage(cursor, page)
+
+    async def _visible(self, page: list[Change], subject: Subject) -> list[Change]:
+        """Names only of children of containers that the subject may read."""
+        seen: dict[int, bool] = {0: True}
+        for change in page:
+            if change.parent not in seen:
+                try:
+                    seen[change.parent] = subject.may(await self._store.get(change.parent), READ)
+                except VOSpaceError:
+                    seen[change.parent] = False
+        return [change for change in page if seen[change.parent]]
+
+
+def _name(name: bytes) -> bytes:
+    if name in RESERVED_NAMES:
+        raise InvalidArgument(f"{name.decode()} is reserved by VOSpace")
+    return check_name(name)
+
+
+async def compact(service: Service, found: Content, caller: Anyone) -> Content | None:
+    """Write a content of too many extents as one blob; None if somebody changed it meanwhile."""
+    node, extents = found.node, found.extents
+    if node.kind != DATA:
+        raise IsContainer(f"node {node.id} holds no bytes")
+
+    def write() -> Blob:
+        writer = service.backend.create()
+        try:
+            for piece in content.slices(extents, 0, node.length):
+                if piece.data:
+                    writer.write(piece.data)
+                    continue
+                reader = service.backend.open(piece.locator) if piece.locator else None
+                try:
+                    for at in range(piece.start, piece.stop, 1 << 20):
+                        stop = min(at + (1 << 20), piece.stop)
+                        skip = piece.offset - piece.start
+                        writer.write(reader.read(at + skip, stop + skip) if reader else bytes(stop - at))
+                finally:
+                    if reader:
+                        reader.close()
+            return writer.finish(True)
+        finally:
+            writer.abort()
+
+    blob = await trio.to_thread.run_sync(write)
+    try:
+        return await service.store.commit(
+            node.id, node.version, node.length, [Extent(0, node.length, blob.locator)], [blob], node.mtime_ns,
+            node.md5, False, Anyone(caller.origin),
+        )  # fmt: skip
+    except VOSpaceError:
+        return None

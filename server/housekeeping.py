@@ -1,0 +1,87 @@
+"""What the daemon does on its own: empty the trash, collect blobs, trim the logs.
+
+The collector removes a blob when no extent has stood on it for LEASE_S, the life of a signed blob name: a reader
+that opened a file before it was replaced can finish.  A blob file that no row knows was uploaded and never
+committed; its receipt must have expired first.
+"""
+
+import itertools
+import logging
+import time
+
+import trio
+
+from server.signing import LEASE_S, RECEIPT_S
+from vosfs.backends.backend import Backend
+from vosfs.errors import VOSpaceError
+from vosfs.metadata.store import Store
+
+log = logging.getLogger(__name__)
+
+TRASH_EVERY_S = 2.0
+TRASH_BATCH = 200
+COLLECT_EVERY_S = 300.0
+COLLECT_BATCH = 1000
+ORPHANS_EVERY_S = 6 * 3600.0
+LOG_LIFE_S = 24 * 3600
+MARGIN_S = 600
+"""Clocks of a metadata and a storage host may differ by this much."""
+
+
+async def empty_trash(store: Store) -> int:
+    """Purge everything in the trash, in small transactions; returns how many nodes went."""
+    total = 0
+    while count := await store.purge(TRASH_BATCH):
+        total += count
+        await trio.sleep(0)
+    return total
+
+
+async def collect(store: Store, backend: Backend, older_s: float = LEASE_S + MARGIN_S) -> int:
+    """Remove blobs that nothing has stood on for ``older_s``; returns how many."""
+    total = 0
+    while locators := await store.unreferenced(time.time_ns() - int(older_s * 1e9), COLLECT_BATCH):
+        for locator in locators:
+            await trio.to_thread.run_sync(backend.remove, locator)
+        # Bytes first, row second: a crash between leaves a row, and the next run removes nothing once more.
+        await store.forget_blobs(locators)
+        total += len(locators)
+    return total
+
+
+async def collect_orphans(store: Store, backend: Backend, older_s: float = RECEIPT_S + MARGIN_S) -> int:
+    """Remove blobs that were uploaded and never committed; returns how many."""
+    found = backend.locators(time.time_ns() - int(older_s * 1e9))
+    total = 0
+    while page := await trio.to_thread.run_sync(lambda: list(itertools.islice(found, COLLECT_BATCH))):
+        for locator in page:
+            if not await store.referenced(locator):
+                await trio.to_thread.run_sync(backend.remove, locator)
+                total += 1
+    return total
+
+
+async def run(store: Store, backend: Backend) -> None:
+    """Keep house until cancelled.  A failure is logged and tried again at the next turn."""
+
+    async def every(seconds: float, name: str, work: object) -> None:
+        assert callable(work)
+        while True:
+            await trio.sleep(seconds)
+            try:
+                done = await work()
+            except (VOSpaceError, OSError) as exc:
+                log.warning("%s: %s", name, exc)
+            else:
+                if done:
+                    log.info("%s: %d", name, done)
+
+    async def trim() -> int:
+        await store.trim(time.time_ns() - LOG_LIFE_S * 10**9)
+        return 0
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(every, TRASH_EVERY_S, "nodes purged", lambda: empty_trash(store))
+        nursery.start_soon(every, COLLECT_EVERY_S, "blobs collected", lambda: collect(store, backend))
+        nursery.start_soon(every, ORPHANS_EVERY_S, "orphans collected", lambda: collect_orphans(store, backend))
+        nursery.start_soon(every, COLLECT_EVERY_S, "log trimmed", trim)

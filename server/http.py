@@ -1,0 +1,358 @@
+"""The HTTP/1.1 server engine on trio.
+
+It owns sockets, deadlines and limits, and knows nothing of VOSpace: a request becomes a ``Request``, the
+application's ``Response`` becomes bytes.  20 µs of CPU per small request, against 280-400 for Hypercorn.
+"""
+
+import logging
+import os
+import socket
+import ssl
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from http import HTTPStatus
+
+import trio
+
+from vosfs import wire
+from vosfs.errors import ProtocolError, TooLarge, VOSpaceError
+
+log = logging.getLogger(__name__)
+
+CONNECTIONS_MAX = 1000
+"""At once; more wait in the kernel's backlog."""
+BACKLOG = 512
+IDLE_S = 75.0
+"""A kept connection without a request (nginx: 75 s)."""
+HEAD_S = 20.0
+"""From a head's first byte to its last, and for a body that is read into memory."""
+DRAIN_BYTES_MAX = 256 * 1024
+"""An unread body up to this length is read away to keep the connection; a longer one costs it."""
+INLINE_BURST = 16
+"""Requests of one pipelining client before others get a turn."""
+BULK_THREADS_MAX = 40
+"""Bodies moved at once, each by a thread; more wait."""
+
+_REASONS = {status.value: status.phrase.encode() for status in HTTPStatus}
+
+
+class Request:
+    """One request.  The body is read at most once, by ``read`` or by ``receive``."""
+
+    __slots__ = ("method", "path", "query", "headers", "_head", "_connection", "body_left")
+
+    def __init__(self, head: wire.Head, connection: "Connection") -> None:
+        self.method = head.method
+        target = head.target
+        if not target.startswith(b"/"):
+            # Absolute form, as sent to proxies (RFC 9112 section 3.2.2).
+            scheme, _, rest = target.partition(b"://")
+            if scheme.lower() not in (b"http", b"https"):
+                raise ProtocolError("request target is neither a path nor an http URL")
+            target = b"/" + rest.partition(b"/")[2]
+        path, _, query = target.partition(b"?")
+        self.path = path.decode("latin-1")
+        self.query = query.decode("latin-1")
+        self.headers = head.headers
+        self._head = head
+        self._connection = connection
+        self.body_left = head.chunked or bool(head.length)
+
+    def header(self, name: bytes) -> str:
+        """A header's value, or the empty string."""
+        return self.headers.get(name, b"").decode("latin-1")
+
+    @property
+    def length(self) -> int | None:
+        """Content-Length; None for a chunked body."""
+        return None if self._head.chunked else self._head.length
+
+    async def _continue(self) -> None:
+        self.body_left = False
+        if self.headers.get(b"expect", b"").lower() == b"100-continue":
+            await self._connection.stream.send(b"HTTP/1.1 100 Continue\r\n\r\n")
+
+    async def read(self, limit: int) -> bytes:
+        """The whole body.  TooLarge over ``limit`` bytes; ProtocolError if it ends early."""
+        head, connection = self._head, self._connection
+        if head.length is not None and head.length > limit:
+            raise TooLarge(f"body of {head.length} bytes; the limit is {limit}")
+        if not self.body_left:
+            return b""
+        connection.scope.deadline = trio.current_time() + HEAD_S
+        await self._continue()
+        if head.length is not None:
+            body = connection.stream.take(head.length)
+            while len(body) < head.length:
+                data = await connection.stream.receive()
+                if not data:
+                    raise ProtocolError("body ended early")
+                body += data
+            if len(body) > head.length:
+                body, connection.stream.pending = body[: head.length], body[head.length :]
+            return body
+        parts, size = [], 0
+        chunks = wire.Chunks(connection.stream)
+        while data := await chunks.read():
+            size += len(data)
+            if size > limit:
+                self.body_left = True
+                raise TooLarge(f"body is longer than {limit} bytes")
+            parts.append(data)
+        return b"".join(parts)
+
+    async def receive(self, sink: Callable[[memoryview], None]) -> None:
+        """Move the body into ``sink``, which is called in a worker thread.  ProtocolError if it ends early."""
+        head, connection = self._head, self._connection
+        if not self.body_left:
+            return
+        connection.scope.deadline = float("inf")
+        await self._continue()
+        stream = connection.stream
+        limiter = connection.server.bulk
+        if head.length is not None:
+            first = stream.take(head.length)
+            await trio.to_thread.run_sync(
+                wire.receive_body, stream.sock, first, head.length, sink, limiter=limiter
+            )
+            return
+        chunks = wire.Chunks(stream)
+        parts: list[bytes] = []
+        size = 0
+        while True:
+            with trio.fail_after(wire.STALL_S):
+                data = await chunks.read()
+            parts.append(data)
+            size += len(data)
+            if size >= wire.BULK_BYTES or (not data and size):
+                whole = memoryview(b"".join(parts))
+                await trio.to_thread.run_sync(sink, whole, limiter=limiter)
+                parts, size = [], 0
+            if not data:
+                return
+
+
+class Runs:
+    """A response body made of byte runs, sent by a worker thread: files by sendfile(2), the rest from memory."""
+
+    def __init__(self, length: int, send: Callable[[socket.socket], None], close: Callable[[], None]) -> None:
+        self.length = length
+        self.send = send
+        self.close = close
+
+
+Body = bytes | Runs | AsyncIterator[bytes]
+
+
+class Response:
+    """One answer.  An iterator body is sent chunked, as it comes."""
+
+    __slots__ = ("status", "headers", "body")
+
+    def __init__(self, status: int, headers: list[tuple[str, str]] | None = None, body: Body = b"") -> None:
+        self.status = status
+        self.headers = headers if headers is not None else []
+        self.body = body
+
+
+Application = Callable[[Request], Awaitable[Response]]
+
+
+class Connection:
+    """One client."""
+
+    def __init__(self, server: "Server", stream: wire.Stream) -> None:
+        self.server = server
+        self.stream = stream
+        self.scope = trio.CancelScope()
+
+    async def serve(self) -> None:
+        """Answer requests until one side has enough."""
+        with self.scope:
+            try:
+                if isinstance(self.stream.sock, ssl.SSLSocket):
+                    self.scope.deadline = trio.current_time() + HEAD_S
+                    await wire.handshake(self.stream.sock)
+                served = 0
+                while await self._serve_one():
+                    served += 1
+                    if served % INLINE_BURST == 0:
+                        await trio.lowlevel.checkpoint()
+            except (OSError, trio.ClosedResourceError, trio.BrokenResourceError, trio.TooSlowError) as exc:
+                log.debug("connection ended: %s", exc)
+
+    async def _serve_one(self) -> bool:
+        stream = self.stream
+        self.scope.deadline = trio.current_time() + IDLE_S
+        if not stream.pending:
+            stream.pending = await stream.receive()
+            if not stream.pending:
+                return False
+        if b"\r\n\r\n" not in stream.pending:
+            self.scope.deadline = trio.current_time() + HEAD_S
+        request = None
+        try:
+            data = await stream.receive_head()
+            if not data:
+                return False
+            head = wire.parse_request(data)
+            request = Request(head, self)
+            self.scope.deadline = trio.current_time() + self.server.deadline_s
+            response = await self.server.application(request)
+        except VOSpaceError as exc:
+            # Not even a request: the application never saw it, or its body broke off under it.
+            await self._send_head(exc.status, [("Content-Type", "text/plain; charset=utf-8")], len(str(exc)), False)
+            await stream.send(str(exc).encode("utf-8", "replace"))
+            return False
+        keep = head.keep_alive and await self._drained(request)
+        await self._send(request, response, keep)
+        return keep
+
+    async def _drained(self, request: Request) -> bool:
+        """Whether the connection stands at the start of the next request."""
+        if not request.body_left:
+            return True
+        if request.length is None or request.length > DRAIN_BYTES_MAX:
+            return False
+        if request.headers.get(b"expect", b"").lower() == b"100-continue":
+            # Told the final status instead of 100, the client may or may not send its body.
+            return False
+        try:
+            await request.read(DRAIN_BYTES_MAX)
+        except VOSpaceError:
+            return False
+        return True
+
+    async def _send_head(
+        self, status: int, headers: list[tuple[str, str]], length: int | None, keep: bool, body: bytes = b""
+    ) -> None:
+        lines = [b"HTTP/1.1 %d %s\r\nDate: %s" % (status, _REASONS.get(status, b"Unknown"), self.server.date())]
+        lines += [f"{name}: {value}".encode("latin-1", "replace") for name, value in headers]
+        if length is None:
+            lines.append(b"Transfer-Encoding: chunked")
+        elif status != 204:
+            lines.append(b"Content-Length: %d" % length)
+        if not keep:
+            lines.append(b"Connection: close")
+        lines.append(b"\r\n")
+        await self.stream.send(b"\r\n".join(lines) + body)
+
+    async def _send(self, request: Request, response: Response, keep: bool) -> None:
+        body, headers = response.body, response.headers
+        silent = request.method == "HEAD" or response.status in (204, 304)
+        if isinstance(body, bytes):
+            self.scope.deadline = trio.current_time() + wire.STALL_S
+            await self._send_head(response.status, headers, len(body), keep, b"" if silent else body)
+        elif isinstance(body, Runs):
+            try:
+                self.scope.deadline = trio.current_time() + wire.STALL_S
+                await self._send_head(response.status, headers, body.length, keep)
+                if not silent:
+                    self.scope.deadline = float("inf")
+                    await trio.to_thread.run_sync(body.send, self.stream.sock, limiter=self.server.bulk)
+            except VOSpaceError as exc:
+                # The head is out: all that is left is to break off, so that the client sees a short body.
+                log.warning("GET %s broke off: %s", request.path, exc)
+                self.stream.shutdown()
+                raise trio.BrokenResourceError(str(exc)) from exc
+            finally:
+                body.close()
+        else:
+            self.scope.deadline = trio.current_time() + wire.STALL_S
+            await self._send_head(response.status, headers, None, keep)
+            async for data in body:
+                self.scope.deadline = trio.current_time() + wire.STALL_S
+                if data and not silent:
+                    await self.stream.send(b"%x\r\n%s\r\n" % (len(data), data))
+            if not silent:
+                await self.stream.send(b"0\r\n\r\n")
+
+
+class Server:
+    """A listening socket and its connections."""
+
+    def __init__(
+        self, application: Application, sock: socket.socket, deadline_s: float = 120.0,
+        context: ssl.SSLContext | None = None,
+    ) -> None:  # fmt: skip
+        # Dependencies
+        self.application = application
+        self._sock = sock
+        self._context = context
+        # Constants
+        self.deadline_s = deadline_s
+        """How long the application may think about one request."""
+        # Mutable state
+        self.bulk = trio.CapacityLimiter(BULK_THREADS_MAX)
+        self._connections: set[Connection] = set()
+        self._date = (0, b"")
+
+    def date(self) -> bytes:
+        """The Date header, made once a second."""
+        now = int(time.time())
+        if now != self._date[0]:
+            self._date = (now, wire.http_date(now).encode())
+        return self._date[1]
+
+    async def run(self) -> None:
+        """Accept until cancelled; then every connection is closed at once."""
+        self._sock.setblocking(False)
+        room = trio.Semaphore(CONNECTIONS_MAX)
+        try:
+            async with trio.open_nursery() as nursery:
+                try:
+                    while True:
+                        await room.acquire()
+                        sock = await self._accept()
+                        nursery.start_soon(self._one, sock, room)
+                finally:
+                    # Threads that move bodies end when their sockets do.
+                    for connection in self._connections:
+                        connection.stream.shutdown()
+        finally:
+            self._sock.close()
+
+    async def _accept(self) -> socket.socket:
+        while True:
+            try:
+                sock, _ = self._sock.accept()
+                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                return sock
+            except BlockingIOError:
+                await trio.lowlevel.wait_readable(self._sock)
+            except OSError as exc:
+                # Out of descriptors, or the client is gone already: neither may end the service.
+                log.warning("accept: %s", exc)
+                await trio.sleep(0.05)
+
+    async def _one(self, sock: socket.socket, room: trio.Semaphore) -> None:
+        sock.setblocking(False)
+        try:
+            if self._context is not None:
+                sock = self._context.wrap_socket(sock, server_side=True, do_handshake_on_connect=False)
+            connection = Connection(self, wire.Stream(sock))
+            self._connections.add(connection)
+            try:
+                await connection.serve()
+            finally:
+                self._connections.discard(connection)
+        except OSError as exc:
+            log.debug("connection refused: %s", exc)
+        finally:
+            sock.close()
+            room.release()
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A listening TCP socket; port 0 picks a free one."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        sock.bind((host, port))
+        sock.listen(BACKLOG)
+    except OSError:
+        sock.close()
+        raise
+    os.set_inheritable(sock.fileno(), False)
+    return sock

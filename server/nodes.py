@@ -1,0 +1,249 @@
+"""``/nodes``: createNode, getNode, setNode, deleteNode (VOSpace 2.1 sections 6.2 and 6.3)."""
+
+from collections.abc import AsyncIterator
+from urllib.parse import parse_qs
+
+from server.access import Subject
+from server.http import Request, Response
+from server.service import Service, xml
+from vosfs.errors import (
+    DuplicateNode,
+    InvalidArgument,
+    InvalidURI,
+    NodeNotFound,
+    PermissionDenied,
+)
+from vosfs.metadata import xml as documents
+from vosfs.metadata.node import CONTAINER, CORE, DATA, LINK, Attributes, NewNode, Node
+from vosfs.metadata.store import PAGE_NODES_MAX, READ, WRITE, Anyone
+from vosfs.uri import RESERVED_NAMES, Path, check_name
+
+DETAILS = ("min", "max", "properties")
+
+
+async def handle(service: Service, request: Request, path: Path) -> Response:
+    """Answer one request for a node."""
+    subject, caller = await service.caller(request)
+    if request.method in ("GET", "HEAD"):
+        return await get_node(service, request, path, subject)
+    if request.method == "PUT":
+        return await create_node(service, request, path, subject, caller)
+    if request.method == "POST":
+        return await set_node(service, request, path, subject, caller)
+    return await delete_node(service, path, subject, caller)
+
+
+def parameters(query: str) -> dict[str, str]:
+    """Query parameters, first values, names in lower case."""
+    try:
+        pairs = parse_qs(query, keep_blank_values=True, max_num_fields=50)
+    except ValueError:
+        raise InvalidArgument("too many query parameters") from None
+    return {name.lower(): values[0] for name, values in pairs.items()}
+
+
+def _document_path(service: Service, document: documents.NodeDocument, path: Path) -> None:
+    if service.authority.path(document.uri) != path:
+        raise InvalidURI(f"{document.uri[:200]} is not the node of this URL")
+
+
+# -- createNode ------------------------------------------------------------------------------------------------
+
+
+async def create_node(
+    service: Service, request: Request, path: Path, subject: Subject, caller: Anyone
+) -> Response:
+    """PUT: 201 and the node (R46-R73)."""
+    document = documents.parse_node(await request.read(documents.DOCUMENT_BYTES_MAX))
+    _document_path(service, document, path)
+    if not path:
+        raise DuplicateNode(service.authority.uri(path))
+    kind = documents.TYPES[document.type]
+    if kind == LINK and not document.target:
+        raise InvalidArgument("a LinkNode needs a target")
+    if path[-1] in RESERVED_NAMES:
+        raise InvalidURI(f"{service.authority.uri(path)} is reserved")
+    parent = await service.container_of(path, subject)
+    subject.permit(parent, WRITE)
+    attributes, properties = _split(document.properties, None, {})
+    if document.type == "Node" or kind == DATA:
+        kind = DATA
+    new = NewNode(
+        kind, 0o755 if kind == CONTAINER else 0o777 if kind == LINK else 0o644, owner=subject.user,
+        target=(document.target or "").encode() if kind == LINK else b"",
+        properties={uri: value for uri, value in properties.items() if value is not None},
+        content_type=attributes.content_type or "",
+        public=parent.public if attributes.public is None else attributes.public,
+        group_read=parent.group_read if attributes.group_read is None else attributes.group_read,
+        group_write=parent.group_write if attributes.group_write is None else attributes.group_write,
+        immutable=attributes.immutable or 0,
+    )  # fmt: skip
+    try:
+        node = await service.store.create(parent.id, check_name(path[-1]), new, caller)
+    except DuplicateNode:
+        raise DuplicateNode(service.authority.uri(path)) from None
+    await service.store.sync()
+    body = await _document(service, node, path, "max")
+    location = f"{service.base_url}/nodes{_encoded(service, path)}"
+    return xml(body, 201, [("Location", location)])
+
+
+def _encoded(service: Service, path: Path) -> str:
+    return service.authority.uri(path).partition(service.authority.text)[2]
+
+
+def _boolean(uri: str, text: str) -> int:
+    if text.strip().lower() not in ("true", "false", "1", "0"):
+        raise InvalidArgument(f"{uri}: {text[:50]!r} is not a boolean")
+    return int(text.strip().lower() in ("true", "1"))
+
+
+def _split(
+    given: dict[str, str | None], node: Node | None, stored: dict[str, str]
+) -> tuple[Attributes, dict[str, str | None]]:
+    """What a document changes: attributes, and properties to keep.
+
+    A read-only property echoed with its present value changes nothing (R105); any other value is PermissionDenied.
+    """
+    attributes = Attributes()
+    properties: dict[str, str | None] = {}
+    present = {uri: value for uri, value, _ in documents.core_properties(node)} if node else {}
+    for uri, value in given.items():
+        if uri in documents.READ_ONLY:
+            if node is None or present.get(uri, value) != value:
+                raise PermissionDenied(f"{uri} is kept by the service")
+        elif uri in documents.AS_ATTRIBUTES:
+            if present.get(uri) == value:
+                continue
+            name = uri.removeprefix(CORE)
+            if name in ("publicread", "ispublic"):
+                attributes.public = _boolean(uri, value or "false")
+            elif name == "immutable":
+                attributes.immutable = _boolean(uri, value or "false")
+            elif name == "type":
+                attributes.content_type = (value or "").strip()[:200]
+            elif name == "groupread":
+                attributes.group_read = (value or "").strip()
+            else:
+                attributes.group_write = (value or "").strip()
+        elif stored.get(uri) != value:
+            properties[uri] = value
+    return attributes, properties
+
+
+# -- getNode ---------------------------------------------------------------------------------------------------
+
+
+async def get_node(service: Service, request: Request, path: Path, subject: Subject) -> Response:
+    """GET: the node; a container with its children, by page or all, streamed (R74-R99)."""
+    given = parameters(request.query)
+    detail = given.get("detail", "max").lower()
+    if detail not in DETAILS:
+        raise InvalidArgument(f"detail is one of {', '.join(DETAILS)}, not {detail[:50]!r}")
+    limit: int | None = None
+    if "limit" in given:
+        if not given["limit"].isdigit() or len(given["limit"]) > 9:
+            raise InvalidArgument(f"limit: {given['limit'][:50]!r} is not a count")
+        limit = int(given["limit"])
+    if path and path[-1] in RESERVED_NAMES:
+        raise NodeNotFound(service.authority.uri(path))
+    node = await service.find(path, subject)
+    subject.permit(node, READ)
+    if node.kind != CONTAINER:
+        return xml(await _document(service, node, path, detail))
+    start = b""
+    if given.get("uri"):
+        child = service.authority.path(given["uri"])
+        if child[:-1] != path:
+            raise InvalidURI(f"{given['uri'][:200]} is not a child of {service.authority.uri(path)}")
+        start = child[-1]
+    return await _listing(service, node, path, detail, start, limit)
+
+
+async def _listing(
+    service: Service, node: Node, path: Path, detail: str, start: bytes, limit: int | None
+) -> Response:
+    properties = await service.store.properties(node.id)
+    head = documents.node_open(node, service.authority.uri(path), detail, True)
+    head += documents.node_inner(node, properties, detail) + "<vos:nodes>"
+    tail = "</vos:nodes></vos:node>"
+    left = limit if limit is not None else 1 << 60
+    want = min(left, PAGE_NODES_MAX)
+    page = await service.store.children_with_properties(node.id, start, want) if want else []
+    first = head + _children(service, path, page, detail)
+    if len(page) < PAGE_NODES_MAX or left <= PAGE_NODES_MAX:
+        return xml((first + tail).encode())
+
+    async def rest() -> AsyncIterator[bytes]:
+        nonlocal page, left
+        yield first.encode()
+        while len(page) == PAGE_NODES_MAX and left > len(page):
+            left -= len(page)
+            # Names are never empty: the next page starts at the smallest name after the last one seen.
+            after = page[-1][0] + b"\0"
+            page = await service.store.children_with_properties(node.id, after, min(left, PAGE_NODES_MAX))
+            yield _children(service, path, page, detail).encode()
+        yield tail.encode()
+
+    return Response(200, [("Content-Type", "text/xml")], rest())
+
+
+def _children(
+    service: Service, path: Path, page: list[tuple[bytes, Node, dict[str, str]]], detail: str
+) -> str:
+    uri, target = service.authority.uri, service.target_uri
+    return "".join(
+        documents.child(
+            node, uri((*path, name)), target(node, (*path, name)) if node.kind == LINK else "", properties, detail
+        )
+        for name, node, properties in page
+    )
+
+
+async def _document(service: Service, node: Node, path: Path, detail: str) -> bytes:
+    properties = {} if detail == "min" else await service.store.properties(node.id)
+    tail = "<vos:nodes/>" if node.kind == CONTAINER else ""
+    if node.kind == LINK:
+        tail = f"<vos:target>{documents.escape(service.target_uri(node, path))}</vos:target>"
+    start = documents.node_open(node, service.authority.uri(path), detail, True)
+    return f"{start}{documents.node_inner(node, properties, detail)}{tail}</vos:node>".encode()
+
+
+# -- setNode, deleteNode -----------------------------------------------------------------------------------------
+
+
+async def set_node(
+    service: Service, request: Request, path: Path, subject: Subject, caller: Anyone
+) -> Response:
+    """POST: union of old and new properties; 200 and the whole node (R100-R118)."""
+    document = documents.parse_node(await request.read(documents.DOCUMENT_BYTES_MAX))
+    _document_path(service, document, path)
+    if path:
+        await service.container_of(path, subject)
+    node = await service.find(path, subject)
+    if document.type != "Node" and documents.TYPES[document.type] != node.kind:
+        raise InvalidArgument(f"the node is a {documents.TYPE_OF[node.kind]}, and stays one")
+    subject.permit(node, WRITE)
+    stored = await service.store.properties(node.id)
+    attributes, properties = _split(document.properties, node, stored)
+    if node.kind == LINK and document.target and document.target != service.target_uri(node, path):
+        attributes.target = document.target.encode()
+    if attributes != Attributes():
+        node = await service.store.set_attributes(node.id, attributes, caller)
+    if properties:
+        node = await service.store.set_properties(node.id, properties, False, caller)
+    await service.store.sync()
+    return xml(await _document(service, node, path, "max"))
+
+
+async def delete_node(service: Service, path: Path, subject: Subject, caller: Anyone) -> Response:
+    """DELETE: the node and all its descendants; 204 (R119-R130)."""
+    if not path:
+        raise PermissionDenied("the root cannot be deleted")
+    parent = await service.container_of(path, subject)
+    try:
+        await service.store.remove(parent.id, path[-1], "tree", caller)
+    except NodeNotFound:
+        raise NodeNotFound(service.authority.uri(path)) from None
+    await service.store.sync()
+    return Response(204)

@@ -1,0 +1,213 @@
+"""``/synctrans`` and the job resources behind it: pushToVoSpace and pullFromVoSpace (VOSpace 2.1 section 6.4).
+
+Negotiation is finished before the answer, so a job's phase is final for errors and EXECUTING until bytes moved.
+"""
+
+import secrets
+import time
+from urllib.parse import quote
+
+import msgspec
+
+from server.access import Subject
+
+from server.http import Request, Response
+from server.nodes import parameters
+from server.service import Service, text, xml
+from server.signing import ENDPOINT_S, Endpoint
+from vosfs.errors import (
+
+    InvalidArgument,
+    NodeNotFound,
+    OperationNotSupported,
+    ProtocolNotSupported,
+    ViewNotSupported,
+    VOSpaceError,
+)
+from vosfs.metadata import xml as documents
+from vosfs.metadata.node import CONTAINER, CORE
+from vosfs.metadata.store import READ, WRITE
+from vosfs.uri import Path
+
+PUSH, PULL = "pushToVoSpace", "pullFromVoSpace"
+PROTOCOLS = {
+    PUSH: (CORE + "httpput", CORE + "httpsput"),
+    PULL: (CORE + "httpget", CORE + "httpsget"),
+}
+"""The https ones are accepted on plain http too: real clients ask for nothing else (decision: docs/decisions.rst)."""
+VIEWS = {
+    PUSH: ("", CORE + "anyview", CORE + "binaryview"),
+    PULL: ("", CORE + "defaultview", CORE + "binaryview"),
+}
+DIRECTIONS = (PUSH, PULL, "pullToVoSpace", "pushFromVoSpace")
+SECURITY_METHODS = (
+    "",
+    "ivo://ivoa.net/sso#BasicAA",
+    "ivo://ivoa.net/sso#OAuth",
+    "ivo://ivoa.net/sso#token",
+    "vos://cadc.nrc.ca~vospace/CADC/std/Auth#token-1.0",
+)
+FORM_BYTES_MAX = 64 * 1024
+
+
+class Job(msgspec.Struct):
+    """A transfer's job as it is stored."""
+
+    transfer: documents.Transfer
+    details: bytes
+    """The transferDetails document; empty if negotiation failed."""
+    fault: str = ""
+    message: str = ""
+
+
+async def sync(service: Service, request: Request) -> Response:
+    """POST of a document, or GET or POST of parameters."""
+    subject, _ = await service.caller(request)
+    given = parameters(request.query)
+    body = b""
+    if request.method == "POST":
+        body = await request.read(documents.DOCUMENT_BYTES_MAX)
+        if request.header(b"content-type").startswith("application/x-www-form-urlencoded"):
+            if len(body) > FORM_BYTES_MAX:
+                raise InvalidArgument("form is too long")
+            given = {**parameters(body.decode("utf-8", "replace")), **given}
+            body = b""
+    if given.get("target") or not body:
+        return await _by_parameters(service, subject, given)
+    transfer = documents.parse_transfer(body)
+    job = Job(transfer, b"")
+    id = secrets.token_hex(12)
+    try:
+        job.details = await _negotiate(service, transfer, subject, id)
+        phase = "EXECUTING"
+    except VOSpaceError as exc:
+        job.fault, job.message, phase = exc.fault, str(exc), "ERROR"
+    await service.store.put_job(id, subject.user, phase, msgspec.json.encode(job).decode())
+    return Response(303, [("Location", f"{service.base_url}/transfers/{id}/results/transferDetails")])
+
+
+async def _by_parameters(service: Service, subject: Subject, given: dict[str, str]) -> Response:
+    for name in ("target", "direction", "protocol"):
+        if not given.get(name):
+            raise InvalidArgument(f"parameter {name.upper()} is missing")
+    if given["direction"] not in (PUSH, PULL):
+        raise InvalidArgument(f"DIRECTION is {PUSH} or {PULL}")
+    methods = [given["securitymethod"]] if given.get("securitymethod") else []
+    transfer = documents.Transfer(
+        given["target"], given["direction"], given.get("view", ""),
+        [documents.ProtocolRequest(given["protocol"], security_methods=methods)],
+    )  # fmt: skip
+    details = await _negotiate(service, transfer, subject, "")
+    if given.get("request") == "redirect" and transfer.direction == PULL:
+        root = documents.parse(details)
+        location = root.findtext(f"{{{documents.NS}}}protocol/{{{documents.NS}}}endpoint") or ""
+        return Response(303, [("Location", location)])
+    return xml(details)
+
+
+async def _negotiate(service: Service, transfer: documents.Transfer, subject: Subject, job: str) -> bytes:
+    """The transferDetails document.  Raises the faults of R237 and R247."""
+    if transfer.direction not in DIRECTIONS:
+        raise InvalidArgument(f"direction {transfer.direction[:100]!r} is not one that this resource serves")
+    if transfer.direction not in PROTOCOLS:
+        raise OperationNotSupported(f"{transfer.direction} on synctrans")
+    if transfer.view not in VIEWS[transfer.direction]:
+        raise ViewNotSupported(transfer.view[:200])
+    path = service.authority.path(transfer.target)
+    if transfer.direction == PULL:
+        node = await service.find(path, subject)
+        if node.kind == CONTAINER:
+            raise ViewNotSupported(f"{transfer.target} is a container")
+        subject.permit(node, READ)
+    else:
+        await _check_push(service, path, subject)
+    endpoint = Endpoint(transfer.direction, path, subject.user, job, int(time.time()) + ENDPOINT_S)
+    name = quote(path[-1]) if path else ""
+    url = f"{service.data_url}/data/{service.signer.endpoint(endpoint)}/{name}"
+    found = []
+    for protocol in transfer.protocols:
+        if protocol.uri in PROTOCOLS[transfer.direction]:
+            methods = [method for method in protocol.security_methods or [""] if method in SECURITY_METHODS]
+            found += [(protocol.uri, method, url) for method in methods]
+    if not found:
+        raise ProtocolNotSupported(", ".join(p.uri[:100] for p in transfer.protocols[:10]) or "none was named")
+    return documents.transfer_details(transfer, found)
+
+
+async def _check_push(service: Service, path: Path, subject: Subject) -> None:
+    if not path:
+        raise ViewNotSupported("the root is a container")
+    parent = await service.container_of(path, subject)
+    try:
+        node = await service.store.lookup(parent.id, path[-1])
+    except NodeNotFound:
+        subject.permit(parent, WRITE)
+        return
+    if node.kind == CONTAINER:
+        raise ViewNotSupported(f"{service.authority.uri(path)} is a container")
+    subject.permit(node, WRITE)
+
+
+# -- jobs --------------------------------------------------------------------------------------------------------
+
+
+async def jobs(service: Service, request: Request, rest: str) -> Response:
+    """``/transfers/ID...``: what became of a synchronous transfer."""
+    subject, _ = await service.caller(request)
+    id, _, what = rest.strip("/").partition("/")
+    row = await service.store.job(id) if id else None
+    if row is None:
+        raise NodeNotFound(f"job {id[:50]}")
+    owner, phase, document, created_ns = row
+    if owner and owner != subject.user and not subject.admin:
+        raise NodeNotFound(f"job {id[:50]}")
+    job = msgspec.json.decode(document, type=Job)
+    if what == "phase":
+        return text(200, phase)
+    if what == "error":
+        if not job.fault:
+            raise NodeNotFound(f"job {id} has no error")
+        return text(200, f"{job.fault} {job.message}")
+    if what == "results/transferDetails":
+        return xml(job.details or documents.transfer_details(job.transfer, []))
+    if what == "":
+        return xml(_job_document(service, id, owner, phase, job, created_ns))
+    raise NodeNotFound(f"job {id} has no {what[:50]}")
+
+
+def _spaced(fault: str) -> str:
+    """``NodeNotFound`` -> ``Node Not Found``, the form of errorSummary."""
+    return "".join(" " + c if c.isupper() else c for c in fault).strip().replace("U R I", "URI")
+
+
+def _job_document(service: Service, id: str, owner: str, phase: str, job: Job, created_ns: int) -> bytes:
+    escape = documents.escape
+    created = documents.timestamp(created_ns) + "Z"
+    destruction = documents.timestamp(created_ns + 7 * 86400 * 10**9) + "Z"
+    results = error = ""
+    if job.details:
+        href = f"{service.base_url}/transfers/{id}/results/transferDetails"
+        results = (
+            f'<uws:result id="transferDetails" xlink:href="{escape(href)}"/>'
+            f'<uws:result id="dataNode" xlink:href="{escape(job.transfer.target)}"/>'
+        )
+    if job.fault:
+        error = (
+            f'<uws:errorSummary type="fatal" hasDetail="true"><uws:message>{escape(_spaced(job.fault))}'
+            "</uws:message></uws:errorSummary>"
+        )
+    request = documents.transfer_details(job.transfer, [])
+    return (
+        '<?xml version="1.0" encoding="UTF-8"?>\n<uws:job xmlns:uws="http://www.ivoa.net/xml/UWS/v1.0"'
+        ' xmlns:xlink="http://www.w3.org/1999/xlink" xmlns:xsi="http://www.w3.org/2001/XMLSchema-instance"'
+        f' version="1.1"><uws:jobId>{id}</uws:jobId>'
+        + (f"<uws:ownerId>{escape(owner)}</uws:ownerId>" if owner else '<uws:ownerId xsi:nil="true"/>')
+        + f"<uws:phase>{phase}</uws:phase>"
+        f'<uws:quote xsi:nil="true"/><uws:creationTime>{created}</uws:creationTime>'
+        f"<uws:startTime>{created}</uws:startTime><uws:executionDuration>{ENDPOINT_S}</uws:executionDuration>"
+        f"<uws:destruction>{destruction}</uws:destruction><uws:parameters/>"
+        f"<uws:results>{results}</uws:results>{error}"
+        f"<uws:jobInfo>{documents.fragment(request)}</uws:jobInfo></uws:job>"
+    ).encode()
+
+

@@ -1,0 +1,1 @@
+"""Port 2, bytes: immutable blobs, and the adapters that keep them."""

@@ -1,0 +1,138 @@
+"""Configuration of the daemon: one TOML file, frozen dataclasses, every field documented under itself.
+
+Unknown tables and keys, wrong types and impossible combinations are errors at start.  Secrets are named by file.
+"""
+
+import dataclasses
+import tomllib
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from vosfs.errors import QuietError
+
+ROLES = ("all", "metadata", "storage")
+
+
+@dataclass(frozen=True)
+class SpaceConfig:
+    """``[space]``: what is served."""
+
+    authority: str = "vosfs.local~vospace"
+    """Authority of the space's URIs: ``vos://AUTHORITY/path``; the IVO identifier with ``~`` for ``/``."""
+    owner: str = "admin"
+    """User who owns the root when the space is made."""
+    gateway: bool = True
+    """Offer the gateway binding, which mounts use instead of plain VOSpace."""
+
+
+@dataclass(frozen=True)
+class ServerConfig:
+    """``[server]``: where it is served."""
+
+    host: str = "127.0.0.1"
+    """Address to listen on."""
+    port: int = 8080
+    """Port to listen on."""
+    prefix: str = "/vos"
+    """Path under which all resources lie.  Not ``/vospace``: with netrc credentials the vos client rewrites that."""
+    public_url: str = ""
+    """URL of the prefix as clients see it, when a proxy stands in front; default ``http://HOST:PORT/PREFIX``."""
+    certificate: str = ""
+    """PEM file with certificate chain; serves https."""
+    key: str = ""
+    """PEM file with the certificate's key."""
+    role: str = "all"
+    """``all``, ``metadata`` or ``storage``."""
+    log: str = "info"
+    """Least level of log lines: debug, info, warning or error."""
+
+
+@dataclass(frozen=True)
+class DatabaseConfig:
+    """``[database]``: where nodes are kept."""
+
+    dsn: str = ""
+    """libpq connection string or ``postgresql://`` URL; empty: SQLite.  Keep passwords in a libpq passfile."""
+    file: str = "vosfs.db"
+    """SQLite file, relative to the configuration file."""
+
+
+@dataclass(frozen=True)
+class StorageConfig:
+    """``[storage]``: where bytes are kept."""
+
+    directory: str = "storage"
+    """Directory of the blobs, relative to the configuration file."""
+    url: str = ""
+    """Public URL of the storage role, if it is another process; default: this one's."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """All of it."""
+
+    space: SpaceConfig = field(default_factory=SpaceConfig)
+    server: ServerConfig = field(default_factory=ServerConfig)
+    database: DatabaseConfig = field(default_factory=DatabaseConfig)
+    storage: StorageConfig = field(default_factory=StorageConfig)
+    base: Path = field(default_factory=Path)
+    """Directory that relative paths start from (not a key of the file)."""
+
+    @property
+    def base_url(self) -> str:
+        """Public URL of the resources' prefix."""
+        scheme = "https" if self.server.certificate else "http"
+        host = f"[{self.server.host}]" if ":" in self.server.host else self.server.host
+        return (self.server.public_url or f"{scheme}://{host}:{self.server.port}{self.server.prefix}").rstrip("/")
+
+    @property
+    def data_url(self) -> str:
+        """Public URL of the byte end-points' prefix."""
+        return (self.storage.url or self.base_url).rstrip("/")
+
+
+def _table(cls: type[Any], name: str, given: dict[str, Any]) -> Any:
+    known = {f.name: f for f in dataclasses.fields(cls)}
+    for key, value in given.items():
+        if key not in known:
+            raise QuietError(f"[{name}] has no key {key!r}; it has: {', '.join(known)}")
+        if type(value) is not known[key].type and type(value).__name__ != known[key].type:
+            raise QuietError(f"[{name}] {key}: {value!r} is not a {getattr(known[key].type, '__name__', known[key].type)}")
+    return cls(**given)
+
+
+def check(config: Config) -> Config:
+    """QuietError for values that cannot be meant."""
+    server = config.server
+    if server.role not in ROLES:
+        raise QuietError(f"[server] role: {server.role!r} is not one of {', '.join(ROLES)}")
+    if not 0 <= server.port <= 65535:
+        raise QuietError(f"[server] port: {server.port} is not a port")
+    if not server.prefix.startswith("/") or server.prefix.endswith("/"):
+        raise QuietError(f"[server] prefix: {server.prefix!r} must start with '/' and not end with one")
+    if bool(server.certificate) != bool(server.key):
+        raise QuietError("[server] certificate and key go together")
+    if server.role != "all" and not config.database.dsn:
+        raise QuietError("separate roles share a database: set [database] dsn to a PostgreSQL one")
+    if server.role == "metadata" and not config.storage.url:
+        raise QuietError("the metadata role must know where the storage role is: set [storage] url")
+    return config
+
+
+def load(path: Path) -> Config:
+    """The configuration in a TOML file.  QuietError says what is wrong in one line."""
+    try:
+        with path.open("rb") as file:
+            given = tomllib.load(file)
+    except OSError as exc:
+        raise QuietError(f"{path}: {exc.strerror}") from exc
+    except tomllib.TOMLDecodeError as exc:
+        raise QuietError(f"{path}: {exc}") from exc
+    tables = {"space": SpaceConfig, "server": ServerConfig, "database": DatabaseConfig, "storage": StorageConfig}
+    made = {}
+    for name, table in given.items():
+        if name not in tables or not isinstance(table, dict):
+            raise QuietError(f"{path}: no table [{name}]; there are: {', '.join(tables)}")
+        made[name] = _table(tables[name], name, table)
+    return check(Config(**made, base=path.resolve().parent))

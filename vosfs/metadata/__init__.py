@@ -1,0 +1,1 @@
+"""Port 1, names and attributes: the tree of nodes, and the adapters that keep it."""

@@ -1,0 +1,101 @@
+"""Extent lists: what a data node's bytes are made of.  Pure functions on sorted, disjoint lists.
+
+INVARIANT of every list here: sorted by start, disjoint, each start < stop; gaps read as zeros.
+"""
+
+import msgspec
+
+from vosfs.metadata.node import Extent
+
+INLINE_BYTES_MAX = 16 * 1024
+"""Runs up to this length live in the metadata row: a small file then costs one transaction and no file.  Two
+neighbouring runs are joined while the sum stays below it, so 100-byte appends make few rows."""
+
+EXTENTS_MAX = 512
+"""Longer lists are compacted into one blob by the daemon."""
+
+
+def cut(extent: Extent, start: int, stop: int) -> Extent:
+    """The part of ``extent`` inside ``[start, stop)``, which must overlap it."""
+    low, high = max(start, extent.start), min(stop, extent.stop)
+    if (low, high) == (extent.start, extent.stop):
+        return extent
+    skip = low - extent.start
+    data = extent.data[skip : skip + high - low] if extent.data else b""
+    return Extent(low, high, extent.locator, extent.offset + skip if extent.locator else 0, data)
+
+
+def clip(extents: list[Extent], length: int) -> list[Extent]:
+    """The list cut at ``length``: what truncation leaves."""
+    return [cut(e, 0, length) for e in extents if e.start < length]
+
+
+def slices(extents: list[Extent], start: int, stop: int) -> list[Extent]:
+    """What covers ``[start, stop)``, holes included, so the result has no gaps."""
+    result: list[Extent] = []
+    at = start
+    for extent in extents:
+        if extent.stop <= at:
+            continue
+        if extent.start >= stop:
+            break
+        if extent.start > at:
+            result.append(Extent(at, extent.start))
+        piece = cut(extent, at, stop)
+        result.append(piece)
+        at = piece.stop
+    if at < stop:
+        result.append(Extent(at, stop))
+    return result
+
+
+def overlay(extents: list[Extent], change: Extent) -> list[Extent]:
+    """The list after ``change`` was written over it; a hole erases."""
+    before = [cut(e, 0, change.start) for e in extents if e.start < change.start]
+    after = [cut(e, change.stop, e.stop) for e in extents if e.stop > change.stop]
+    middle = [change] if change.locator or change.data else []
+    return before + middle + after
+
+
+def join(extents: list[Extent]) -> list[Extent]:
+    """Adjacent runs made one where they are one: consecutive in a blob, or both inline and small."""
+    result: list[Extent] = []
+    for extent in extents:
+        if result and result[-1].stop == extent.start:
+            last = result[-1]
+            if last.locator and last.locator == extent.locator and last.offset + last.stop - last.start == extent.offset:
+                result[-1] = Extent(last.start, extent.stop, last.locator, last.offset)
+                continue
+            if last.data and extent.data and extent.stop - last.start <= INLINE_BYTES_MAX:
+                result[-1] = Extent(last.start, extent.stop, data=last.data + extent.data)
+                continue
+        result.append(extent)
+    return result
+
+
+def apply(extents: list[Extent], changes: list[Extent], length: int) -> list[Extent]:
+    """The list after all changes, in order, and truncation or extension to ``length``."""
+    for change in changes:
+        extents = overlay(extents, change)
+    return join(clip(extents, length))
+
+
+def check(extents: list[Extent]) -> None:
+    """Raise ValueError unless the module's invariant holds."""
+    at = 0
+    for extent in extents:
+        if extent.start < at or extent.stop <= extent.start:
+            raise ValueError(f"extents overlap or are empty at {extent.start}: {extents!r}")
+        if extent.data and (extent.locator or len(extent.data) != extent.stop - extent.start):
+            raise ValueError(f"inline extent of the wrong length at {extent.start}")
+        at = extent.stop
+
+
+def locators(extents: list[Extent]) -> set[str]:
+    """The blobs a list stands on."""
+    return {e.locator for e in extents if e.locator}
+
+
+def relocated(extent: Extent, locator: str) -> Extent:
+    """The same extent over a blob known by another name (a signed one, say)."""
+    return msgspec.structs.replace(extent, locator=locator)

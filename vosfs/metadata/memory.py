@@ -1,0 +1,397 @@
+"""The tree in dictionaries: for tests, for play, and as the model that the SQL adapters are compared with.
+
+Written for plainness, not speed: every method is one synchronous step, so each is atomic on trio by itself.
+"""
+
+import secrets
+import time
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+
+from vosfs.errors import (
+    ContainerNotEmpty,
+    DuplicateNode,
+    Immutable,
+    InvalidArgument,
+    IsContainer,
+    NodeNotFound,
+    NotContainer,
+    PermissionDenied,
+    Stale,
+    TooManyLinks,
+)
+from vosfs.metadata import content
+from vosfs.metadata.node import (
+    CONTAINER,
+    DATA,
+    ROOT_ID,
+    Attributes,
+    Blob,
+    Change,
+    Content,
+    Cursor,
+    Extent,
+    NewNode,
+    Node,
+    Usage,
+)
+
+from vosfs.metadata.sql import LINKS_MAX, OWNER_FIELDS, new_id
+from vosfs.metadata.store import ANYONE, CHANGES_MAX, OWN, READ, WRITE, Caller
+
+replace = msgspec.structs.replace
+
+
+class MemoryStore:
+    """Store (see ``store.py`` for every method's contract) that forgets everything when it goes."""
+
+    def __init__(self, owner: str = "") -> None:
+        now = time.time_ns()
+        self._nodes = {
+            ROOT_ID: Node(
+                ROOT_ID, CONTAINER, 1, 0, 0o755, -1, -1, 1, now, now, now, now, owner, b"", 0, "", "", 0, "", ""
+            )
+        }
+        self._names: dict[int, dict[bytes, int]] = {ROOT_ID: {}}
+        self._parent: dict[int, int] = {}
+        """Of containers only: others may have several."""
+        self._extents: dict[int, list[Extent]] = {}
+        self._properties: dict[int, dict[str, str]] = {}
+        self._changes: list[Change] = []
+        self._trash: list[int] = []
+        self._blobs: dict[str, int | None] = {}
+        """Locator -> since when nothing stands on it."""
+        self._secret = secrets.token_bytes(32)
+        self.notify: Callable[[], None] = lambda: None
+        self._tables: dict[str, dict[Any, Any]] = {"account": {}, "token": {}, "job": {}}
+
+    def close(self) -> None:
+        """Nothing to do."""
+
+    # -- helpers ---------------------------------------------------------------------------------------------
+
+    def _node(self, id: int) -> Node:
+        try:
+            return self._nodes[id]
+        except KeyError:
+            raise NodeNotFound(f"node {id}") from None
+
+    def _children(self, id: int) -> dict[bytes, int]:
+        if self._node(id).kind != CONTAINER:
+            raise NotContainer(f"node {id} is not a container")
+        return self._names[id]
+
+    def _child(self, parent: int, name: bytes) -> Node:
+        try:
+            return self._nodes[self._children(parent)[name]]
+        except KeyError:
+            raise NodeNotFound(repr(name)) from None
+
+    def _writable(self, id: int, caller: Caller) -> dict[bytes, int]:
+        names = self._children(id)
+        container = self._nodes[id]
+        caller.permit(container, WRITE)
+        if container.immutable:
+            raise Immutable(f"container {id} is read-only")
+        if container.nlink == 0:
+            raise NodeNotFound(f"container {id} was deleted")
+        return names
+
+    def _changeable(self, id: int, caller: Caller, right: str) -> Node:
+        node = self._node(id)
+        caller.permit(node, right)
+        if node.immutable:
+            raise Immutable(f"node {id} is read-only")
+        return node
+
+    def _touch(self, *ids: int) -> None:
+        now = time.time_ns()
+        for id in ids:
+            self._nodes[id] = replace(self._nodes[id], mtime_ns=now, ctime_ns=now)
+
+    def _log(self, caller: Caller, node: int, parent: int = 0, name: bytes = b"") -> None:
+        self._changes.append(Change(node, parent, name, caller.origin))
+        self.notify()
+
+    def _set_links(self, id: int, nlink: int) -> Node:
+        node = self._nodes[id] = replace(self._nodes[id], nlink=nlink, ctime_ns=time.time_ns())
+        if nlink == 0:
+            self._trash.append(id)
+        return node
+
+    # -- Tree ------------------------------------------------------------------------------------------------
+
+    async def lookup(self, parent: int, name: bytes, caller: Caller = ANYONE) -> Node:
+        self._children(parent)
+        caller.permit(self._nodes[parent], READ)
+        return self._child(parent, name)
+
+    async def get(self, id: int, caller: Caller = ANYONE) -> Node:
+        return self._node(id)
+
+    async def children(
+        self, parent: int, after: bytes, limit: int, caller: Caller = ANYONE
+    ) -> list[tuple[bytes, Node]]:
+        names = self._children(parent)
+        caller.permit(self._nodes[parent], READ)
+        return [(name, self._nodes[names[name]]) for name in sorted(names) if name > after][:limit]
+
+    async def create(self, parent: int, name: bytes, new: NewNode, caller: Caller = ANYONE) -> Node:
+        names = self._writable(parent, caller)
+        if name in names:
+            raise DuplicateNode(repr(name))
+        now = time.time_ns()
+        node = Node(
+            new_id(), new.kind, 1, len(new.target), new.mode, new.uid, new.gid, 1, now,
+            now if new.mtime_ns is None else new.mtime_ns, now, now, new.owner, new.target, new.public,
+            new.group_read, new.group_write, new.immutable, new.content_type, "",
+        )  # fmt: skip
+        self._nodes[node.id] = node
+        names[name] = node.id
+        if new.kind == CONTAINER:
+            self._names[node.id] = {}
+            self._parent[node.id] = parent
+        if new.properties:
+            self._properties[node.id] = dict(new.properties)
+        self._touch(parent)
+        self._log(caller, node.id, parent, name)
+        return node
+
+    async def link(self, id: int, parent: int, name: bytes, caller: Caller = ANYONE) -> Node:
+        names = self._writable(parent, caller)
+        node = self._node(id)
+        if node.kind == CONTAINER:
+            raise PermissionDenied("a container has one name")
+        if node.nlink == 0:
+            raise NodeNotFound(f"node {id} was deleted")
+        if node.nlink >= LINKS_MAX:
+            raise TooManyLinks(f"node {id} has {node.nlink} names")
+        if name in names:
+            raise DuplicateNode(repr(name))
+        names[name] = id
+        self._touch(parent)
+        self._log(caller, id, parent, name)
+        return self._set_links(id, node.nlink + 1)
+
+    async def remove(self, parent: int, name: bytes, kind: str, caller: Caller = ANYONE) -> Node:
+        names = self._writable(parent, caller)
+        node = self._child(parent, name)
+        if node.immutable:
+            raise Immutable(f"{name!r} is read-only")
+        if kind == "leaf" and node.kind == CONTAINER:
+            raise IsContainer(f"{name!r} is a container")
+        if kind == "empty":
+            if self._children(node.id):
+                raise ContainerNotEmpty(repr(name))
+        if kind == "tree" and node.kind == CONTAINER:
+            caller.permit(node, WRITE)
+        del names[name]
+        self._touch(parent)
+        self._log(caller, node.id, parent, name)
+        return self._set_links(node.id, node.nlink - 1)
+
+    def _no_cycle(self, moved: int, into: int) -> None:
+        at = into
+        while at != ROOT_ID:
+            if at == moved:
+                raise InvalidArgument("Cannot move container node into its descendants")
+            at = self._parent[at]
+
+    async def rename(
+        self, parent: int, name: bytes, to_parent: int, to_name: bytes, flag: str = "", caller: Caller = ANYONE
+    ) -> Node | None:
+        for id in sorted({parent, to_parent}):
+            self._writable(id, caller)
+        names, to_names = self._names[parent], self._names[to_parent]
+        node = self._child(parent, name)
+        other = self._nodes[to_names[to_name]] if to_name in to_names else None
+        if node.immutable or (other and other.immutable):
+            raise Immutable("a read-only node keeps its name")
+        if node.kind == CONTAINER and parent != to_parent:
+            self._no_cycle(node.id, to_parent)
+        if flag == "exchange":
+            if other is None:
+                raise NodeNotFound(repr(to_name))
+            if other.kind == CONTAINER and parent != to_parent:
+                self._no_cycle(other.id, parent)
+        elif other is not None:
+            if flag == "keep":
+                raise DuplicateNode(repr(to_name))
+            if other.id == node.id:
+                return None
+            if other.kind == CONTAINER:
+                if node.kind != CONTAINER:
+                    raise IsContainer(repr(to_name))
+                if self._names[other.id]:
+                    raise ContainerNotEmpty(repr(to_name))
+            elif node.kind == CONTAINER:
+                raise NotContainer(repr(to_name))
+        del names[name]
+        to_names[to_name] = node.id
+        if node.kind == CONTAINER:
+            self._parent[node.id] = to_parent
+        gone = None
+        if flag == "exchange" and other is not None:
+            names[name] = other.id
+            if other.kind == CONTAINER:
+                self._parent[other.id] = parent
+        elif other is not None:
+            gone = self._set_links(other.id, other.nlink - 1)
+        self._touch(parent, to_parent)
+        self._nodes[node.id] = replace(self._nodes[node.id], ctime_ns=time.time_ns())
+        self._log(caller, node.id, parent, name)
+        self._log(caller, other.id if other else node.id, to_parent, to_name)
+        return gone
+
+    async def set_attributes(self, id: int, change: Attributes, caller: Caller = ANYONE) -> Node:
+        fields = {key: value for key, value in msgspec.structs.asdict(change).items() if value is not None}
+        if "immutable" in fields:
+            caller.permit(self._node(id), OWN)
+        else:
+            self._changeable(id, caller, OWN if any(key in fields for key in OWNER_FIELDS) else WRITE)
+        if "target" in fields:
+            fields["length"] = len(fields["target"])
+        self._nodes[id] = replace(self._nodes[id], ctime_ns=time.time_ns(), **fields)
+        self._log(caller, id)
+        return self._nodes[id]
+
+    async def open(self, id: int, caller: Caller = ANYONE) -> Content:
+        node = self._node(id)
+        if node.kind == CONTAINER:
+            raise IsContainer(f"node {id} is a container")
+        caller.permit(node, READ)
+        return Content(node, self._extents.get(id, []))
+
+    async def commit(
+        self, id: int, base_version: int | None, length: int, changes: list[Extent], blobs: list[Blob],
+        mtime_ns: int | None = None, md5: str = "", durable: bool = False, caller: Caller = ANYONE,
+    ) -> Content:  # fmt: skip
+        node = self._changeable(id, caller, WRITE)
+        if node.kind != DATA:
+            raise IsContainer(f"node {id} holds no bytes")
+        if base_version is not None and node.version != base_version:
+            raise Stale(f"node {id} is at version {node.version}, not {base_version}")
+        old = self._extents.get(id, []) if node.length else []
+        if not content.locators(changes) <= content.locators(old) | {b.locator for b in blobs}:
+            raise InvalidArgument("an extent names a blob that was not uploaded for it")
+        new = content.apply(old, changes, length)
+        for blob in blobs:
+            self._blobs[blob.locator] = None
+        self._extents[id] = new
+        self._release(content.locators(old))
+        now = time.time_ns()
+        self._nodes[id] = replace(
+            node, length=length, version=node.version + 1, mtime_ns=now if mtime_ns is None else mtime_ns,
+            ctime_ns=now, md5=md5,
+        )  # fmt: skip
+        self._log(caller, id)
+        return Content(self._nodes[id], new)
+
+    def _release(self, locators: set[str]) -> None:
+        inuse = {e.locator for extents in self._extents.values() for e in extents}
+        for locator in locators - inuse:
+            self._blobs[locator] = time.time_ns()
+
+    async def properties(self, id: int, caller: Caller = ANYONE) -> dict[str, str]:
+        self._node(id)
+        return dict(self._properties.get(id, {}))
+
+    async def set_properties(
+        self, id: int, change: dict[str, str | None], clear: bool = False, caller: Caller = ANYONE
+    ) -> Node:
+        node = self._changeable(id, caller, WRITE)
+        kept = {} if clear else self._properties.get(id, {})
+        self._properties[id] = {key: value for key, value in {**kept, **change}.items() if value is not None}
+        self._nodes[id] = replace(node, ctime_ns=time.time_ns())
+        self._log(caller, id)
+        return self._nodes[id]
+
+    async def usage(self) -> Usage:
+        return Usage(0, 0, len(self._nodes))
+
+    async def changes(self, since: Cursor, limit: int = CHANGES_MAX) -> tuple[Cursor, list[Change]]:
+        page = self._changes[since.seq : since.seq + limit]
+        return Cursor(0, since.seq + len(page)), page
+
+    async def cursor(self) -> Cursor:
+        return Cursor(0, len(self._changes))
+
+    async def sync(self) -> None:
+        """Nothing is durable here."""
+
+    # -- Store -----------------------------------------------------------------------------------------------
+
+    async def resolve(self, path: tuple[bytes, ...]) -> list[Node]:
+        chain = [self._nodes[ROOT_ID]]
+        for name in path:
+            id = self._names.get(chain[-1].id, {}).get(name)
+            if id is None:
+                break
+            chain.append(self._nodes[id])
+        return chain
+
+    async def children_with_properties(
+        self, parent: int, start: bytes, limit: int
+    ) -> list[tuple[bytes, Node, dict[str, str]]]:
+        names = self._children(parent)
+        chosen = [name for name in sorted(names) if name >= start][:limit]
+        return [(name, self._nodes[names[name]], dict(self._properties.get(names[name], {}))) for name in chosen]
+
+    async def referenced(self, locator: str) -> bool:
+        return locator in self._blobs
+
+    async def unreferenced(self, before_ns: int, limit: int) -> list[str]:
+        return [b for b, since in self._blobs.items() if since is not None and since < before_ns][:limit]
+
+    async def renew(self, locators: list[str]) -> None:
+        for locator in locators:
+            if self._blobs.get(locator) is not None:
+                self._blobs[locator] = time.time_ns()
+
+    async def forget_blobs(self, locators: list[str]) -> None:
+        for locator in locators:
+            self._blobs.pop(locator, None)
+
+    async def purge(self, limit: int) -> int:
+        done = 0
+        while self._trash and done < limit:
+            id = self._trash.pop(0)
+            for child in self._names.pop(id, {}).values():
+                self._set_links(child, self._nodes[child].nlink - 1)
+                done += 1
+            old = self._extents.pop(id, [])
+            self._properties.pop(id, None)
+            del self._nodes[id]
+            self._release(content.locators(old))
+            done += 1
+        return done
+
+    async def trim(self, before_ns: int) -> None:
+        """The log of a test is short."""
+
+    async def begin_space(self, owner: str) -> None:
+        """Give the root an owner."""
+        self._nodes[ROOT_ID] = replace(self._nodes[ROOT_ID], owner=owner)
+
+    async def secret(self) -> bytes:
+        return self._secret
+
+    async def put_account(self, name: str, password_hash: str, groups: str) -> None:
+        self._tables["account"][name] = (password_hash, groups)
+
+    async def account(self, name: str) -> tuple[str, str] | None:
+        return self._tables["account"].get(name)
+
+    async def put_token(self, digest: bytes, account: str, expires_ns: int) -> None:
+        self._tables["token"][digest] = (account, expires_ns)
+
+    async def token(self, digest: bytes) -> tuple[str, int] | None:
+        return self._tables["token"].get(digest)
+
+    async def put_job(self, id: str, owner: str, phase: str, document: str) -> None:
+        self._tables["job"][id] = (owner, phase, document, time.time_ns())
+
+    async def job(self, id: str) -> tuple[str, str, str, int] | None:
+        return self._tables["job"].get(id)

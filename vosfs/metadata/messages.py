@@ -1,0 +1,160 @@
+"""The gateway binding's messages: what the mount asks of the daemon, one per operation of ``Tree``.
+
+MessagePack arrays, decoded straight into these records with their types checked (msgspec: 1 µs, against 8 for JSON
+into dataclasses).  One POST carries one request; an answer is the operation's result, or a ``Failure`` under the
+fault's HTTP status.  ``PROTOCOL`` changes when any record here or in ``node.py`` does.
+"""
+
+import msgspec
+
+from vosfs.metadata.node import Attributes, Change, Content, Cursor, Extent, NewNode, Node, Usage
+
+PROTOCOL = "ivo://vosfs/std/Gateway#1"
+"""Identifier of the binding: a standardID in /capabilities, and a protocol in /protocols."""
+
+MEDIA_TYPE = "application/msgpack"
+ORIGIN_HEADER = "Vosfs-Origin"
+"""Names one mount, so that it can tell its own changes in the feed."""
+
+WAIT_S_MAX = 25.0
+"""Longest poll of the change feed; below the 30 s at which proxies begin to cut."""
+
+
+class Request(msgspec.Struct, array_like=True, tag=True):
+    """One operation."""
+
+
+class Hello(Request):
+    pass
+
+
+class Lookup(Request):
+    parent: int
+    name: bytes
+
+
+class Get(Request):
+    id: int
+
+
+class Children(Request):
+    parent: int
+    after: bytes
+    limit: int
+
+
+class Create(Request):
+    parent: int
+    name: bytes
+    new: NewNode
+
+
+class Link(Request):
+    id: int
+    parent: int
+    name: bytes
+
+
+class Remove(Request):
+    parent: int
+    name: bytes
+    kind: str
+
+
+class Rename(Request):
+    parent: int
+    name: bytes
+    to_parent: int
+    to_name: bytes
+    flag: str
+
+
+class SetAttributes(Request):
+    id: int
+    change: Attributes
+
+
+class Open(Request):
+    id: int
+
+
+class Commit(Request):
+    id: int
+    base_version: int | None
+    length: int
+    changes: list[Extent]
+    """Locators are receipts of this user's uploads."""
+    mtime_ns: int | None
+    durable: bool
+
+
+class Properties(Request):
+    id: int
+
+
+class SetProperties(Request):
+    id: int
+    change: dict[str, str | None]
+
+
+class SpaceUsage(Request):
+    pass
+
+
+class Sync(Request):
+    """Make a node's present bytes, and all metadata, durable; 0: metadata alone."""
+
+    id: int
+
+
+class Renew(Request):
+    """Keep blobs that somebody reads; answers with freshly leased names."""
+
+    names: list[str]
+
+
+class Changes(Request):
+    since: Cursor
+    wait_s: float
+
+
+class Greeting(msgspec.Struct, array_like=True):
+    """What a mount must know before it starts."""
+
+    user: str
+    data_url: str
+    """Base of blob uploads and reads."""
+    cursor: Cursor
+    lease_s: int
+
+
+class ChangePage(msgspec.Struct, array_like=True):
+    cursor: Cursor
+    changes: list[Change]
+
+
+class Entry(msgspec.Struct, array_like=True):
+    """A child in a listing."""
+
+    name: bytes
+    node: Node
+
+
+class Failure(msgspec.Struct, array_like=True):
+    """Why not: an error's class name (``errors.BY_NAME``) and text."""
+
+    error: str
+    message: str
+
+
+AnyRequest = (
+    Hello | Lookup | Get | Children | Create | Link | Remove | Rename | SetAttributes | Open | Commit | Properties
+    | SetProperties | SpaceUsage | Sync | Renew | Changes
+)  # fmt: skip
+
+RESULTS: dict[type, object] = {
+    Hello: Greeting, Lookup: Node, Get: Node, Children: list[Entry], Create: Node, Link: Node, Remove: Node,
+    Rename: Node | None, SetAttributes: Node, Open: Content, Commit: Content, Properties: dict[str, str],
+    SetProperties: Node, SpaceUsage: Usage, Sync: None, Renew: list[str], Changes: ChangePage,
+}  # fmt: skip
+"""What answers each request."""

@@ -1,0 +1,138 @@
+"""What a node is: plain values, no I/O.
+
+The same records are rows in a database, messages of the gateway binding and the mount's cached attributes, so a
+change of field is a change of the schema (``sql.py``) and of the binding's version (``server/gateway.py``).
+"""
+
+import msgspec
+
+CONTAINER, DATA, LINK = "container", "data", "link"
+"""Kinds of node: ContainerNode, the DataNodes and LinkNode of VOSpace 2.1."""
+
+ROOT_ID = 1
+"""Node id of every space's root, which is also FUSE's root inode."""
+
+CORE = "ivo://ivoa.net/vospace/core#"
+"""Prefix of the standard property identifiers (VOSpace 2.1 section 3.2.4)."""
+
+ID_MAX = 2**63 - 1
+
+
+class Node(msgspec.Struct, array_like=True):
+    """One node as everybody sees it.  Treated as a value: a change makes a new record.
+
+    Order of fields = order of columns in ``sql.NODE_COLUMNS``.
+    """
+
+    id: int
+    kind: str
+    version: int
+    """Identity of the bytes: (id, version) never names two contents."""
+    length: int
+    mode: int
+    """Permission bits, 0..0o7777."""
+    uid: int
+    """-1: not known to the space; the mount shows its own user."""
+    gid: int
+    nlink: int
+    atime_ns: int
+    mtime_ns: int
+    ctime_ns: int
+    btime_ns: int
+    owner: str
+    """VOSpace user who created the node."""
+    target: bytes
+    """Raw text of a symbolic link or LinkNode; empty for the others."""
+    public: int
+    group_read: str
+    group_write: str
+    immutable: int
+    content_type: str
+    md5: str
+    """Hexadecimal; empty while not known."""
+
+
+class Extent(msgspec.Struct, array_like=True):
+    """The bytes ``[start, stop)`` of a data node: a slice of a blob, or the bytes themselves, or (neither) a hole."""
+
+    start: int
+    stop: int
+    locator: str = ""
+    offset: int = 0
+    """Where ``start`` lies in the blob."""
+    data: bytes = b""
+
+
+class Blob(msgspec.Struct, array_like=True):
+    """A stored, immutable run of bytes."""
+
+    locator: str
+    length: int
+    crc32: int
+
+
+class Content(msgspec.Struct, array_like=True):
+    """A data node and where its bytes are."""
+
+    node: Node
+    extents: list[Extent]
+
+
+class NewNode(msgspec.Struct, array_like=True):
+    """What a creator says about a node."""
+
+    kind: str
+    mode: int = 0o644
+    uid: int = -1
+    gid: int = -1
+    owner: str = ""
+    target: bytes = b""
+    properties: dict[str, str] = {}
+    content_type: str = ""
+    public: int = 0
+    group_read: str = ""
+    group_write: str = ""
+    immutable: int = 0
+    mtime_ns: int | None = None
+
+
+class Attributes(msgspec.Struct, array_like=True):
+    """A change of attributes; None leaves a field as it is."""
+
+    mode: int | None = None
+    uid: int | None = None
+    gid: int | None = None
+    atime_ns: int | None = None
+    mtime_ns: int | None = None
+    public: int | None = None
+    group_read: str | None = None
+    group_write: str | None = None
+    content_type: str | None = None
+    target: bytes | None = None
+    immutable: int | None = None
+
+
+class Change(msgspec.Struct, array_like=True):
+    """One row of the change log."""
+
+    node: int
+    parent: int
+    """0 where no name changed."""
+    name: bytes
+    origin: str
+    """Who did it: a mount skips the changes that it made itself."""
+
+
+class Cursor(msgspec.Struct, array_like=True, order=True, frozen=True):
+    """A place in the change log."""
+
+    xid: int = 0
+    seq: int = 0
+
+
+class Usage(msgspec.Struct, array_like=True):
+    """What statfs(2) tells."""
+
+    total_bytes: int
+    free_bytes: int
+    nodes: int

@@ -1,0 +1,616 @@
+"""The tree in SQL: one schema and one set of transactions for SQLite and PostgreSQL.
+
+A transaction is a generator that yields ``(statement, parameters)`` and is sent the rows; it decides, the adapter
+(``sqlite.py``, ``postgres.py``) does the I/O.  So the logic exists once, runs inline on one engine and in a worker
+thread on the other, and can be restarted from the top after a serialization failure.
+
+Statements are written with ``?`` and a few ``{tokens}`` that an adapter's ``Dialect`` fills in.  ``space`` stands
+first in every key (it is the sharding key of distributed engines); ids are random 63-bit numbers made here; names
+are bytes, so that any POSIX name fits and every engine sorts them alike.
+"""
+
+import secrets
+from collections.abc import Callable, Generator
+from typing import Any, NamedTuple, TypeVar
+
+import msgspec
+
+from vosfs.errors import (
+    ContainerNotEmpty,
+    DuplicateNode,
+    Immutable,
+    InvalidArgument,
+    IsContainer,
+    NodeNotFound,
+    NotContainer,
+    PermissionDenied,
+    Stale,
+    TooManyLinks,
+)
+from vosfs.metadata import content
+from vosfs.metadata.node import (
+    CONTAINER,
+    DATA,
+    ROOT_ID,
+    Attributes,
+    Blob,
+    Change,
+    Content,
+    Cursor,
+    Extent,
+    NewNode,
+    Node,
+)
+from vosfs.metadata.store import OWN, READ, WRITE, Caller
+
+T = TypeVar("T")
+Rows = list[Any]
+Transaction = Generator[tuple[str, tuple[Any, ...]], Rows, T]
+
+LINKS_MAX = 65_000
+"""Names of one node; what ext4 allows."""
+
+NOW = "now_ns"
+
+
+class Dialect(NamedTuple):
+    """Where the engines differ."""
+
+    share: str
+    """Lock a row that must not go away."""
+    update: str
+    """Lock a row to change it."""
+    blob: str
+    serial: str
+    xid: str
+    """Number of the running transaction."""
+    settled: str
+    """Rows of the change log below which no transaction can still appear."""
+    without_rowid: str
+    placeholder: str
+
+
+MIGRATIONS = [
+    """
+    CREATE TABLE space (space INTEGER PRIMARY KEY, secret {blob} NOT NULL, created_ns BIGINT NOT NULL,
+        synced BIGINT NOT NULL);
+    CREATE TABLE node (space INTEGER NOT NULL, id BIGINT NOT NULL, kind TEXT NOT NULL, version BIGINT NOT NULL,
+        length BIGINT NOT NULL, mode INTEGER NOT NULL, uid BIGINT NOT NULL, gid BIGINT NOT NULL,
+        nlink INTEGER NOT NULL, atime_ns BIGINT NOT NULL, mtime_ns BIGINT NOT NULL, ctime_ns BIGINT NOT NULL,
+        btime_ns BIGINT NOT NULL, owner TEXT NOT NULL, target {blob} NOT NULL, public INTEGER NOT NULL,
+        group_read TEXT NOT NULL, group_write TEXT NOT NULL, immutable INTEGER NOT NULL, content_type TEXT NOT NULL,
+        md5 TEXT NOT NULL, PRIMARY KEY (space, id)) {without_rowid};
+    CREATE TABLE name (space INTEGER NOT NULL, parent BIGINT NOT NULL, name {blob} NOT NULL, node BIGINT NOT NULL,
+        PRIMARY KEY (space, parent, name)) {without_rowid};
+    CREATE INDEX name_node ON name (space, node);
+    CREATE TABLE property (space INTEGER NOT NULL, node BIGINT NOT NULL, uri TEXT NOT NULL, value TEXT NOT NULL,
+        PRIMARY KEY (space, node, uri)) {without_rowid};
+    CREATE TABLE extent (space INTEGER NOT NULL, node BIGINT NOT NULL, start BIGINT NOT NULL, stop BIGINT NOT NULL,
+        locator TEXT NOT NULL, start_in_blob BIGINT NOT NULL, data {blob} NOT NULL,
+        PRIMARY KEY (space, node, start)) {without_rowid};
+    CREATE INDEX extent_locator ON extent (space, locator) WHERE locator <> '';
+    CREATE TABLE blob (space INTEGER NOT NULL, locator TEXT NOT NULL, length BIGINT NOT NULL, crc32 BIGINT NOT NULL,
+        unreferenced_ns BIGINT, PRIMARY KEY (space, locator)) {without_rowid};
+    CREATE INDEX blob_unreferenced ON blob (space, unreferenced_ns) WHERE unreferenced_ns IS NOT NULL;
+    CREATE TABLE trash (space INTEGER NOT NULL, node BIGINT NOT NULL, PRIMARY KEY (space, node)) {without_rowid};
+    CREATE TABLE change (seq {serial}, space INTEGER NOT NULL, xid BIGINT NOT NULL, node BIGINT NOT NULL,
+        parent BIGINT NOT NULL, name {blob} NOT NULL, origin TEXT NOT NULL, at_ns BIGINT NOT NULL);
+    CREATE INDEX change_order ON change (space, xid, seq);
+    CREATE TABLE account (name TEXT PRIMARY KEY, password TEXT NOT NULL, groups TEXT NOT NULL);
+    CREATE TABLE token (digest {blob} PRIMARY KEY, account TEXT NOT NULL, expires_ns BIGINT NOT NULL);
+    CREATE TABLE job (space INTEGER NOT NULL, id TEXT NOT NULL, owner TEXT NOT NULL, phase TEXT NOT NULL,
+        document TEXT NOT NULL, created_ns BIGINT NOT NULL, PRIMARY KEY (space, id)) {without_rowid};
+    """,
+]
+"""Schema versions, oldest first: append, never edit."""
+
+NODE_COLUMNS = ", ".join("n." + field for field in Node.__struct_fields__)
+_NODE = f"SELECT {NODE_COLUMNS} FROM node n WHERE n.space = ? AND n.id = ?"
+_CHILD = f"SELECT {NODE_COLUMNS} FROM name m JOIN node n ON n.space = m.space AND n.id = m.node WHERE m.space = ? AND m.parent = ? AND m.name = ?"
+_CHILDREN = f"SELECT m.name, {NODE_COLUMNS} FROM name m JOIN node n ON n.space = m.space AND n.id = m.node WHERE m.space = ? AND m.parent = ? AND m.name {{op}} ? ORDER BY m.name LIMIT ?"
+_AFTER, _FROM = _CHILDREN.replace("{op}", ">"), _CHILDREN.replace("{op}", ">=")
+_INSERT_NODE = f"INSERT INTO node (space, {', '.join(Node.__struct_fields__)}) VALUES ({', '.join('?' * (len(Node.__struct_fields__) + 1))})"
+_INSERT_NAME = "INSERT INTO name (space, parent, name, node) VALUES (?, ?, ?, ?)"
+_DELETE_NAME = "DELETE FROM name WHERE space = ? AND parent = ? AND name = ?"
+_TOUCH = "UPDATE node SET mtime_ns = ?, ctime_ns = ? WHERE space = ? AND id = ?"
+_CHANGE = "INSERT INTO change (space, xid, node, parent, name, origin, at_ns) VALUES (?, {xid}, ?, ?, ?, ?, ?)"
+_EXTENTS = "SELECT start, stop, locator, start_in_blob, data FROM extent WHERE space = ? AND node = ? ORDER BY start"
+_INSERT_EXTENT = "INSERT INTO extent (space, node, start, stop, locator, start_in_blob, data) VALUES (?, ?, ?, ?, ?, ?, ?)"
+
+
+class Frame(NamedTuple):
+    """What every transaction knows: its space, its caller, its time."""
+
+    space: int
+    caller: Caller
+    now_ns: int
+
+
+def new_id() -> int:
+    """A random node id; 0 and 1 (the root) are never drawn."""
+    return secrets.randbits(62) + 2
+
+
+# -- reading ---------------------------------------------------------------------------------------------------
+
+
+def get(f: Frame, id: int, lock: str = "") -> Transaction[Node]:
+    rows = yield _NODE + lock, (f.space, id)
+    if not rows:
+        raise NodeNotFound(f"node {id}")
+    return Node(*rows[0])
+
+
+def _container(f: Frame, id: int, lock: str = "") -> Transaction[Node]:
+    node = yield from get(f, id, lock)
+    if node.kind != CONTAINER:
+        raise NotContainer(f"node {id} is not a container")
+    return node
+
+
+def lookup(f: Frame, parent: int, name: bytes) -> Transaction[Node]:
+    container = yield from _container(f, parent)
+    f.caller.permit(container, READ)
+    rows = yield _CHILD, (f.space, parent, name)
+    if not rows:
+        raise NodeNotFound(repr(name))
+    return Node(*rows[0])
+
+
+def children(f: Frame, parent: int, after: bytes, limit: int) -> Transaction[list[tuple[bytes, Node]]]:
+    container = yield from _container(f, parent)
+    f.caller.permit(container, READ)
+    rows = yield _AFTER, (f.space, parent, after, limit)
+    return [(bytes(row[0]), Node(*row[1:])) for row in rows]
+
+
+def children_with_properties(
+    f: Frame, parent: int, start: bytes, limit: int
+) -> Transaction[list[tuple[bytes, Node, dict[str, str]]]]:
+    rows = yield _FROM, (f.space, parent, start, limit)
+    if not rows:
+        return []
+    found: dict[int, dict[str, str]] = {}
+    properties = yield (
+        "SELECT p.node, p.uri, p.value FROM name m JOIN property p ON p.space = m.space AND p.node = m.node"
+        " WHERE m.space = ? AND m.parent = ? AND m.name >= ? AND m.name <= ?"
+    ), (f.space, parent, start, bytes(rows[-1][0]))
+    for node, uri, value in properties:
+        found.setdefault(node, {})[uri] = value
+    return [(bytes(row[0]), Node(*row[1:]), found.get(row[1], {})) for row in rows]
+
+
+def resolve(f: Frame, path: tuple[bytes, ...]) -> Transaction[list[Node]]:
+    chain = [(yield from get(f, ROOT_ID))]
+    for name in path:
+        rows = yield _CHILD, (f.space, chain[-1].id, name)
+        if not rows:
+            break
+        chain.append(Node(*rows[0]))
+    return chain
+
+
+def properties(f: Frame, id: int) -> Transaction[dict[str, str]]:
+    rows = yield "SELECT uri, value FROM property WHERE space = ? AND node = ?", (f.space, id)
+    return {uri: value for uri, value in rows}
+
+
+def _extents(f: Frame, id: int) -> Transaction[list[Extent]]:
+    rows = yield _EXTENTS, (f.space, id)
+    return [Extent(start, stop, locator, at, bytes(data)) for start, stop, locator, at, data in rows]
+
+
+def open_data(f: Frame, id: int) -> Transaction[Content]:
+    node = yield from get(f, id, "{share}")
+    if node.kind == CONTAINER:
+        raise IsContainer(f"node {id} is a container")
+    f.caller.permit(node, READ)
+    extents = yield from _extents(f, id)
+    return Content(node, extents)
+
+
+# -- changing the tree -----------------------------------------------------------------------------------------
+
+
+def _log(f: Frame, node: int, parent: int = 0, name: bytes = b"") -> Transaction[None]:
+    yield _CHANGE, (f.space, node, parent, name, f.caller.origin, f.now_ns)
+
+
+def _writable(f: Frame, id: int) -> Transaction[Node]:
+    """The container ``id``, locked, in which the caller may change names."""
+    container = yield from _container(f, id, "{update}")
+    f.caller.permit(container, WRITE)
+    if container.immutable:
+        raise Immutable(f"container {id} is read-only")
+    if container.nlink == 0:
+        raise NodeNotFound(f"container {id} was deleted")
+    return container
+
+
+def create(f: Frame, parent: int, name: bytes, new: NewNode) -> Transaction[Node]:
+    yield from _writable(f, parent)
+    node = Node(
+        new_id(), new.kind, 1, len(new.target), new.mode, new.uid, new.gid, 1, f.now_ns,
+        f.now_ns if new.mtime_ns is None else new.mtime_ns, f.now_ns, f.now_ns, new.owner, new.target, new.public,
+        new.group_read, new.group_write, new.immutable, new.content_type, "",
+    )  # fmt: skip
+    try:
+        yield _INSERT_NAME, (f.space, parent, name, node.id)
+    except DuplicateNode:
+        raise DuplicateNode(repr(name)) from None
+    yield _INSERT_NODE, (f.space, *msgspec.structs.astuple(node))
+    for uri, value in new.properties.items():
+        yield "INSERT INTO property (space, node, uri, value) VALUES (?, ?, ?, ?)", (f.space, node.id, uri, value)
+    yield _TOUCH, (f.now_ns, f.now_ns, f.space, parent)
+    yield from _log(f, node.id, parent, name)
+    return node
+
+
+def link(f: Frame, id: int, parent: int, name: bytes) -> Transaction[Node]:
+    yield from _writable(f, parent)
+    node = yield from get(f, id, "{update}")
+    if node.kind == CONTAINER:
+        raise PermissionDenied("a container has one name")
+    if node.nlink == 0:
+        raise NodeNotFound(f"node {id} was deleted")
+    if node.nlink >= LINKS_MAX:
+        raise TooManyLinks(f"node {id} has {node.nlink} names")
+    try:
+        yield _INSERT_NAME, (f.space, parent, name, id)
+    except DuplicateNode:
+        raise DuplicateNode(repr(name)) from None
+    node = msgspec.structs.replace(node, nlink=node.nlink + 1, ctime_ns=f.now_ns)
+    yield from _set_links(f, node)
+    yield _TOUCH, (f.now_ns, f.now_ns, f.space, parent)
+    yield from _log(f, id, parent, name)
+    return node
+
+
+def _set_links(f: Frame, node: Node) -> Transaction[None]:
+    yield (
+        "UPDATE node SET nlink = ?, ctime_ns = ? WHERE space = ? AND id = ?",
+        (node.nlink, node.ctime_ns, f.space, node.id),
+    )
+    if node.nlink == 0:
+        yield "INSERT INTO trash (space, node) VALUES (?, ?)", (f.space, node.id)
+
+
+def _empty(f: Frame, id: int) -> Transaction[bool]:
+    rows = yield "SELECT 1 FROM name WHERE space = ? AND parent = ? LIMIT 1", (f.space, id)
+    return not rows
+
+
+def _drop(f: Frame, node: Node) -> Transaction[Node]:
+    """One name fewer."""
+    node = msgspec.structs.replace(node, nlink=node.nlink - 1, ctime_ns=f.now_ns)
+    yield from _set_links(f, node)
+    return node
+
+
+def remove(f: Frame, parent: int, name: bytes, kind: str) -> Transaction[Node]:
+    yield from _writable(f, parent)
+    rows = yield _CHILD + "{update_n}", (f.space, parent, name)
+    if not rows:
+        raise NodeNotFound(repr(name))
+    node = Node(*rows[0])
+    if node.immutable:
+        raise Immutable(f"{name!r} is read-only")
+    if kind == "leaf" and node.kind == CONTAINER:
+        raise IsContainer(f"{name!r} is a container")
+    if kind == "empty":
+        if node.kind != CONTAINER:
+            raise NotContainer(f"{name!r} is not a container")
+        if not (yield from _empty(f, node.id)):
+            raise ContainerNotEmpty(repr(name))
+    if kind == "tree" and node.kind == CONTAINER:
+        f.caller.permit(node, WRITE)
+    yield _DELETE_NAME, (f.space, parent, name)
+    node = yield from _drop(f, node)
+    yield _TOUCH, (f.now_ns, f.now_ns, f.space, parent)
+    yield from _log(f, node.id, parent, name)
+    return node
+
+
+def _no_cycle(f: Frame, moved: int, into: int) -> Transaction[None]:
+    """InvalidArgument if ``into`` is ``moved`` or below it (EINVAL of rename(2))."""
+    at = into
+    while at != ROOT_ID:
+        if at == moved:
+            raise InvalidArgument("Cannot move container node into its descendants")
+        rows = yield "SELECT parent FROM name WHERE space = ? AND node = ?", (f.space, at)
+        if not rows:
+            raise NodeNotFound(f"container {into} was deleted")
+        at = rows[0][0]
+
+
+def rename(f: Frame, parent: int, name: bytes, to_parent: int, to_name: bytes, flag: str) -> Transaction[Node | None]:
+    # Two crossing moves of containers would each pass the cycle check under READ COMMITTED: one at a time.
+    if parent != to_parent:
+        yield "SELECT 1 FROM space WHERE space = ?{update}", (f.space,)
+    for id in sorted({parent, to_parent}):
+        yield from _writable(f, id)
+    rows = yield _CHILD + "{update_n}", (f.space, parent, name)
+    if not rows:
+        raise NodeNotFound(repr(name))
+    node = Node(*rows[0])
+    rows = yield _CHILD + "{update_n}", (f.space, to_parent, to_name)
+    other = Node(*rows[0]) if rows else None
+    if node.immutable or (other and other.immutable):
+        raise Immutable("a read-only node keeps its name")
+    if node.kind == CONTAINER and parent != to_parent:
+        yield from _no_cycle(f, node.id, to_parent)
+    if flag == "exchange":
+        if other is None:
+            raise NodeNotFound(repr(to_name))
+        if other.kind == CONTAINER and parent != to_parent:
+            yield from _no_cycle(f, other.id, parent)
+        yield from _point(f, parent, name, other.id)
+        yield from _point(f, to_parent, to_name, node.id)
+        gone = None
+    elif other is None:
+        yield (
+            "UPDATE name SET parent = ?, name = ? WHERE space = ? AND parent = ? AND name = ?",
+            (to_parent, to_name, f.space, parent, name),
+        )
+        gone = None
+    else:
+        gone = yield from _replace(f, node, other, parent, name, to_parent, to_name, flag)
+        if gone is None:
+            return None
+    yield "UPDATE node SET ctime_ns = ? WHERE space = ? AND id = ?", (f.now_ns, f.space, node.id)
+    for id in sorted({parent, to_parent}):
+        yield _TOUCH, (f.now_ns, f.now_ns, f.space, id)
+    yield from _log(f, node.id, parent, name)
+    yield from _log(f, other.id if other else node.id, to_parent, to_name)
+    return gone
+
+
+def _point(f: Frame, parent: int, name: bytes, node: int) -> Transaction[None]:
+    yield "UPDATE name SET node = ? WHERE space = ? AND parent = ? AND name = ?", (node, f.space, parent, name)
+
+
+def _replace(
+    f: Frame, node: Node, other: Node, parent: int, name: bytes, to_parent: int, to_name: bytes, flag: str
+) -> Transaction[Node | None]:
+    """rename over ``other``; None when both names are already the same node, which rename(2) leaves alone."""
+    if flag == "keep":
+        raise DuplicateNode(repr(to_name))
+    if other.id == node.id:
+        return None
+    if other.kind == CONTAINER:
+        if node.kind != CONTAINER:
+            raise IsContainer(repr(to_name))
+        if not (yield from _empty(f, other.id)):
+            raise ContainerNotEmpty(repr(to_name))
+    elif node.kind == CONTAINER:
+        raise NotContainer(repr(to_name))
+    yield _DELETE_NAME, (f.space, parent, name)
+    yield from _point(f, to_parent, to_name, node.id)
+    return (yield from _drop(f, other))
+
+
+# -- changing a node -------------------------------------------------------------------------------------------
+
+
+def _changeable(f: Frame, id: int, right: str) -> Transaction[Node]:
+    node = yield from get(f, id, "{update}")
+    f.caller.permit(node, right)
+    if node.immutable:
+        raise Immutable(f"node {id} is read-only")
+    return node
+
+
+OWNER_FIELDS = ("mode", "uid", "gid", "public", "group_read", "group_write")
+
+
+def set_attributes(f: Frame, id: int, change: Attributes) -> Transaction[Node]:
+    fields = {key: value for key, value in msgspec.structs.asdict(change).items() if value is not None}
+    if "immutable" in fields:
+        node = yield from get(f, id, "{update}")
+        f.caller.permit(node, OWN)
+    else:
+        node = yield from _changeable(f, id, OWN if any(key in fields for key in OWNER_FIELDS) else WRITE)
+    if "target" in fields:
+        fields["length"] = len(fields["target"])
+    fields["ctime_ns"] = f.now_ns
+    assignments = ", ".join(f"{key} = ?" for key in fields)
+    yield f"UPDATE node SET {assignments} WHERE space = ? AND id = ?", (*fields.values(), f.space, id)
+    yield from _log(f, id)
+    return msgspec.structs.replace(node, **fields)
+
+
+def set_properties(f: Frame, id: int, change: dict[str, str | None], clear: bool) -> Transaction[Node]:
+    node = yield from _changeable(f, id, WRITE)
+    if clear:
+        yield "DELETE FROM property WHERE space = ? AND node = ?", (f.space, id)
+    for uri, value in change.items():
+        yield "DELETE FROM property WHERE space = ? AND node = ? AND uri = ?", (f.space, id, uri)
+        if value is not None:
+            yield "INSERT INTO property (space, node, uri, value) VALUES (?, ?, ?, ?)", (f.space, id, uri, value)
+    yield "UPDATE node SET ctime_ns = ? WHERE space = ? AND id = ?", (f.now_ns, f.space, id)
+    yield from _log(f, id)
+    return msgspec.structs.replace(node, ctime_ns=f.now_ns)
+
+
+def commit(
+    f: Frame, id: int, base_version: int | None, length: int, changes: list[Extent], blobs: list[Blob],
+    mtime_ns: int | None, md5: str,
+) -> Transaction[Content]:  # fmt: skip
+    node = yield from _changeable(f, id, WRITE)
+    if node.kind != DATA:
+        raise IsContainer(f"node {id} holds no bytes")
+    if base_version is not None and node.version != base_version:
+        raise Stale(f"node {id} is at version {node.version}, not {base_version}")
+    old = (yield from _extents(f, id)) if node.length else []
+    known = content.locators(old) | {b.locator for b in blobs}
+    if not content.locators(changes) <= known:
+        raise InvalidArgument("an extent names a blob that was not uploaded for it")
+    new = content.apply(old, changes, length)
+    for blob in blobs:
+        yield (
+            "INSERT INTO blob (space, locator, length, crc32, unreferenced_ns) VALUES (?, ?, ?, ?, NULL)"
+            " ON CONFLICT (space, locator) DO UPDATE SET unreferenced_ns = NULL",
+            (f.space, blob.locator, blob.length, blob.crc32),
+        )
+    yield from _swap_extents(f, id, old, new)
+    mtime_ns = f.now_ns if mtime_ns is None else mtime_ns
+    yield (
+        "UPDATE node SET length = ?, version = version + 1, mtime_ns = ?, ctime_ns = ?, md5 = ? WHERE space = ? AND id = ?",
+        (length, mtime_ns, f.now_ns, md5, f.space, id),
+    )
+    yield from _log(f, id)
+    node = msgspec.structs.replace(
+        node, length=length, version=node.version + 1, mtime_ns=mtime_ns, ctime_ns=f.now_ns, md5=md5
+    )
+    return Content(node, new)
+
+
+def _swap_extents(f: Frame, id: int, old: list[Extent], new: list[Extent]) -> Transaction[None]:
+    """Write the difference, not the list: a 4 KiB change of a file of 500 extents touches two rows."""
+    before = {e.start: e for e in old}
+    after = {e.start: e for e in new}
+    for start, extent in before.items():
+        if after.get(start) != extent:
+            yield "DELETE FROM extent WHERE space = ? AND node = ? AND start = ?", (f.space, id, start)
+    for start, e in after.items():
+        if before.get(start) != e:
+            yield _INSERT_EXTENT, (f.space, id, e.start, e.stop, e.locator, e.offset, e.data)
+    yield from _release(f, content.locators(old) - content.locators(new))
+
+
+def _release(f: Frame, locators: set[str]) -> Transaction[None]:
+    """These lost an extent: start the collector's clock for those that have none left."""
+    for locator in locators:
+        yield (
+            "UPDATE blob SET unreferenced_ns = ? WHERE space = ? AND locator = ? AND NOT EXISTS"
+            " (SELECT 1 FROM extent e WHERE e.space = ? AND e.locator = ? AND e.locator <> '')",
+            (f.now_ns, f.space, locator, f.space, locator),
+        )
+
+
+# -- housekeeping ----------------------------------------------------------------------------------------------
+
+
+def purge(f: Frame, limit: int) -> Transaction[int]:
+    rows = yield "SELECT node FROM trash WHERE space = ? LIMIT ?", (f.space, limit)
+    done = 0
+    for (id,) in rows:
+        names = yield "SELECT name, node FROM name WHERE space = ? AND parent = ? LIMIT ?", (f.space, id, limit)
+        for name, child in names:
+            yield _DELETE_NAME, (f.space, id, bytes(name))
+            yield from _drop(f, (yield from get(f, child, "{update}")))
+        if len(names) < limit:
+            old = yield from _extents(f, id)
+            for table, column in (("extent", "node"), ("property", "node"), ("node", "id"), ("trash", "node")):
+                yield f"DELETE FROM {table} WHERE space = ? AND {column} = ?", (f.space, id)
+            yield from _release(f, content.locators(old))
+        done += 1 + len(names)
+        if done >= limit:
+            break
+    return done
+
+
+def changes(f: Frame, since: Cursor, limit: int) -> Transaction[tuple[Cursor, list[Change]]]:
+    first = yield "SELECT seq, xid FROM change WHERE space = ? ORDER BY xid, seq LIMIT 1", (f.space,)
+    if first and since < Cursor(first[0][1], first[0][0]) and since != Cursor():
+        known = yield "SELECT 1 FROM change WHERE space = ? AND xid = ? AND seq = ?", (f.space, since.xid, since.seq)
+        if not known:
+            raise Stale("the change log no longer reaches back that far")
+    rows = yield (
+        "SELECT xid, seq, node, parent, name, origin FROM change"
+        " WHERE space = ? AND (xid, seq) > (?, ?){settled} ORDER BY xid, seq LIMIT ?"
+    ), (f.space, since.xid, since.seq, limit)
+    if not rows:
+        return since, []
+    return Cursor(rows[-1][0], rows[-1][1]), [Change(r[2], r[3], bytes(r[4]), r[5]) for r in rows]
+
+
+def cursor(f: Frame) -> Transaction[Cursor]:
+    rows = yield (
+        "SELECT xid, seq FROM change WHERE space = ?{settled} ORDER BY xid DESC, seq DESC LIMIT 1",
+        (f.space,),
+    )
+    return Cursor(*rows[0]) if rows else Cursor()
+
+
+def trim(f: Frame, before_ns: int) -> Transaction[None]:
+    # The newest row stays, so that a reader at the end of the log is never told that it fell off.
+    yield (
+        "DELETE FROM change WHERE space = ? AND at_ns < ? AND seq < (SELECT max(seq) FROM change WHERE space = ?)",
+        (f.space, before_ns, f.space),
+    )
+    yield "DELETE FROM token WHERE expires_ns < ?", (f.now_ns,)
+    yield "DELETE FROM job WHERE space = ? AND created_ns < ?", (f.space, before_ns)
+
+
+def referenced(f: Frame, locator: str) -> Transaction[bool]:
+    rows = yield "SELECT 1 FROM blob WHERE space = ? AND locator = ?", (f.space, locator)
+    return bool(rows)
+
+
+def unreferenced(f: Frame, before_ns: int, limit: int) -> Transaction[list[str]]:
+    rows = yield (
+        "SELECT locator FROM blob WHERE space = ? AND unreferenced_ns < ? LIMIT ?",
+        (f.space, before_ns, limit),
+    )
+    return [row[0] for row in rows]
+
+
+def renew(f: Frame, locators: list[str]) -> Transaction[None]:
+    for locator in locators:
+        yield (
+            "UPDATE blob SET unreferenced_ns = ? WHERE space = ? AND locator = ? AND unreferenced_ns IS NOT NULL",
+            (f.now_ns, f.space, locator),
+        )
+
+
+def forget_blobs(f: Frame, locators: list[str]) -> Transaction[None]:
+    for locator in locators:
+        yield "DELETE FROM blob WHERE space = ? AND locator = ?", (f.space, locator)
+
+
+def used(f: Frame) -> Transaction[int]:
+    rows = yield "SELECT count(*) FROM node WHERE space = ?", (f.space,)
+    return rows[0][0]
+
+
+def begin_space(f: Frame, owner: str) -> Transaction[None]:
+    """Make the space and its root, once."""
+    rows = yield "SELECT 1 FROM space WHERE space = ?{update}", (f.space,)
+    if rows:
+        return
+    yield (
+        "INSERT INTO space (space, secret, created_ns, synced) VALUES (?, ?, ?, 0)",
+        (f.space, secrets.token_bytes(32), f.now_ns),
+    )
+    root = Node(
+        ROOT_ID, CONTAINER, 1, 0, 0o755, -1, -1, 1, f.now_ns, f.now_ns, f.now_ns, f.now_ns, owner, b"", 0, "", "", 0,
+        "", "",
+    )  # fmt: skip
+    yield _INSERT_NODE, (f.space, *msgspec.structs.astuple(root))
+
+
+def secret(f: Frame) -> Transaction[bytes]:
+    rows = yield "SELECT secret FROM space WHERE space = ?", (f.space,)
+    return bytes(rows[0][0])
+
+
+def put(f: Frame, table: str, key: tuple[str, ...], row: dict[str, Any]) -> Transaction[None]:
+    """Insert or replace one row of a small table."""
+    columns = ", ".join(row)
+    values = ", ".join("?" * len(row))
+    rest = ", ".join(f"{c} = excluded.{c}" for c in row if c not in key)
+    yield (
+        f"INSERT INTO {table} ({columns}) VALUES ({values}) ON CONFLICT ({', '.join(key)}) DO UPDATE SET {rest}",
+        tuple(row.values()),
+    )
+
+
+def pick(f: Frame, table: str, columns: str, where: dict[str, Any]) -> Transaction[tuple[Any, ...] | None]:
+    """One row of a small table, or None."""
+    condition = " AND ".join(f"{c} = ?" for c in where)
+    rows = yield f"SELECT {columns} FROM {table} WHERE {condition}", tuple(where.values())
+    return tuple(rows[0]) if rows else None
+
+
+Script = Callable[..., Transaction[Any]]

@@ -1,0 +1,144 @@
+"""The Store over SQL transactions: what SQLite and PostgreSQL share.
+
+An adapter supplies ``_run(script, caller, durable, *arguments)``, which runs one transaction to its end.
+"""
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+from vosfs.metadata import sql
+from vosfs.metadata.node import Attributes, Blob, Change, Content, Cursor, Extent, NewNode, Node, Usage
+from vosfs.metadata.store import ANYONE, CHANGES_MAX, Caller
+
+
+class SqlStore:
+    """Store (see ``store.py`` for every method's contract) on ``sql.py``'s transactions."""
+
+    space: int
+    notify: Callable[[], None]
+    """Called in the event loop after a transaction that wrote."""
+
+    async def _run(self, script: sql.Script, caller: Caller, durable: bool, *arguments: Any) -> Any:
+        raise NotImplementedError
+
+    async def sync(self) -> None:
+        raise NotImplementedError
+
+    def close(self) -> None:
+        raise NotImplementedError
+
+    def _frame(self, caller: Caller) -> sql.Frame:
+        return sql.Frame(self.space, caller, time.time_ns())
+
+    async def lookup(self, parent: int, name: bytes, caller: Caller = ANYONE) -> Node:
+        return await self._run(sql.lookup, caller, False, parent, name)
+
+    async def get(self, id: int, caller: Caller = ANYONE) -> Node:
+        return await self._run(sql.get, caller, False, id)
+
+    async def children(
+        self, parent: int, after: bytes, limit: int, caller: Caller = ANYONE
+    ) -> list[tuple[bytes, Node]]:
+        return await self._run(sql.children, caller, False, parent, after, limit)
+
+    async def children_with_properties(
+        self, parent: int, start: bytes, limit: int
+    ) -> list[tuple[bytes, Node, dict[str, str]]]:
+        return await self._run(sql.children_with_properties, ANYONE, False, parent, start, limit)
+
+    async def resolve(self, path: tuple[bytes, ...]) -> list[Node]:
+        return await self._run(sql.resolve, ANYONE, False, path)
+
+    async def create(self, parent: int, name: bytes, new: NewNode, caller: Caller = ANYONE) -> Node:
+        return await self._run(sql.create, caller, False, parent, name, new)
+
+    async def link(self, id: int, parent: int, name: bytes, caller: Caller = ANYONE) -> Node:
+        return await self._run(sql.link, caller, False, id, parent, name)
+
+    async def remove(self, parent: int, name: bytes, kind: str, caller: Caller = ANYONE) -> Node:
+        return await self._run(sql.remove, caller, False, parent, name, kind)
+
+    async def rename(
+        self, parent: int, name: bytes, to_parent: int, to_name: bytes, flag: str = "", caller: Caller = ANYONE
+    ) -> Node | None:
+        return await self._run(sql.rename, caller, False, parent, name, to_parent, to_name, flag)
+
+    async def set_attributes(self, id: int, change: Attributes, caller: Caller = ANYONE) -> Node:
+        return await self._run(sql.set_attributes, caller, False, id, change)
+
+    async def open(self, id: int, caller: Caller = ANYONE) -> Content:
+        return await self._run(sql.open_data, caller, False, id)
+
+    async def commit(
+        self, id: int, base_version: int | None, length: int, changes: list[Extent], blobs: list[Blob],
+        mtime_ns: int | None = None, md5: str = "", durable: bool = False, caller: Caller = ANYONE,
+    ) -> Content:  # fmt: skip
+        return await self._run(sql.commit, caller, durable, id, base_version, length, changes, blobs, mtime_ns, md5)
+
+    async def properties(self, id: int, caller: Caller = ANYONE) -> dict[str, str]:
+        return await self._run(sql.properties, caller, False, id)
+
+    async def set_properties(
+        self, id: int, change: dict[str, str | None], clear: bool = False, caller: Caller = ANYONE
+    ) -> Node:
+        return await self._run(sql.set_properties, caller, False, id, change, clear)
+
+    async def usage(self) -> Usage:
+        return Usage(0, 0, await self._run(sql.used, ANYONE, False))
+
+    async def changes(self, since: Cursor, limit: int = CHANGES_MAX) -> tuple[Cursor, list[Change]]:
+        return await self._run(sql.changes, ANYONE, False, since, limit)
+
+    async def cursor(self) -> Cursor:
+        return await self._run(sql.cursor, ANYONE, False)
+
+    async def referenced(self, locator: str) -> bool:
+        return await self._run(sql.referenced, ANYONE, False, locator)
+
+    async def unreferenced(self, before_ns: int, limit: int) -> list[str]:
+        return await self._run(sql.unreferenced, ANYONE, False, before_ns, limit)
+
+    async def renew(self, locators: list[str]) -> None:
+        await self._run(sql.renew, ANYONE, False, locators)
+
+    async def forget_blobs(self, locators: list[str]) -> None:
+        await self._run(sql.forget_blobs, ANYONE, False, locators)
+
+    async def purge(self, limit: int) -> int:
+        return await self._run(sql.purge, ANYONE, False, limit)
+
+    async def trim(self, before_ns: int) -> None:
+        await self._run(sql.trim, ANYONE, False, before_ns)
+
+    async def begin_space(self, owner: str) -> None:
+        """Make the space's root, owned by ``owner``, unless it is there."""
+        await self._run(sql.begin_space, ANYONE, True, owner)
+
+    async def secret(self) -> bytes:
+        return await self._run(sql.secret, ANYONE, False)
+
+    async def put_account(self, name: str, password_hash: str, groups: str) -> None:
+        row = {"name": name, "password": password_hash, "groups": groups}
+        await self._run(sql.put, ANYONE, True, "account", ("name",), row)
+
+    async def account(self, name: str) -> tuple[str, str] | None:
+        return await self._run(sql.pick, ANYONE, False, "account", "password, groups", {"name": name})
+
+    async def put_token(self, digest: bytes, account: str, expires_ns: int) -> None:
+        row = {"digest": digest, "account": account, "expires_ns": expires_ns}
+        await self._run(sql.put, ANYONE, True, "token", ("digest",), row)
+
+    async def token(self, digest: bytes) -> tuple[str, int] | None:
+        return await self._run(sql.pick, ANYONE, False, "token", "account, expires_ns", {"digest": digest})
+
+    async def put_job(self, id: str, owner: str, phase: str, document: str) -> None:
+        row = {
+            "space": self.space, "id": id, "owner": owner, "phase": phase, "document": document,
+            "created_ns": time.time_ns(),
+        }  # fmt: skip
+        await self._run(sql.put, ANYONE, False, "job", ("space", "id"), row)
+
+    async def job(self, id: str) -> tuple[str, str, str, int] | None:
+        columns = "owner, phase, document, created_ns"
+        return await self._run(sql.pick, ANYONE, False, "job", columns, {"space": self.space, "id": id})

@@ -1,0 +1,182 @@
+"""The port: a tree of nodes.
+
+``Tree`` is what the mount needs, and every adapter offers it: memory, SQLite, PostgreSQL, the gateway binding and
+plain VOSpace.  ``Store`` adds what only the daemon needs.  Nodes are named by id; the caller walks paths.
+
+Contract, proved for every adapter by ``tests/store``:
+
+* every operation is atomic, and visible to all later ones when it returns;
+* it is durable once a later ``sync()`` returned (PostgreSQL and SQLite: or when ``durable`` was asked for);
+* mutations append to the change log in the same transaction, under the caller's ``origin``;
+* ``permit(node, right)`` is called inside the transaction for each node whose rights matter, and vetoes by raising.
+"""
+
+from collections.abc import Callable
+from typing import Protocol
+
+from vosfs.metadata.node import Attributes, Blob, Change, Content, Cursor, Extent, NewNode, Node, Usage
+
+READ, WRITE, OWN = "read", "write", "own"
+"""Rights: see a node's bytes or children; change them; change who may."""
+
+PAGE_NODES_MAX = 1000
+"""Longest page of a listing: 0.6 ms of SQLite in the event loop."""
+
+CHANGES_MAX = 1000
+"""Longest page of the change log."""
+
+Permit = Callable[[Node, str], None]
+
+
+def allow(node: Node, right: str) -> None:
+    """The permit of a caller who may do everything."""
+
+
+class Caller(Protocol):
+    """On whose behalf an operation runs."""
+
+    permit: Permit
+    origin: str
+
+
+class Anyone:
+    """A caller with every right: the mount's local stores, the daemon's own tasks, tests."""
+
+    def __init__(self, origin: str = "", permit: Permit = allow) -> None:
+        self.origin = origin
+        self.permit = permit
+
+
+ANYONE = Anyone()
+
+
+class Tree(Protocol):
+    """Names, attributes and extent lists."""
+
+    async def lookup(self, parent: int, name: bytes, caller: Caller = ANYONE) -> Node:
+        """The child ``name`` of a container.  NodeNotFound, NotContainer."""
+
+    async def get(self, id: int, caller: Caller = ANYONE) -> Node:
+        """One node.  NodeNotFound."""
+
+    async def children(
+        self, parent: int, after: bytes, limit: int, caller: Caller = ANYONE
+    ) -> list[tuple[bytes, Node]]:
+        """Up to ``limit`` children with names above ``after``, by name.  A shorter page is the last."""
+
+    async def create(self, parent: int, name: bytes, new: NewNode, caller: Caller = ANYONE) -> Node:
+        """A new node.  DuplicateNode, NodeNotFound (no such parent), NotContainer."""
+
+    async def link(self, id: int, parent: int, name: bytes, caller: Caller = ANYONE) -> Node:
+        """One more name for a node that is not a container (link(2))."""
+
+    async def remove(self, parent: int, name: bytes, kind: str, caller: Caller = ANYONE) -> Node:
+        """Take a name away; a node without names goes to the trash.  Returns it as it is then.
+
+        ``kind``: ``'leaf'`` (unlink(2): IsContainer), ``'empty'`` (rmdir(2): NotContainer, ContainerNotEmpty) or
+        ``'tree'`` (deleteNode: anything, with all its descendants).
+        """
+
+    async def rename(
+        self, parent: int, name: bytes, to_parent: int, to_name: bytes, flag: str = "", caller: Caller = ANYONE
+    ) -> Node | None:
+        """rename(2) in one transaction; returns the node that lost this name, if one did.
+
+        ``flag``: ``''`` replaces, ``'keep'`` raises DuplicateNode, ``'exchange'`` swaps.
+        """
+
+    async def set_attributes(self, id: int, change: Attributes, caller: Caller = ANYONE) -> Node:
+        """Change attributes; ctime moves."""
+
+    async def open(self, id: int, caller: Caller = ANYONE) -> Content:
+        """A data node and its extents, seen together."""
+
+    async def commit(
+        self,
+        id: int,
+        base_version: int | None,
+        length: int,
+        changes: list[Extent],
+        blobs: list[Blob],
+        mtime_ns: int | None = None,
+        md5: str = "",
+        durable: bool = False,
+        caller: Caller = ANYONE,
+    ) -> Content:
+        """Swap a data node's bytes: old list, ``changes`` over it in order, cut or extended to ``length``.
+
+        Stale if the node is not at ``base_version`` (None: whatever it is at).  ``blobs`` describes every blob that
+        ``changes`` names and the node does not stand on yet.  Returns the new content.
+        """
+
+    async def properties(self, id: int, caller: Caller = ANYONE) -> dict[str, str]:
+        """The properties somebody set, by URI."""
+
+    async def set_properties(
+        self, id: int, change: dict[str, str | None], clear: bool = False, caller: Caller = ANYONE
+    ) -> Node:
+        """Union with what is there; None deletes; ``clear`` drops all others first."""
+
+    async def usage(self) -> Usage:
+        """Space used and left."""
+
+    async def changes(self, since: Cursor, limit: int = CHANGES_MAX) -> tuple[Cursor, list[Change]]:
+        """The settled part of the change log after ``since``, and where to go on.  Stale if it was trimmed."""
+
+    async def cursor(self) -> Cursor:
+        """The end of the change log."""
+
+    async def sync(self) -> None:
+        """Everything that returned before is durable when this returns."""
+
+
+class Store(Tree, Protocol):
+    """A tree kept here, with what its daemon needs besides."""
+
+    notify: Callable[[], None]
+    """Called in the event loop after a change of the tree."""
+
+    async def resolve(self, path: tuple[bytes, ...]) -> list[Node]:
+        """The nodes from the root down along ``path``, as far as it exists."""
+
+    async def children_with_properties(
+        self, parent: int, start: bytes, limit: int
+    ) -> list[tuple[bytes, Node, dict[str, str]]]:
+        """Like ``children``, but from ``start`` inclusive, with each child's properties."""
+
+    async def referenced(self, locator: str) -> bool:
+        """Whether any node stands on a blob."""
+
+    async def unreferenced(self, before_ns: int, limit: int) -> list[str]:
+        """Blobs that nothing has stood on since before ``before_ns``."""
+
+    async def renew(self, locators: list[str]) -> None:
+        """Count blobs as just used: a reader still holds them."""
+
+    async def forget_blobs(self, locators: list[str]) -> None:
+        """The collector removed these."""
+
+    async def purge(self, limit: int) -> int:
+        """Empty some of the trash; returns how many nodes went."""
+
+    async def trim(self, before_ns: int) -> None:
+        """Drop old rows of the change log, tokens and jobs."""
+
+    async def secret(self) -> bytes:
+        """The key that signs this space's end-point URLs and blob receipts."""
+
+    async def put_account(self, name: str, password_hash: str, groups: str) -> None: ...
+
+    async def account(self, name: str) -> tuple[str, str] | None:
+        """(password hash, groups) of a user."""
+
+    async def put_token(self, digest: bytes, account: str, expires_ns: int) -> None: ...
+
+    async def token(self, digest: bytes) -> tuple[str, int] | None:
+        """(user, expiry) of a bearer token, by the SHA-256 of its text."""
+
+    async def put_job(self, id: str, owner: str, phase: str, document: str) -> None: ...
+
+    async def job(self, id: str) -> tuple[str, str, str, int] | None:
+        """(owner, phase, document, created) of a transfer job."""
+
