@@ -27,6 +27,7 @@ from vosfs.errors import (
     PermissionDenied,
 )
 from vosfs.metadata import content
+from vosfs.metadata.messages import Stored
 from vosfs.metadata.node import CONTAINER, DATA, LINK, Blob, Content, Extent, NewNode, Node
 from vosfs.metadata.store import READ, WRITE, Anyone
 from vosfs.uri import RESERVED_NAMES, Path, check_name
@@ -320,7 +321,8 @@ async def blobs(service: Service, request: Request, name: str) -> Response:
         finally:
             with trio.CancelScope(shield=True):
                 await trio.to_thread.run_sync(writer.abort)
-        return packed(service.signer.receipt(blob, subject.user), 201)
+        signer = service.signer
+        return packed(Stored(signer.receipt(blob, subject.user), signer.lease(blob.locator)), 201)
     locator = service.signer.leased(name)
     reader = await trio.to_thread.run_sync(service.backend.open, locator)
     length = reader.length

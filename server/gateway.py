@@ -19,7 +19,7 @@ from server.signing import LEASE_S
 from vosfs.errors import InvalidArgument, IsContainer, PermissionDenied, VOSpaceError
 from vosfs.metadata import content, xml
 from vosfs.metadata import messages as m
-from vosfs.metadata.node import CONTAINER, CORE, DATA, LINK, ROOT_ID, Blob, Change, Content, Extent, Node
+from vosfs.metadata.node import CONTAINER, CORE, DATA, LINK, ROOT_ID, Blob, Change, Content, Extent, Node, Renamed
 from vosfs.metadata.store import CHANGES_MAX, PAGE_NODES_MAX, READ, WRITE, Anyone
 from vosfs.uri import RESERVED_NAMES, check_name
 
@@ -100,7 +100,7 @@ class Gateway:
             raise InvalidArgument(f"{r.kind[:40]!r} is not a kind of removal")
         return await self._store.remove(r.parent, r.name, r.kind, caller)
 
-    async def _rename(self, r: m.Rename, subject: Subject, caller: Anyone) -> Node | None:
+    async def _rename(self, r: m.Rename, subject: Subject, caller: Anyone) -> Renamed:
         if r.flag not in ("", "keep", "exchange"):
             raise InvalidArgument(f"{r.flag[:40]!r} is not a flag of rename")
         return await self._store.rename(r.parent, r.name, r.to_parent, _name(r.to_name), r.flag, caller)

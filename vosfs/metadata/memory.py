@@ -35,6 +35,7 @@ from vosfs.metadata.node import (
     Extent,
     NewNode,
     Node,
+    Renamed,
     Usage,
 )
 
@@ -201,7 +202,7 @@ class MemoryStore:
 
     async def rename(
         self, parent: int, name: bytes, to_parent: int, to_name: bytes, flag: str = "", caller: Caller = ANYONE
-    ) -> Node | None:
+    ) -> Renamed:
         for id in sorted({parent, to_parent}):
             self._writable(id, caller)
         names, to_names = self._names[parent], self._names[to_parent]
@@ -220,7 +221,7 @@ class MemoryStore:
             if flag == "keep":
                 raise DuplicateNode(repr(to_name))
             if other.id == node.id:
-                return None
+                return Renamed(node, None)
             if other.kind == CONTAINER:
                 if node.kind != CONTAINER:
                     raise IsContainer(repr(to_name))
@@ -243,7 +244,7 @@ class MemoryStore:
         self._nodes[node.id] = replace(self._nodes[node.id], ctime_ns=time.time_ns())
         self._log(caller, node.id, parent, name)
         self._log(caller, other.id if other else node.id, to_parent, to_name)
-        return gone
+        return Renamed(self._nodes[node.id], gone)
 
     async def set_attributes(self, id: int, change: Attributes, caller: Caller = ANYONE) -> Node:
         fields = {key: value for key, value in msgspec.structs.asdict(change).items() if value is not None}

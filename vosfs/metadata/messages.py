@@ -7,7 +7,7 @@ fault's HTTP status.  ``PROTOCOL`` changes when any record here or in ``node.py`
 
 import msgspec
 
-from vosfs.metadata.node import Attributes, Change, Content, Cursor, Extent, NewNode, Node, Usage
+from vosfs.metadata.node import Attributes, Change, Content, Cursor, Extent, NewNode, Node, Renamed, Usage
 
 PROTOCOL = "ivo://vosfs/std/Gateway#1"
 """Identifier of the binding: a standardID in /capabilities, and a protocol in /protocols."""
@@ -128,6 +128,15 @@ class Greeting(msgspec.Struct, array_like=True):
     lease_s: int
 
 
+class Stored(msgspec.Struct, array_like=True):
+    """Answer to a blob's upload."""
+
+    receipt: str
+    """To commit it with."""
+    name: str
+    """To read it by."""
+
+
 class ChangePage(msgspec.Struct, array_like=True):
     cursor: Cursor
     changes: list[Change]
@@ -154,7 +163,7 @@ AnyRequest = (
 
 RESULTS: dict[type, object] = {
     Hello: Greeting, Lookup: Node, Get: Node, Children: list[Entry], Create: Node, Link: Node, Remove: Node,
-    Rename: Node | None, SetAttributes: Node, Open: Content, Commit: Content, Properties: dict[str, str],
+    Rename: Renamed, SetAttributes: Node, Open: Content, Commit: Content, Properties: dict[str, str],
     SetProperties: Node, SpaceUsage: Usage, Sync: None, Renew: list[str], Changes: ChangePage,
 }  # fmt: skip
 """What answers each request."""

@@ -78,6 +78,15 @@ class Content(msgspec.Struct, array_like=True):
     extents: list[Extent]
 
 
+class Renamed(msgspec.Struct, array_like=True):
+    """What rename(2) did."""
+
+    node: Node
+    """The moved node, as it is now."""
+    gone: Node | None
+    """The node that lost the name, if one did."""
+
+
 class NewNode(msgspec.Struct, array_like=True):
     """What a creator says about a node."""
 

@@ -40,6 +40,7 @@ from vosfs.metadata.node import (
     Extent,
     NewNode,
     Node,
+    Renamed,
 )
 from vosfs.metadata.store import OWN, READ, WRITE, Caller
 
@@ -323,7 +324,7 @@ def _no_cycle(f: Frame, moved: int, into: int) -> Transaction[None]:
         at = rows[0][0]
 
 
-def rename(f: Frame, parent: int, name: bytes, to_parent: int, to_name: bytes, flag: str) -> Transaction[Node | None]:
+def rename(f: Frame, parent: int, name: bytes, to_parent: int, to_name: bytes, flag: str) -> Transaction[Renamed]:
     # Two crossing moves of containers would each pass the cycle check under READ COMMITTED: one at a time.
     if parent != to_parent:
         yield "SELECT 1 FROM space WHERE space = ?{update}", (f.space,)
@@ -356,13 +357,13 @@ def rename(f: Frame, parent: int, name: bytes, to_parent: int, to_name: bytes, f
     else:
         gone = yield from _replace(f, node, other, parent, name, to_parent, to_name, flag)
         if gone is None:
-            return None
+            return Renamed(node, None)
     yield "UPDATE node SET ctime_ns = ? WHERE space = ? AND id = ?", (f.now_ns, f.space, node.id)
     for id in sorted({parent, to_parent}):
         yield _TOUCH, (f.now_ns, f.now_ns, f.space, id)
     yield from _log(f, node.id, parent, name)
     yield from _log(f, other.id if other else node.id, to_parent, to_name)
-    return gone
+    return Renamed(msgspec.structs.replace(node, ctime_ns=f.now_ns), gone)
 
 
 def _point(f: Frame, parent: int, name: bytes, node: int) -> Transaction[None]:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 from vosfs.metadata import sql
-from vosfs.metadata.node import Attributes, Blob, Change, Content, Cursor, Extent, NewNode, Node, Usage
+from vosfs.metadata.node import Attributes, Blob, Change, Content, Cursor, Extent, NewNode, Node, Renamed, Usage
 from vosfs.metadata.store import ANYONE, CHANGES_MAX, Caller
 
 
@@ -61,7 +61,7 @@ class SqlStore:
 
     async def rename(
         self, parent: int, name: bytes, to_parent: int, to_name: bytes, flag: str = "", caller: Caller = ANYONE
-    ) -> Node | None:
+    ) -> Renamed:
         return await self._run(sql.rename, caller, False, parent, name, to_parent, to_name, flag)
 
     async def set_attributes(self, id: int, change: Attributes, caller: Caller = ANYONE) -> Node:

@@ -14,7 +14,7 @@ Contract, proved for every adapter by ``tests/store``:
 from collections.abc import Callable
 from typing import Protocol
 
-from vosfs.metadata.node import Attributes, Blob, Change, Content, Cursor, Extent, NewNode, Node, Usage
+from vosfs.metadata.node import Attributes, Blob, Change, Content, Cursor, Extent, NewNode, Node, Renamed, Usage
 
 READ, WRITE, OWN = "read", "write", "own"
 """Rights: see a node's bytes or children; change them; change who may."""
@@ -79,8 +79,8 @@ class Tree(Protocol):
 
     async def rename(
         self, parent: int, name: bytes, to_parent: int, to_name: bytes, flag: str = "", caller: Caller = ANYONE
-    ) -> Node | None:
-        """rename(2) in one transaction; returns the node that lost this name, if one did.
+    ) -> Renamed:
+        """rename(2) in one transaction; returns what moved and what lost the name.
 
         ``flag``: ``''`` replaces, ``'keep'`` raises DuplicateNode, ``'exchange'`` swaps.
         """

@@ -1,0 +1,111 @@
+"""Blobs as the mount sees them: asynchronous, by range, over a network or beside it.
+
+``Blobs`` is the mount's half of port 2.  A leased name's part before the first dot is the blob's own name: leases
+change, blobs do not, and the cache goes by the blob.
+"""
+
+import os
+from typing import Protocol
+
+import msgspec
+import trio
+
+from vosfs.backends.backend import Backend
+from vosfs.errors import BY_FAULT, ProtocolError, ServiceUnavailable, Stale, StorageFull, VOSpaceError
+from vosfs.metadata.messages import Stored
+from vosfs.wire import Answer, HttpClient, Segment
+
+
+def blob_of(name: str) -> str:
+    """The blob behind a leased name."""
+    return name.partition(".")[0]
+
+
+class Blobs(Protocol):
+    """Where the mount's bytes come from and go to."""
+
+    async def fetch(self, name: str, start: int, into: memoryview) -> None:
+        """Fill ``into`` with a blob's bytes from ``start`` on.  Stale if the lease has ended."""
+
+    async def store(self, segments: list[Segment], durable: bool) -> Stored:
+        """Make one blob of runs of local files, one after the other."""
+
+
+class GatewayBlobs:
+    """Blobs of a daemon, over HTTP ranges."""
+
+    def __init__(self, client: HttpClient, path: str, token: str) -> None:
+        # Dependencies
+        self._client = client
+        # Constants
+        self._path = path
+        self._put = {
+            durable: client.head("PUT", f"{path}{'?durable=1' if durable else ''}", [("Authorization", f"Bearer {token}")])
+            for durable in (False, True)
+        }
+
+    async def fetch(self, name: str, start: int, into: memoryview) -> None:
+        head = self._client.head(
+            "GET", f"{self._path}/{name}", [("Range", f"bytes={start}-{start + len(into) - 1}")]
+        )
+        answer = await self._client.request(head, b"", "GET", idempotent=True, into=into)
+        if answer.status not in (200, 206):
+            if answer.status == 403:
+                raise Stale("the lease of a blob has ended")
+            raise _error(answer)
+        if answer.status == 200 and start:
+            raise ProtocolError("the service ignored a range")
+
+    async def store(self, segments: list[Segment], durable: bool) -> Stored:
+        answer = await self._client.upload(self._put[durable], segments)
+        if answer.status != 201:
+            raise _error(answer)
+        return msgspec.msgpack.decode(answer.body, type=Stored)
+
+
+def _error(answer: Answer) -> VOSpaceError:
+    if answer.status in (502, 503, 504):
+        return ServiceUnavailable(f"the service answers {answer.status}")
+    text = answer.body[:500].decode("utf-8", "replace").strip()
+    fault, _, message = text.partition(" ")
+    for cls in BY_FAULT.values():
+        if cls.fault == fault and cls.status == answer.status:
+            return cls(message)
+    if fault == "QuotaExceeded" and answer.status == 507:
+        return StorageFull(message)
+    return BY_FAULT.get(fault, ProtocolError)(message or f"the service answers {answer.status}")
+
+
+class LocalBlobs:
+    """Blobs of a Backend in this process: for tests, and for mounting on the server's own host."""
+
+    def __init__(self, backend: Backend) -> None:
+        self._backend = backend
+
+    async def fetch(self, name: str, start: int, into: memoryview) -> None:
+        def read() -> None:
+            reader = self._backend.open(blob_of(name))
+            try:
+                into[:] = reader.read(start, start + len(into))
+            finally:
+                reader.close()
+
+        await trio.to_thread.run_sync(read)
+
+    async def store(self, segments: list[Segment], durable: bool) -> Stored:
+        def write() -> Stored:
+            writer = self._backend.create()
+            try:
+                for fd, start, stop in segments:
+                    while start < stop:
+                        data = os.pread(fd, min(1 << 20, stop - start), start)
+                        if not data:
+                            raise ProtocolError("file ended before its length")
+                        writer.write(data)
+                        start += len(data)
+                blob = writer.finish(durable)
+            finally:
+                writer.abort()
+            return Stored(f"{blob.locator}.{blob.length}.{blob.crc32}", blob.locator)
+
+        return await trio.to_thread.run_sync(write)

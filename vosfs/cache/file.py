@@ -1,0 +1,572 @@
+"""One file's bytes as the mount sees them: the space's extents, under what was written here and not yet committed.
+
+A read takes each byte from the freshest place: scratch (``local``), else the extent list over the block cache, else
+zeros.  A write goes to scratch.  ``sync`` uploads what is dirty and commits it as one new version; until then nobody
+else sees any of it, and if it fails the space keeps the old content and the caller gets the error.
+
+Long writes upload while they go on (``upload``), so that a close waits for the tail only; uploaded blobs are nobody's
+content until the commit names them.
+"""
+
+import os
+import time
+from collections import OrderedDict
+from pathlib import Path
+
+import trio
+
+from vosfs.backends.blobs import Blobs
+from vosfs.cache.blocks import BlockCache
+from vosfs.cache.ranges import Ranges
+from vosfs.cache.scratch import Scratch
+from vosfs.errors import NodeNotFound, Stale, VOSpaceError
+from vosfs.metadata import content
+from vosfs.metadata.cached import CachedTree
+from vosfs.metadata.node import Blob, Content, Extent, Node
+
+STREAM_BYTES = 32 << 20
+"""A file with this much dirty starts to upload before it is closed."""
+BLOB_BYTES_MAX = 256 << 20
+"""Longest blob: a failed upload repeats at most this."""
+CLOSED_FILES_MAX = 1_000
+"""Files whose content is remembered after their last close; each may hold a descriptor."""
+LIST_INLINE_MAX = 64
+"""More small runs than this at one commit are uploaded as one blob instead."""
+
+
+class CachedFile:
+    """The content of one data node."""
+
+    def __init__(self, table: "FileTable", found: Content) -> None:
+        # Dependencies
+        self._table = table
+        # Mutable state
+        self.node = found.node
+        """The node at the version this content starts from."""
+        self.length = found.node.length
+        self.mtime_ns: int | None = None
+        """To be committed with the bytes; None if they did not change."""
+        self.handles = 0
+        self.fresh = True
+        """False once the node changed elsewhere: the next open must look."""
+        self.kernel_version = 0
+        """Version that the kernel's page cache was filled from; 0: it must drop what it has."""
+        self.unlinked = False
+        """No name is left: there is nothing to commit to."""
+        self._extents = found.extents
+        """INVARIANT: the space's extents at ``node.version`` with ``_changes`` applied."""
+        self._changes: list[Extent] = []
+        """Not yet committed: holes left by truncation, and uploaded blobs."""
+        self._receipts: dict[str, str] = {}
+        """Leased name -> receipt, of the blobs in ``_changes``."""
+        self._scratch: Scratch | None = None
+        self._local = Ranges()
+        """Where scratch has the freshest bytes."""
+        self._dirty = Ranges()
+        """INVARIANT: part of ``_local``; in no blob yet."""
+        self._counted = (0, 0)
+        """Dirty and local bytes as the table's totals have them."""
+        self._resized = False
+        self._lock = trio.Lock()
+        """Held while uploading and committing: one at a time, in order."""
+        self._uploading = False
+
+    @property
+    def changed(self) -> bool:
+        """Whether anything here is not in the space."""
+        return self._resized or bool(self._dirty) or bool(self._changes)
+
+    def attributes(self) -> Node:
+        """The node as this mount sees it."""
+        node = self._table.tree.peek(self.node.id) or self.node
+        if self.changed:
+            node = Node(*(getattr(node, name) for name in Node.__struct_fields__))
+            node.length = self.length
+            if self.mtime_ns is not None:
+                node.mtime_ns = node.ctime_ns = self.mtime_ns
+        return node
+
+    def check(self) -> None:
+        """Raise ValueError unless the invariants hold."""
+        content.check(self._extents)
+        self._local.check()
+        self._dirty.check()
+        if any(not self._local.covers(*piece) for piece in self._dirty):
+            raise ValueError("dirty bytes are not in scratch")
+        if self._counted != (self._dirty.size, self._local.size):
+            raise ValueError(f"{self._counted} bytes counted, {self._dirty.size}, {self._local.size} there")
+
+    # -- reading ---------------------------------------------------------------------------------------------------
+
+    def read_now(self, start: int, stop: int) -> bytes | None:
+        """``[start, stop)``, cut at the end of the file, if no waiting is needed."""
+        stop = min(stop, self.length)
+        if start >= stop:
+            return b""
+        if self._local:
+            if self._scratch is not None and self._local.covers(start, stop):
+                return self._scratch.read(start, stop)
+            return None
+        for extent in self._extents:
+            if extent.start <= start and stop <= extent.stop:
+                skip = start - extent.start
+                if extent.data:
+                    return extent.data[skip : skip + stop - start]
+                at = extent.offset + skip
+                return self._table.blocks.read_now(extent.locator, at, at + stop - start)
+            if extent.start > start:
+                return None
+        return None
+
+    async def read(self, start: int, stop: int) -> bytes:
+        """``[start, stop)``, cut at the end of the file."""
+        stop = min(stop, self.length)
+        if start >= stop:
+            return b""
+        parts = []
+        for low, high, local in self._local.split(start, stop):
+            if local and self._scratch is not None:
+                parts.append(self._scratch.read(low, high))
+                continue
+            for piece in content.slices(self._extents, low, high):
+                parts.append(await self._piece(piece))
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    async def _piece(self, piece: Extent) -> bytes:
+        if piece.data:
+            return piece.data
+        size = piece.stop - piece.start
+        if not piece.locator:
+            return bytes(size)
+        # A blob's length is not known here; what extents reach of it is enough to bound its blocks.
+        end = self._reach(piece.locator)
+        return await self._table.blocks.read(piece.locator, end, piece.offset, piece.offset + size)
+
+    def _reach(self, name: str) -> int:
+        return max((e.offset + e.stop - e.start for e in self._extents if e.locator == name), default=0)
+
+    async def prefetch(self, start: int, stop: int) -> None:
+        """Bring bytes into the block cache; best effort."""
+        stop = min(stop, self.length)
+        if start >= stop:
+            return
+        for low, high, local in self._local.split(start, stop):
+            if local:
+                continue
+            for piece in content.slices(self._extents, low, high):
+                if piece.locator:
+                    end = self._reach(piece.locator)
+                    size = piece.stop - piece.start
+                    await self._table.blocks.fill(piece.locator, end, piece.offset, piece.offset + size)
+
+    # -- writing (synchronous) ---------------------------------------------------------------------------------------
+
+    def write(self, start: int, data: bytes | memoryview) -> None:
+        """Put bytes at an offset.  StorageFull if the cache's disk is."""
+        stop = start + len(data)
+        if self._scratch is None:
+            self._scratch = self._table.new_scratch()
+        self._scratch.write(start, data)
+        self._local.add(start, stop)
+        self._dirty.add(start, stop)
+        self._count()
+        if stop > self.length:
+            self.length = stop
+            self._resized = True
+        self.mtime_ns = time.time_ns()
+
+    def truncate(self, length: int) -> None:
+        """Cut or extend; an extension reads as zeros."""
+        if length < self.length:
+            # Reads of what is not local come from the extents: the cut bytes cannot come back when the file grows again.
+            self._local.remove(length, self.length)
+            self._dirty.remove(length, self.length)
+            self._count()
+            if self._scratch is not None:
+                self._scratch.punch(length, self.length)
+            self._change(Extent(length, self.length))
+        if length != self.length:
+            self.length = length
+            self._resized = True
+        self.mtime_ns = time.time_ns()
+
+    def _change(self, change: Extent) -> None:
+        self._changes.append(change)
+        self._extents = content.overlay(self._extents, change)
+
+    def set_mtime(self, ns: int) -> None:
+        """Override the modification time that the next commit carries."""
+        self.mtime_ns = ns
+
+    def rebase(self, found: Content) -> None:
+        """Start from another version; only when nothing is changed here."""
+        if found.node.version != self.node.version:
+            self.close()
+            self.length = found.node.length
+        self.node = found.node
+        self._extents = found.extents
+        self.fresh = True
+
+    def discard(self) -> None:
+        """Forget what was not committed: the space keeps what it has."""
+        self.close()
+        self._changes.clear()
+        self._receipts.clear()
+        self._resized = False
+        self.mtime_ns = None
+        self.length = self.node.length
+        self.fresh = False
+        self.kernel_version = 0
+
+    # -- saving ------------------------------------------------------------------------------------------------------
+
+    async def upload(self) -> None:
+        """Move what is dirty into blobs, without committing."""
+        if self._uploading:
+            return
+        self._uploading = True
+        try:
+            async with self._lock:
+                await self._upload(False, 0)
+        finally:
+            self._uploading = False
+
+    async def _upload(self, durable: bool, keep_inline: int) -> list[Extent]:
+        """Upload dirty runs; runs of up to ``keep_inline`` bytes in all are returned as inline extents instead."""
+        ranges = list(self._dirty)
+        if not ranges or self._scratch is None:
+            return []
+        total = sum(stop - start for start, stop in ranges)
+        if total <= keep_inline and len(ranges) <= LIST_INLINE_MAX:
+            return [Extent(start, stop, data=self._scratch.read(start, stop)) for start, stop in ranges]
+        for group in _groups(ranges):
+            await self._upload_group(group, durable)
+        return []
+
+    async def _upload_group(self, group: list[tuple[int, int]], durable: bool) -> None:
+        assert self._scratch is not None
+        # No longer dirty from here on: a write during the upload makes its range dirty again, on top of the blob.
+        for start, stop in group:
+            self._dirty.remove(start, stop)
+        self._count()
+        fd = os.dup(self._scratch.descriptor())
+        try:
+            stored = await self._table.blobs.store([(fd, start, stop) for start, stop in group], durable)
+        except BaseException:
+            for start, stop in group:
+                for low, high, local in self._local.split(start, stop):
+                    if local:
+                        self._dirty.add(low, high)
+            self._count()
+            raise
+        finally:
+            os.close(fd)
+        self._receipts[stored.name] = stored.receipt
+        offset = 0
+        for start, stop in group:
+            # A truncation meanwhile may have cut the file: the blob's tail is then nobody's.
+            end = min(stop, self.length)
+            if start < end:
+                self._change(Extent(start, end, stored.name, offset))
+            offset += stop - start
+        self._table.uploaded(self, group)
+
+    def _count(self) -> None:
+        """Bring the table's totals up to date."""
+        table = self._table
+        table.dirty_bytes += self._dirty.size - self._counted[0]
+        table.local_bytes += self._local.size - self._counted[1]
+        self._counted = (self._dirty.size, self._local.size)
+
+    def drop_local(self, start: int, stop: int) -> None:
+        """Give up clean bytes in scratch: their blob has them."""
+        for low, high, dirty in self._dirty.split(start, stop):
+            if not dirty and self._scratch is not None:
+                self._local.remove(low, high)
+                self._scratch.punch(low, high)
+        self._count()
+
+    async def sync(self, durable: bool) -> None:
+        """Commit everything written before this call.  Stale if somebody else committed since the open."""
+        async with self._lock:
+            if self.unlinked:
+                return
+            # What an earlier, non-durable commit left behind is not covered by this one's.
+            owed = durable and self._table.needs_sync(self.node.id)
+            if self.changed:
+                await self._commit(durable)
+            if owed:
+                await self._table.sync_node(self.node.id)
+
+    async def _commit(self, durable: bool) -> None:
+        tree = self._table.tree
+        inline = await self._upload(durable, content.INLINE_BYTES_MAX)
+        taken = [(e.start, e.stop) for e in inline]
+        for start, stop in taken:
+            self._dirty.remove(start, stop)
+        self._count()
+        pending, length, mtime_ns = list(self._changes), self.length, self.mtime_ns
+        self._resized, self.mtime_ns = False, None
+        changes = [
+            content.relocated(e, self._receipts[e.locator]) if e.locator else e for e in (*pending, *inline)
+        ]
+        blobs = [_blob(self._receipts[e.locator]) for e in pending if e.locator and self._table.local]
+        try:
+            done = await tree.commit(
+                self.node.id, self.node.version, length, changes, blobs, mtime_ns, durable
+            )
+        except NodeNotFound:
+            self.unlinked = True
+            raise Stale("the file was deleted elsewhere") from None
+        except BaseException:
+            for start, stop in taken:
+                for low, high, local in self._local.split(start, stop):
+                    if local:
+                        self._dirty.add(low, high)
+            self._count()
+            self._resized = True
+            if self.mtime_ns is None:
+                self.mtime_ns = mtime_ns
+            raise
+        self.node = done.node
+        if self.kernel_version:
+            # The kernel's pages hold what it wrote through to here.
+            self.kernel_version = done.node.version
+        rest = self._changes[len(pending) :]
+        self._changes = []
+        self._extents = done.extents
+        for change in rest:
+            self._change(change)
+        kept = {e.locator for e in rest}
+        self._receipts = {name: receipt for name, receipt in self._receipts.items() if name in kept}
+        self._table.committed(self.node.id, durable)
+
+    def leased(self) -> list[str]:
+        """The leased names this content stands on."""
+        return sorted(content.locators(self._extents))
+
+    def release_lease(self, fresh: dict[str, str]) -> None:
+        """Put renewed names in place of old ones."""
+        self._extents = [content.relocated(e, fresh.get(e.locator, e.locator)) for e in self._extents]
+
+    def close(self) -> None:
+        """Free everything local, dirty or not."""
+        if self._scratch is not None:
+            self._scratch.close()
+            self._scratch = None
+        self._local.clear()
+        self._dirty.clear()
+        self._count()
+
+    @property
+    def dirty_bytes(self) -> int:
+        """Bytes in no blob yet."""
+        return self._dirty.size
+
+    @property
+    def scratch_file(self) -> bool:
+        """Whether this file holds a local file."""
+        return self._scratch is not None and not self._scratch.in_memory
+
+
+def _groups(ranges: list[tuple[int, int]]) -> list[list[tuple[int, int]]]:
+    """Ranges in groups of up to BLOB_BYTES_MAX, each to become one blob."""
+    groups: list[list[tuple[int, int]]] = []
+    room = 0
+    for start, stop in ranges:
+        while start < stop:
+            if room == 0:
+                groups.append([])
+                room = BLOB_BYTES_MAX
+            end = min(stop, start + room)
+            groups[-1].append((start, end))
+            room -= end - start
+            start = end
+    return groups
+
+
+def _blob(receipt: str) -> Blob:
+    """What a local backend's receipt says (``LocalBlobs.store``)."""
+    locator, length, crc32 = receipt.split(".")
+    return Blob(locator, int(length), int(crc32))
+
+
+class FileTable:
+    """All files with local content, open or recently closed, and the limits they share."""
+
+    def __init__(
+        self, tree: CachedTree, blobs: Blobs, blocks: BlockCache, directory: Path, limit_bytes: int, local: bool = False
+    ) -> None:
+        # Dependencies
+        self.tree = tree
+        self.blobs = blobs
+        self.blocks = blocks
+        # Constants
+        self._directory = directory
+        self.limit_bytes = limit_bytes
+        """Of scratch bytes, clean and dirty together."""
+        self.local = local
+        """Whether blobs are of this process: a commit then carries their description itself."""
+        # Mutable state
+        self._files: OrderedDict[int, CachedFile] = OrderedDict()
+        self.dirty_bytes = 0
+        self.local_bytes = 0
+        """INVARIANT: sum over the files of their bytes in scratch."""
+        self._opening: dict[int, trio.Event] = {}
+        self._unsynced: set[int] = set()
+        """Nodes committed here and not yet made durable."""
+        self._serial = 0
+        directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+
+    def new_scratch(self) -> Scratch:
+        """A place for one file's unsaved bytes."""
+        self._serial += 1
+        return Scratch(self._directory / f"{self._serial:08x}")
+
+    def get(self, id: int) -> CachedFile | None:
+        """The file, if it has local content."""
+        return self._files.get(id)
+
+    async def open(self, id: int) -> CachedFile:
+        """A file at the space's present version, or with this mount's unsaved changes; counts one handle."""
+        while id in self._opening:
+            await self._opening[id].wait()
+        file = self._files.get(id)
+        if file is not None:
+            file.handles += 1
+            if file.changed or file.unlinked or self._current(file):
+                return file
+        event = self._opening[id] = trio.Event()
+        try:
+            found = await self.tree.open(id)
+            if file is None:
+                file = self._files[id] = CachedFile(self, found)
+                file.handles += 1
+            elif not file.changed:
+                file.rebase(found)
+        except BaseException:
+            if file is not None:
+                self.release(file)
+            raise
+        finally:
+            del self._opening[id]
+            event.set()
+        self._files.move_to_end(id)
+        return file
+
+    def made(self, node: Node) -> CachedFile:
+        """A file that was just created: nothing to ask for."""
+        file = self._files[node.id] = CachedFile(self, Content(node, []))
+        file.handles = 1
+        self.committed(node.id, False)
+        return file
+
+    def _current(self, file: CachedFile) -> bool:
+        node = self.tree.peek(file.node.id)
+        return self.tree.live and file.fresh and node is not None and node.version == file.node.version
+
+    def release(self, file: CachedFile) -> None:
+        """One handle fewer; the last one's going makes the content evictable."""
+        file.handles -= 1
+        if file.handles:
+            return
+        if file.changed:
+            # Its last flush failed, and said so.
+            file.discard()
+        if file.unlinked or file.node.nlink == 0:
+            self._drop(file)
+        elif not file.scratch_file:
+            # Few bytes, quickly fetched again; memory is for open files.
+            file.close()
+        self.trim()
+
+    def _drop(self, file: CachedFile) -> None:
+        file.close()
+        if self._files.get(file.node.id) is file:
+            del self._files[file.node.id]
+
+    def trim(self) -> None:
+        """Bring closed files' content under its limits, oldest first."""
+        if not self._over():
+            return
+        for file in list(self._files.values()):
+            if not file.handles:
+                self._drop(file)
+                if not self._over():
+                    return
+
+    def _over(self) -> bool:
+        return len(self._files) > CLOSED_FILES_MAX or self.local_bytes > self.limit_bytes
+
+    def uploaded(self, file: CachedFile, group: list[tuple[int, int]]) -> None:
+        """A blob has these bytes now: keep them as cache only while there is room."""
+        if self.local_bytes > self.limit_bytes // 2:
+            for start, stop in group:
+                file.drop_local(start, stop)
+
+    def committed(self, id: int, durable: bool) -> None:
+        """Keep account of what fsync(2) still has to do."""
+        if durable:
+            self._unsynced.discard(id)
+        else:
+            if len(self._unsynced) > 100_000:
+                self._unsynced.clear()
+                self._unsynced.add(0)
+            self._unsynced.add(id)
+
+    def needs_sync(self, id: int) -> bool:
+        """Whether a node may have bytes or a name that are not durable yet."""
+        return id in self._unsynced or 0 in self._unsynced
+
+    async def sync_node(self, id: int) -> None:
+        """Make a node's committed bytes durable."""
+        await getattr(self.tree.inner, "sync_node", self._sync_all)(id)
+        self._unsynced.discard(id)
+
+    async def _sync_all(self, id: int) -> None:
+        await self.tree.sync()
+
+    def changed_elsewhere(self, id: int) -> None:
+        """The feed says so."""
+        file = self._files.get(id)
+        if file is not None:
+            file.fresh = False
+            file.kernel_version = 0
+
+    def unlinked(self, node: Node) -> None:
+        """This mount took a node's last name away."""
+        file = self._files.get(node.id)
+        if file is not None:
+            file.node.nlink = node.nlink
+            if node.nlink == 0:
+                file.unlinked = True
+                if not file.handles:
+                    self._drop(file)
+
+    async def renew_leases(self) -> None:
+        """Keep the blobs of open files readable."""
+        renew = getattr(self.tree.inner, "renew", None)
+        if renew is None:
+            return
+        for file in list(self._files.values()):
+            if not file.handles:
+                # A closed file asks again when it is opened.
+                file.fresh = False
+                continue
+            names = file.leased()
+            for at in range(0, len(names), 500):
+                page = names[at : at + 500]
+                try:
+                    file.release_lease(dict(zip(page, await renew(page), strict=True)))
+                except VOSpaceError:
+                    file.fresh = False
+
+    def open_files(self) -> int:
+        """Files with a handle."""
+        return sum(1 for file in self._files.values() if file.handles)
+
+    def close(self) -> None:
+        """Free everything local."""
+        for file in list(self._files.values()):
+            file.close()
+        self._files.clear()

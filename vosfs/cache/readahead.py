@@ -1,0 +1,35 @@
+"""How far to read ahead: a pure decision per open file."""
+
+WINDOW_BYTES_MIN = 1 << 20
+WINDOW_BYTES_MAX = 16 << 20
+"""With 10 ms per request, 128 KiB ahead gives 23 MB/s, 1 MiB 155, 4 MiB 437 (spec: stack); 16 MiB covers 50 ms."""
+SEQUENTIAL_SLACK = 1 << 20
+"""The kernel's own read-ahead sends requests out of order within this."""
+
+
+class ReadAhead:
+    """Follows the reads of one handle; a sequential one doubles its window at each step."""
+
+    __slots__ = ("_next", "_window", "_ahead")
+
+    def __init__(self) -> None:
+        self._next = 0
+        self._window = 0
+        self._ahead = 0
+        """Everything below this was asked for already."""
+
+    def plan(self, start: int, stop: int, length: int) -> tuple[int, int] | None:
+        """After a read of ``[start, stop)`` of ``length`` bytes: what to fetch now, or None."""
+        if abs(start - self._next) > SEQUENTIAL_SLACK:
+            self._next, self._window, self._ahead = stop, 0, stop
+            return None
+        self._next = max(stop, self._next)
+        if self._window and self._ahead - stop > self._window // 2:
+            return None
+        self._window = min(max(self._window * 2, WINDOW_BYTES_MIN), WINDOW_BYTES_MAX)
+        first = max(self._ahead, stop)
+        last = min(stop + self._window, length)
+        if first >= last:
+            return None
+        self._ahead = last
+        return first, last

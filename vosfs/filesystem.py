@@ -1,0 +1,456 @@
+"""The file system: what POSIX operations mean on a tree of nodes and their bytes.  Knows no FUSE and no network.
+
+Inode numbers are node ids, so nothing has to be remembered per inode but what makes answers fast.  Attributes come
+from the cached tree, and from the open file where it has unsaved bytes.
+"""
+
+import logging
+import os
+import time
+from collections.abc import Callable
+
+import trio
+
+from vosfs.backends.blobs import Blobs
+from vosfs.cache.blocks import BlockCache
+from vosfs.cache.file import STREAM_BYTES, CachedFile, FileTable
+from vosfs.cache.readahead import ReadAhead
+from vosfs.errors import (
+    DuplicateNode,
+    Immutable,
+    InvalidArgument,
+    IsContainer,
+    NodeNotFound,
+    PropertyNotFound,
+    Stale,
+    VOSpaceError,
+)
+from vosfs.metadata import xattr
+from vosfs.metadata.cached import COMPLETE_MAX, CachedTree
+from vosfs.metadata.node import CONTAINER, DATA, LINK, Attributes, Change, NewNode, Node, Usage
+from vosfs.metadata.store import PAGE_NODES_MAX
+from vosfs.uri import RESERVED_NAMES, check_name
+
+log = logging.getLogger(__name__)
+
+DEADLINE_S = 30.0
+"""Default for every operation that waits for the service."""
+PREFETCHES_MAX = 4
+"""Read-ahead runs at once."""
+
+
+class FileHandle:
+    """An open file description."""
+
+    __slots__ = ("file", "readahead", "writable")
+
+    def __init__(self, file: CachedFile, writable: bool) -> None:
+        self.file = file
+        self.readahead = ReadAhead()
+        self.writable = writable
+
+
+class DirectoryHandle:
+    """An open directory: the pages of its listing, and where each began.
+
+    A position is an ordinal of the listing.  Pages are forgotten as they are passed, so memory is one page; going
+    back asks again from the remembered start of a page.
+    """
+
+    __slots__ = ("id", "starts", "page", "base", "complete", "epoch", "seen")
+
+    def __init__(self, id: int, epoch: int) -> None:
+        self.id = id
+        self.starts: list[bytes] = [b""]
+        """Name after which page i begins."""
+        self.page: list[tuple[bytes, Node]] = []
+        self.base = -1
+        """Ordinal of the page's first entry; -1: none is loaded."""
+        self.complete = False
+        """Whether the page is the last."""
+        self.epoch = epoch
+        self.seen = 0
+
+
+class FileSystem:
+    """One space as a POSIX tree.  Raises VOSpaceError."""
+
+    def __init__(
+        self, tree: CachedTree, blobs: Blobs, blocks: BlockCache, files: FileTable, nursery: trio.Nursery,
+        read_only: bool = False,
+    ) -> None:  # fmt: skip
+        # Dependencies
+        self.tree = tree
+        self.blocks = blocks
+        self.files = files
+        self._nursery = nursery
+        # Constants
+        self._read_only = read_only
+        # Mutable state
+        self._handles: dict[int, FileHandle] = {}
+        self._directories: dict[int, DirectoryHandle] = {}
+        self._next_handle = 1
+        self._prefetching = 0
+        self.on_invalid: Callable[[Change], None] = lambda change: None
+        """Tells the kernel; set by the composition root."""
+
+    # -- names -----------------------------------------------------------------------------------------------------
+
+    async def lookup(self, parent: int, name: bytes) -> Node:
+        """The node under a name."""
+        node = await self.tree.lookup(parent, name)
+        file = self.files.get(node.id)
+        return file.attributes() if file is not None and file.changed else node
+
+    def lookup_now(self, parent: int, name: bytes) -> Node | None:
+        """The same without waiting: None if that is not possible.  NodeNotFound if it is known not to exist."""
+        id = self.tree.peek_name(parent, name)
+        if id is None:
+            return None
+        if id == 0:
+            raise NodeNotFound("")
+        node = self.tree.peek(id)
+        if node is not None:
+            file = self.files.get(id)
+            if file is not None and file.changed:
+                return file.attributes()
+        return node
+
+    async def attributes(self, id: int) -> Node:
+        """An inode's attributes, unsaved changes included."""
+        file = self.files.get(id)
+        if file is not None and (file.changed or file.unlinked):
+            return file.attributes()
+        return await self.tree.get(id)
+
+    def _writable(self) -> None:
+        if self._read_only:
+            raise Immutable("the mount is read-only")
+
+    @staticmethod
+    def _name(name: bytes) -> bytes:
+        if name in RESERVED_NAMES:
+            raise InvalidArgument(f"{name.decode()} is reserved by VOSpace")
+        return check_name(name)
+
+    async def make_container(self, parent: int, name: bytes, mode: int, uid: int, gid: int) -> Node:
+        """mkdir(2)."""
+        self._writable()
+        return await self.tree.create(parent, self._name(name), NewNode(CONTAINER, mode & 0o7777, uid, gid))
+
+    async def make_link(self, parent: int, name: bytes, target: bytes, uid: int, gid: int) -> Node:
+        """symlink(2)."""
+        self._writable()
+        return await self.tree.create(parent, self._name(name), NewNode(LINK, 0o777, uid, gid, target=target))
+
+    async def make_data(self, parent: int, name: bytes, mode: int, uid: int, gid: int) -> Node:
+        """mknod(2) of a regular file."""
+        self._writable()
+        return await self.tree.create(parent, self._name(name), NewNode(DATA, mode & 0o7777, uid, gid))
+
+    async def link(self, id: int, parent: int, name: bytes) -> Node:
+        """link(2)."""
+        self._writable()
+        await self.tree.link(id, parent, self._name(name))
+        return await self.attributes(id)
+
+    async def read_link(self, id: int) -> bytes:
+        """readlink(2)."""
+        node = await self.tree.get(id)
+        if node.kind != LINK:
+            raise InvalidArgument("not a symbolic link")
+        return node.target
+
+    async def unlink(self, parent: int, name: bytes) -> None:
+        """unlink(2).  An open file keeps its bytes until it is closed."""
+        self._writable()
+        self.files.unlinked(await self.tree.remove(parent, name, "leaf"))
+
+    async def remove_container(self, parent: int, name: bytes) -> None:
+        """rmdir(2)."""
+        self._writable()
+        await self.tree.remove(parent, name, "empty")
+
+    async def rename(self, parent: int, name: bytes, to_parent: int, to_name: bytes, flag: str) -> None:
+        """rename(2)."""
+        self._writable()
+        gone = await self.tree.rename(parent, name, to_parent, self._name(to_name), flag)
+        if gone is not None:
+            self.files.unlinked(gone)
+
+    # -- attributes --------------------------------------------------------------------------------------------------
+
+    async def set_attributes(self, id: int, change: Attributes, length: int | None = None) -> Node:
+        """chmod(2), chown(2), utimensat(2), truncate(2) in one."""
+        self._writable()
+        if length is not None:
+            await self._truncate(id, length)
+        file = self.files.get(id)
+        if file is not None and file.handles and file.changed and change.mtime_ns is not None:
+            # It goes out with the bytes at the close: tar and rsync would pay a request a file for it.
+            file.set_mtime(change.mtime_ns)
+            change.mtime_ns = change.atime_ns = None
+        if file is not None and file.unlinked:
+            return file.attributes()
+        if change != Attributes():
+            await self.tree.set_attributes(id, change)
+        return await self.attributes(id)
+
+    async def _truncate(self, id: int, length: int) -> None:
+        file = await self.files.open(id)
+        try:
+            if file.length != length:
+                file.truncate(length)
+                if file.handles == 1:
+                    # Nobody has it open: there will be no close to commit it.
+                    await file.sync(False)
+        finally:
+            self.files.release(file)
+
+    async def usage(self) -> Usage:
+        """statfs(2)."""
+        return await self.tree.usage()
+
+    async def get_property(self, id: int, name: str) -> bytes:
+        """getxattr(2).  PropertyNotFound."""
+        if not xattr.known(name):
+            raise PropertyNotFound(name)
+        properties = await self.tree.properties(id)
+        uri = xattr.uri_of(name)
+        if uri not in properties:
+            raise PropertyNotFound(name)
+        return xattr.value_of(properties[uri])
+
+    async def set_property(self, id: int, name: str, value: bytes, flags: int = 0) -> None:
+        """setxattr(2), with XATTR_CREATE and XATTR_REPLACE."""
+        self._writable()
+        uri = xattr.uri_of(name)
+        if flags:
+            present = uri in await self.tree.properties(id)
+            if flags & os.XATTR_CREATE and present:
+                raise DuplicateNode(name)
+            if flags & os.XATTR_REPLACE and not present:
+                raise PropertyNotFound(name)
+        await self.tree.set_properties(id, {uri: xattr.text_of(value)})
+
+    async def remove_property(self, id: int, name: str) -> None:
+        """removexattr(2).  PropertyNotFound."""
+        self._writable()
+        uri = xattr.uri_of(name)
+        if uri not in await self.tree.properties(id):
+            raise PropertyNotFound(name)
+        await self.tree.set_properties(id, {uri: None})
+
+    async def property_names(self, id: int) -> list[str]:
+        """listxattr(2)."""
+        return [xattr.name_of(uri) for uri in await self.tree.properties(id)]
+
+    # -- files ---------------------------------------------------------------------------------------------------------
+
+    async def open(self, id: int, flags: int) -> tuple[int, bool]:
+        """open(2): a handle, and whether the kernel may keep the pages it has."""
+        writable = flags & os.O_ACCMODE != os.O_RDONLY
+        if writable or flags & os.O_TRUNC:
+            self._writable()
+        node = self.tree.peek(id)
+        if node is not None and node.kind == CONTAINER:
+            raise IsContainer("a container")
+        if writable and node is not None and node.immutable:
+            raise Immutable("the node is read-only")
+        file = await self.files.open(id)
+        keep = file.kernel_version == file.node.version
+        file.kernel_version = file.node.version
+        if flags & os.O_TRUNC and file.length:
+            file.truncate(0)
+            keep = False
+        return self._new_handle(FileHandle(file, writable)), keep
+
+    async def create(self, parent: int, name: bytes, mode: int, uid: int, gid: int, flags: int) -> tuple[int, Node]:
+        """open(2) with O_CREAT of a name that did not exist: a handle and the new node."""
+        self._writable()
+        try:
+            node = await self.make_data(parent, name, mode, uid, gid)
+        except DuplicateNode:
+            if flags & os.O_EXCL:
+                raise
+            node = await self.tree.lookup(parent, name)
+            handle, _ = await self.open(node.id, flags)
+            return handle, await self.attributes(node.id)
+        file = self.files.made(node)
+        file.kernel_version = node.version
+        return self._new_handle(FileHandle(file, True)), node
+
+    def _new_handle(self, handle: FileHandle) -> int:
+        number = self._next_handle
+        self._next_handle += 1
+        self._handles[number] = handle
+        return number
+
+    def _handle(self, number: int) -> FileHandle:
+        try:
+            return self._handles[number]
+        except KeyError:
+            raise Stale(f"handle {number}") from None
+
+    def read_now(self, number: int, start: int, stop: int) -> bytes | None:
+        """Bytes of an open file if they are here: no waiting, no thread."""
+        handle = self._handles.get(number)
+        if handle is None:
+            return None
+        data = handle.file.read_now(start, stop)
+        if data:
+            self._read_ahead(handle, start, stop)
+        return data
+
+    async def read(self, number: int, start: int, stop: int) -> bytes:
+        """Bytes of an open file; fewer at its end."""
+        handle = self._handle(number)
+        self._read_ahead(handle, start, stop)
+        try:
+            return await handle.file.read(start, stop)
+        except Stale:
+            # A lease ended, after a long suspension say: ask for the content again, once.
+            file = handle.file
+            found = await self.tree.open(file.node.id)
+            if file.changed or found.node.version != file.node.version:
+                raise
+            file.rebase(found)
+            return await file.read(start, stop)
+
+    def _read_ahead(self, handle: FileHandle, start: int, stop: int) -> None:
+        plan = handle.readahead.plan(start, stop, handle.file.length)
+        if plan is not None and self._prefetching < PREFETCHES_MAX:
+            self._prefetching += 1
+            self._nursery.start_soon(self._prefetch, handle.file, *plan)
+
+    async def _prefetch(self, file: CachedFile, start: int, stop: int) -> None:
+        try:
+            await file.prefetch(start, stop)
+        except VOSpaceError as exc:
+            log.debug("read-ahead of %d failed: %s", file.node.id, exc)
+        finally:
+            self._prefetching -= 1
+
+    async def write(self, number: int, start: int, data: bytes) -> int:
+        """Write to an open file; waits only when unsaved bytes are at their limit."""
+        file = self._handle(number).file
+        file.write(start, data)
+        if file.dirty_bytes >= STREAM_BYTES:
+            if self.files.dirty_bytes > self.files.limit_bytes // 2:
+                await file.upload()
+            else:
+                self._nursery.start_soon(self._upload, file)
+        return len(data)
+
+    async def _upload(self, file: CachedFile) -> None:
+        try:
+            await file.upload()
+        except VOSpaceError as exc:
+            # The bytes are dirty again, and the close will report what it meets.
+            log.warning("early upload of %d failed: %s", file.node.id, exc)
+
+    async def flush(self, number: int) -> None:
+        """close(2): commit what was written; its error is the close's."""
+        handle = self._handle(number)
+        if handle.file.changed:
+            await handle.file.sync(False)
+
+    async def sync(self, number: int) -> None:
+        """fsync(2): commit, and wait until it is durable."""
+        await self._handle(number).file.sync(True)
+
+    async def release(self, number: int) -> None:
+        """The last reference to a handle went."""
+        handle = self._handles.pop(number, None)
+        if handle is not None:
+            if handle.file.changed and handle.file.handles == 1 and not handle.file.unlinked:
+                # mmap'd pages may be written back after the last flush.
+                try:
+                    await handle.file.sync(False)
+                except VOSpaceError as exc:
+                    log.error("unsaved bytes of node %d are lost: %s", handle.file.node.id, exc)
+            self.files.release(handle.file)
+
+    # -- directories ---------------------------------------------------------------------------------------------------
+
+    def open_directory(self, id: int) -> int:
+        """opendir(3)."""
+        number = self._next_handle
+        self._next_handle += 1
+        self._directories[number] = DirectoryHandle(id, self.tree.epoch)
+        return number
+
+    def release_directory(self, number: int) -> None:
+        """closedir(3)."""
+        self._directories.pop(number, None)
+
+    async def entries(self, number: int, at: int) -> list[tuple[bytes, Node]]:
+        """Entries from ordinal ``at`` on: some, or none at the end."""
+        handle = self._directories[number]
+        if handle.base < 0 or not handle.base <= at <= handle.base + len(handle.page):
+            await self._load(handle, at // PAGE_NODES_MAX)
+        if at == handle.base + len(handle.page) and not handle.complete:
+            await self._load(handle, at // PAGE_NODES_MAX)
+        return handle.page[at - handle.base :]
+
+    async def _load(self, handle: DirectoryHandle, wanted: int) -> None:
+        known = self._known_page(handle.id) if wanted == 0 else None
+        if known is not None:
+            handle.page, handle.base, handle.complete = known, 0, True
+            return
+        page = min(wanted, len(handle.starts) - 1)
+        while True:
+            if page == 0:
+                handle.epoch, handle.seen = self.tree.epoch, 0
+            entries = await self.tree.children(handle.id, handle.starts[page], PAGE_NODES_MAX)
+            handle.page, handle.base = entries, page * PAGE_NODES_MAX
+            handle.complete = len(entries) < PAGE_NODES_MAX
+            if page == handle.seen // PAGE_NODES_MAX and handle.seen == handle.base:
+                handle.seen += len(entries)
+            if handle.complete:
+                if handle.seen == handle.base + len(entries):
+                    self.tree.listed(handle.id, handle.epoch, handle.seen)
+                return
+            if len(handle.starts) == page + 1:
+                handle.starts.append(entries[-1][0])
+            if page >= wanted:
+                return
+            page += 1
+
+    def _known_page(self, id: int) -> list[tuple[bytes, Node]] | None:
+        """The whole listing from memory, if every name and node of it is known."""
+        names = self.tree.names_known(id)
+        if names is None or len(names) > COMPLETE_MAX:
+            return None
+        page = []
+        for name in sorted(names):
+            if names[name]:
+                node = self.tree.peek(names[name])
+                if node is None:
+                    return None
+                page.append((name, node))
+        return page
+
+    async def sync_directory(self) -> None:
+        """fsync(2) of a directory: all names are durable."""
+        await self.tree.sync()
+
+    # -- changes elsewhere ---------------------------------------------------------------------------------------------
+
+    def changed_elsewhere(self, change: Change) -> None:
+        """Apply one row of the change feed, and tell the kernel."""
+        self.tree.invalidate(change)
+        self.files.changed_elsewhere(change.node)
+        self.on_invalid(change)
+
+    def status(self) -> dict[str, object]:
+        """What ``vosfs status`` shows."""
+        return {
+            "live": self.tree.live,
+            "open_files": self.files.open_files(),
+            "dirty_bytes": self.files.dirty_bytes,
+            "scratch_bytes": self.files.local_bytes,
+            "cache_bytes": self.blocks.used_bytes,
+            "cache_limit_bytes": self.blocks.limit_bytes,
+            "time": time.time(),
+        }

@@ -1,0 +1,310 @@
+"""The tree, remembered: a decorator over any Tree.
+
+While a change feed is followed (``live``), what is remembered is right until the feed says otherwise; without one it
+is trusted for TTL_S.  Only what was asked for or made here is kept, in two bounded tables.  State changes in
+synchronous steps between awaits; an answer that was under way while an invalidation came is used but not kept.
+"""
+
+import time
+from collections import OrderedDict
+
+import msgspec
+
+from vosfs.errors import NodeNotFound, VOSpaceError
+from vosfs.metadata.node import CONTAINER, Attributes, Blob, Change, Content, Extent, NewNode, Node, Usage
+from vosfs.metadata.store import Tree
+
+TTL_S = 1.0
+"""How long an unconfirmed answer is trusted: what NFS and sshfs users are used to."""
+LIVE_TTL_S = 60.0
+"""The same under a live feed; bounds what a lost invalidation can cost."""
+NODES_MAX = 50_000
+"""25 MB of attributes."""
+CONTAINERS_MAX = 4_000
+COMPLETE_MAX = 20_000
+"""Longest listing that is kept whole."""
+NAMES_MAX = 100_000
+"""Names remembered in all containers together."""
+
+replace = msgspec.structs.replace
+
+
+class _Names:
+    """What is known of one container's names."""
+
+    __slots__ = ("ids", "complete", "expires")
+
+    def __init__(self, complete: bool, expires: float) -> None:
+        self.ids: dict[bytes, int] = {}
+        """Name -> node id; 0: there is no such name."""
+        self.complete = complete
+        """INVARIANT: if set, ``ids`` has every name the container has."""
+        self.expires = expires
+
+
+class CachedTree:
+    """Tree that answers from memory when it may."""
+
+    def __init__(self, inner: Tree) -> None:
+        # Dependencies
+        self.inner = inner
+        # Mutable state
+        self.live = False
+        """Whether a feed invalidates what changes elsewhere."""
+        self._nodes: OrderedDict[int, tuple[Node, float]] = OrderedDict()
+        self._names: OrderedDict[int, _Names] = OrderedDict()
+        self._count = 0
+        """INVARIANT: sum of len(ids) over ``_names``, at most NAMES_MAX."""
+        self._epoch = 0
+        """Counts invalidations: an answer from an older epoch is not kept."""
+
+    @property
+    def ttl_s(self) -> float:
+        """How long an answer may be trusted, by the kernel too."""
+        return LIVE_TTL_S if self.live else TTL_S
+
+    # -- remembering (synchronous) -------------------------------------------------------------------------------
+
+    def remember(self, node: Node) -> Node:
+        """Keep a node's attributes."""
+        nodes = self._nodes
+        nodes[node.id] = (node, time.monotonic() + (LIVE_TTL_S if self.live else TTL_S))
+        nodes.move_to_end(node.id)
+        if len(nodes) > NODES_MAX:
+            nodes.popitem(last=False)
+        return node
+
+    def peek(self, id: int) -> Node | None:
+        """The node, if it is remembered and fresh."""
+        kept = self._nodes.get(id)
+        if kept is None or kept[1] < time.monotonic():
+            return None
+        return kept[0]
+
+    def _container(self, id: int, complete: bool = False) -> _Names:
+        names = self._names.get(id)
+        if names is None or names.expires < time.monotonic():
+            self._drop_names(id)
+            names = self._names[id] = _Names(complete, time.monotonic() + self.ttl_s)
+            while len(self._names) > CONTAINERS_MAX or (self._count > NAMES_MAX and len(self._names) > 1):
+                self._drop_names(next(iter(self._names)))
+        return names
+
+    def _drop_names(self, id: int) -> None:
+        names = self._names.pop(id, None)
+        if names is not None:
+            self._count -= len(names.ids)
+
+    def _set_name(self, parent: int, name: bytes, id: int) -> None:
+        names = self._container(parent)
+        if name not in names.ids:
+            self._count += 1
+        names.ids[name] = id
+
+    def _touch(self, parent: int, ns: int) -> None:
+        """A container's names changed at ``ns``, by this mount: its new times are known without asking."""
+        kept = self._nodes.get(parent)
+        if kept is not None:
+            self._nodes[parent] = (replace(kept[0], mtime_ns=ns, ctime_ns=ns), kept[1])
+
+    def forget(self, id: int) -> None:
+        """A node changed elsewhere, or an operation on it ended in doubt."""
+        self._epoch += 1
+        self._nodes.pop(id, None)
+        self._drop_names(id)
+
+    def forget_name(self, parent: int, name: bytes) -> None:
+        """A name changed elsewhere."""
+        self._epoch += 1
+        self._nodes.pop(parent, None)
+        names = self._names.get(parent)
+        if names is not None:
+            if names.ids.pop(name, None) is not None:
+                self._count -= 1
+            names.complete = False
+
+    def forget_all(self) -> None:
+        """Nothing is known any more (the feed lost its place)."""
+        self._epoch += 1
+        self._nodes.clear()
+        self._names.clear()
+        self._count = 0
+
+    def invalidate(self, change: Change) -> None:
+        """Apply one row of the change log."""
+        self._epoch += 1
+        self._nodes.pop(change.node, None)
+        if change.parent:
+            self.forget_name(change.parent, change.name)
+
+    def names_known(self, parent: int) -> dict[bytes, int] | None:
+        """All names of a container, if they are known."""
+        names = self._names.get(parent)
+        if names is None or not names.complete or names.expires < time.monotonic():
+            return None
+        return names.ids
+
+    def peek_name(self, parent: int, name: bytes) -> int | None:
+        """The id under a name; 0 if there is no such name; None if not known."""
+        names = self._names.get(parent)
+        if names is None or names.expires < time.monotonic():
+            return None
+        return names.ids.get(name, 0 if names.complete else None)
+
+    # -- Tree ----------------------------------------------------------------------------------------------------
+
+    async def lookup(self, parent: int, name: bytes) -> Node:
+        id = self.peek_name(parent, name)
+        if id == 0:
+            raise NodeNotFound(repr(name))
+        if id is not None:
+            node = self.peek(id)
+            if node is not None:
+                return node
+        epoch = self._epoch
+        try:
+            node = await self.inner.lookup(parent, name)
+        except NodeNotFound:
+            if epoch == self._epoch and self.live:
+                self._set_name(parent, name, 0)
+            raise
+        if epoch == self._epoch:
+            self._set_name(parent, name, node.id)
+            self.remember(node)
+        return node
+
+    async def get(self, id: int) -> Node:
+        node = self.peek(id)
+        if node is not None:
+            return node
+        epoch = self._epoch
+        node = await self.inner.get(id)
+        return self.remember(node) if epoch == self._epoch else node
+
+    async def children(self, parent: int, after: bytes, limit: int) -> list[tuple[bytes, Node]]:
+        epoch = self._epoch
+        page = await self.inner.children(parent, after, limit)
+        if epoch == self._epoch:
+            for name, node in page:
+                self.remember(node)
+                self._set_name(parent, name, node.id)
+        return page
+
+    def listed(self, parent: int, epoch: int, names: int) -> None:
+        """A listing that began at ``epoch`` saw all ``names`` names: keep it as complete if nothing changed since."""
+        known = self._names.get(parent)
+        if known is not None and epoch == self._epoch and names <= COMPLETE_MAX and self.live:
+            if sum(1 for id in known.ids.values() if id) == names:
+                known.complete = True
+
+    @property
+    def epoch(self) -> int:
+        """See ``listed``."""
+        return self._epoch
+
+    async def create(self, parent: int, name: bytes, new: NewNode) -> Node:
+        try:
+            node = await self.inner.create(parent, name, new)
+        except VOSpaceError:
+            self.forget_name(parent, name)
+            raise
+        self._set_name(parent, name, node.id)
+        self._touch(parent, node.ctime_ns)
+        if node.kind == CONTAINER and self.live:
+            self._container(node.id, complete=True)
+        return self.remember(node)
+
+    async def link(self, id: int, parent: int, name: bytes) -> Node:
+        try:
+            node = await self.inner.link(id, parent, name)
+        except VOSpaceError:
+            self.forget_name(parent, name)
+            raise
+        self._set_name(parent, name, id)
+        self._touch(parent, node.ctime_ns)
+        return self.remember(node)
+
+    async def remove(self, parent: int, name: bytes, kind: str) -> Node:
+        try:
+            node = await self.inner.remove(parent, name, kind)
+        except VOSpaceError:
+            self.forget_name(parent, name)
+            raise
+        self._unname(parent, name)
+        self._touch(parent, node.ctime_ns)
+        self._after_drop(node)
+        return node
+
+    def _unname(self, parent: int, name: bytes) -> None:
+        if self.live:
+            self._set_name(parent, name, 0)
+        else:
+            self.forget_name(parent, name)
+
+    def _after_drop(self, node: Node) -> None:
+        if node.nlink == 0:
+            self._nodes.pop(node.id, None)
+            self._drop_names(node.id)
+        else:
+            self.remember(node)
+
+    async def rename(self, parent: int, name: bytes, to_parent: int, to_name: bytes, flag: str) -> Node | None:
+        """As in the port; returns the node that lost its name."""
+        try:
+            done = await self.inner.rename(parent, name, to_parent, to_name, flag)
+        except VOSpaceError:
+            self.forget_name(parent, name)
+            self.forget_name(to_parent, to_name)
+            raise
+        if flag == "exchange" or (done.gone is None and self.peek_name(to_parent, to_name) == done.node.id):
+            self.forget_name(parent, name)
+            self.forget_name(to_parent, to_name)
+        else:
+            self._unname(parent, name)
+            self._set_name(to_parent, to_name, done.node.id)
+        self.remember(done.node)
+        for id in (parent, to_parent):
+            self._touch(id, done.node.ctime_ns)
+        if done.gone is not None:
+            self._after_drop(done.gone)
+        return done.gone
+
+    async def set_attributes(self, id: int, change: Attributes) -> Node:
+        try:
+            return self.remember(await self.inner.set_attributes(id, change))
+        except VOSpaceError:
+            self.forget(id)
+            raise
+
+    async def open(self, id: int) -> Content:
+        epoch = self._epoch
+        found = await self.inner.open(id)
+        if epoch == self._epoch:
+            self.remember(found.node)
+        return found
+
+    async def commit(
+        self, id: int, base_version: int | None, length: int, changes: list[Extent], blobs: list[Blob],
+        mtime_ns: int | None, durable: bool,
+    ) -> Content:  # fmt: skip
+        try:
+            done = await self.inner.commit(
+                id, base_version, length, changes, blobs, mtime_ns, durable=durable
+            )
+        except VOSpaceError:
+            self.forget(id)
+            raise
+        self.remember(done.node)
+        return done
+
+    async def properties(self, id: int) -> dict[str, str]:
+        return await self.inner.properties(id)
+
+    async def set_properties(self, id: int, change: dict[str, str | None]) -> Node:
+        return self.remember(await self.inner.set_properties(id, change))
+
+    async def usage(self) -> Usage:
+        return await self.inner.usage()
+
+    async def sync(self) -> None:
+        await self.inner.sync()

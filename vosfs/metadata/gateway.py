@@ -1,0 +1,136 @@
+"""The tree over the gateway binding: one POST per operation, on kept connections."""
+
+import secrets
+from typing import Any
+
+import msgspec
+
+from vosfs.errors import BY_NAME, NotAuthenticated, ProtocolError, ServiceUnavailable
+from vosfs.metadata import messages as m
+from vosfs.metadata.node import (
+    Attributes,
+    Blob,
+    Change,
+    Content,
+    Cursor,
+    Extent,
+    NewNode,
+    Node,
+    Renamed,
+    Usage,
+)
+from vosfs.metadata.store import ANYONE, CHANGES_MAX, Caller
+from vosfs.wire import HttpClient
+
+_encode = msgspec.msgpack.Encoder().encode
+_DECODERS = {kind: msgspec.msgpack.Decoder(result).decode for kind, result in m.RESULTS.items()}
+_READS = (
+    m.Hello, m.Lookup, m.Get, m.Children, m.Open, m.Properties, m.SpaceUsage, m.Sync, m.Renew, m.Changes
+)  # fmt: skip
+"""Requests that may be sent again when a kept connection breaks under them."""
+
+
+class GatewayTree:
+    """Tree (see ``store.py`` for every method's contract) on a daemon; its caller is whoever the token names."""
+
+    def __init__(self, client: HttpClient, path: str, token: str) -> None:
+        # Dependencies
+        self._client = client
+        # Constants
+        self.origin = secrets.token_hex(8)
+        """What this mount's changes are logged under."""
+        headers = [("Content-Type", m.MEDIA_TYPE), (m.ORIGIN_HEADER, self.origin)]
+        if token:
+            headers.append(("Authorization", f"Bearer {token}"))
+        self._head = client.head("POST", path, headers)
+
+    async def _call(self, request: m.Request, deadline_s: float | None = None) -> Any:
+        kind = type(request)
+        answer = await self._client.request(
+            self._head, _encode(request), idempotent=kind in _READS, deadline_s=deadline_s
+        )
+        try:
+            if answer.status == 200:
+                return _DECODERS[kind](answer.body)
+            failure = msgspec.msgpack.decode(answer.body, type=m.Failure)
+        except msgspec.DecodeError as exc:
+            if answer.status in (502, 503, 504):
+                raise ServiceUnavailable(f"the service answers {answer.status}") from None
+            raise ProtocolError(f"status {answer.status} with a body that is not of {m.PROTOCOL}: {exc}") from None
+        raise BY_NAME.get(failure.error, ProtocolError)(failure.message)
+
+    async def hello(self) -> m.Greeting:
+        """Introduce oneself.  NotAuthenticated, PermissionDenied, and what a broken network gives."""
+        try:
+            return await self._call(m.Hello())
+        except NotAuthenticated as exc:
+            raise NotAuthenticated(f"{exc}; get a new one with vosfsd token, or from whoever runs the service") from None
+
+    async def lookup(self, parent: int, name: bytes, caller: Caller = ANYONE) -> Node:
+        return await self._call(m.Lookup(parent, name))
+
+    async def get(self, id: int, caller: Caller = ANYONE) -> Node:
+        return await self._call(m.Get(id))
+
+    async def children(
+        self, parent: int, after: bytes, limit: int, caller: Caller = ANYONE
+    ) -> list[tuple[bytes, Node]]:
+        return [(entry.name, entry.node) for entry in await self._call(m.Children(parent, after, limit))]
+
+    async def create(self, parent: int, name: bytes, new: NewNode, caller: Caller = ANYONE) -> Node:
+        return await self._call(m.Create(parent, name, new))
+
+    async def link(self, id: int, parent: int, name: bytes, caller: Caller = ANYONE) -> Node:
+        return await self._call(m.Link(id, parent, name))
+
+    async def remove(self, parent: int, name: bytes, kind: str, caller: Caller = ANYONE) -> Node:
+        return await self._call(m.Remove(parent, name, kind))
+
+    async def rename(
+        self, parent: int, name: bytes, to_parent: int, to_name: bytes, flag: str = "", caller: Caller = ANYONE
+    ) -> Renamed:
+        return await self._call(m.Rename(parent, name, to_parent, to_name, flag))
+
+    async def set_attributes(self, id: int, change: Attributes, caller: Caller = ANYONE) -> Node:
+        return await self._call(m.SetAttributes(id, change))
+
+    async def open(self, id: int, caller: Caller = ANYONE) -> Content:
+        return await self._call(m.Open(id))
+
+    async def commit(
+        self, id: int, base_version: int | None, length: int, changes: list[Extent], blobs: list[Blob],
+        mtime_ns: int | None = None, md5: str = "", durable: bool = False, caller: Caller = ANYONE,
+    ) -> Content:  # fmt: skip
+        return await self._call(m.Commit(id, base_version, length, changes, mtime_ns, durable))
+
+    async def properties(self, id: int, caller: Caller = ANYONE) -> dict[str, str]:
+        return await self._call(m.Properties(id))
+
+    async def set_properties(
+        self, id: int, change: dict[str, str | None], clear: bool = False, caller: Caller = ANYONE
+    ) -> Node:
+        return await self._call(m.SetProperties(id, change))
+
+    async def usage(self) -> Usage:
+        return await self._call(m.SpaceUsage())
+
+    async def changes(
+        self, since: Cursor, limit: int = CHANGES_MAX, wait_s: float = 0
+    ) -> tuple[Cursor, list[Change]]:
+        """As in the port; with ``wait_s`` the answer may wait that long for a change."""
+        page = await self._call(m.Changes(since, wait_s), wait_s + self._client.deadline_s)
+        return page.cursor, page.changes
+
+    async def cursor(self) -> Cursor:
+        return (await self.hello()).cursor
+
+    async def sync(self) -> None:
+        await self._call(m.Sync(0))
+
+    async def sync_node(self, id: int) -> None:
+        """Make a node's present bytes durable."""
+        await self._call(m.Sync(id))
+
+    async def renew(self, names: list[str]) -> list[str]:
+        """Fresh leases for blobs that are still being read, in the same order."""
+        return await self._call(m.Renew(names))

@@ -1,0 +1,208 @@
+"""The composition root of a mount: which tree, which blobs, which cache; and the tasks that live as long as it."""
+
+import logging
+import os
+import resource
+import shutil
+import signal
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import trio
+
+from vosfs import fuse
+from vosfs.backends.blobs import Blobs, GatewayBlobs
+from vosfs.cache.blocks import BlockCache
+from vosfs.cache.file import FileTable
+from vosfs.errors import QuietError, Stale, VOSpaceError
+from vosfs.filesystem import DEADLINE_S, FileSystem
+from vosfs.metadata.cached import CachedTree
+from vosfs.metadata.gateway import GatewayTree
+from vosfs.metadata.messages import PROTOCOL, WAIT_S_MAX
+from vosfs.metadata.node import ROOT_ID, Cursor
+from vosfs.metadata.store import Tree
+from vosfs.session import Session
+from vosfs.wire import HttpClient
+
+log = logging.getLogger(__name__)
+
+CACHE_BYTES = 10 << 30
+"""Default limit of the block cache; at most half of what the disk has free."""
+RETRY_S_MIN, RETRY_S_MAX = 0.2, 5.0
+"""Between attempts to reach the change feed."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """What ``vosfs mount`` was told."""
+
+    url: str
+    mountpoint: Path
+    cache_dir: Path
+    token: str = ""
+    cache_bytes: int = CACHE_BYTES
+    deadline_s: float = DEADLINE_S
+    read_only: bool = False
+    uid: int = field(default_factory=os.getuid)
+    gid: int = field(default_factory=os.getgid)
+    fuse: frozenset[str] = frozenset()
+    """Handed to the kernel as they are: allow_other and the like."""
+    plain: bool = False
+    """Use plain VOSpace even where the gateway binding is offered."""
+
+
+async def run(options: Options, report: Callable[[str], None]) -> None:
+    """Mount and serve until unmounted or told to stop.  ``report('')`` once the root was listed through the kernel.
+
+    Raises QuietError before that, with the reason in one line.
+    """
+    cache = _private_cache(options.cache_dir)
+    clients: list[HttpClient] = []
+    try:
+        try:
+            tree, blobs, cursor, what = await _connect(options, clients)
+            cached = CachedTree(tree)
+            await cached.children(ROOT_ID, b"", 1)
+        except VOSpaceError as exc:
+            raise QuietError(f"cannot mount {options.url}: {exc}") from exc
+        limit = min(options.cache_bytes, shutil.disk_usage(cache).free // 2)
+        blocks = BlockCache(cache / "blocks", blobs, limit // 2)
+        files = FileTable(cached, blobs, blocks, cache / "scratch", limit // 2)
+        async with trio.open_nursery() as nursery:
+            filesystem = FileSystem(cached, blobs, blocks, files, nursery, options.read_only)
+            about = {
+                "url": options.url, "pid": os.getpid(), "binding": what, "mountpoint": str(options.mountpoint),
+                "cache_dir": str(options.cache_dir), "since": time.time(),
+            }  # fmt: skip
+            operations = fuse.Operations(filesystem, options.uid, options.gid, about)
+            try:
+                fuse.attach(operations, str(options.mountpoint), options.url, set(options.fuse))
+            except (OSError, RuntimeError) as exc:
+                raise QuietError(f"cannot mount at {options.mountpoint}: {exc}") from exc
+            clean = False
+            try:
+                nursery.start_soon(_stop_on_signal)
+                if cursor is not None and isinstance(tree, GatewayTree):
+                    invalidator = fuse.Invalidator()
+                    filesystem.on_invalid = invalidator
+                    nursery.start_soon(invalidator.run)
+                    nursery.start_soon(follow, tree, filesystem, cursor)
+                    nursery.start_soon(_keep_leases, files)
+                nursery.start_soon(_announce, options, report)
+                await fuse.serve()
+                clean = True
+            finally:
+                # After a crash the mount point stays, answering ENOTCONN: an empty directory in its place would be
+                # taken for an empty space.
+                fuse.detach(unmount=clean)
+                nursery.cancel_scope.cancel()
+        files.close()
+        blocks.close()
+    finally:
+        for client in clients:
+            client.close()
+        shutil.rmtree(cache, ignore_errors=True)
+
+
+def _private_cache(directory: Path) -> Path:
+    """A directory of this process alone; those of dead processes are removed."""
+    try:
+        directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+        for old in directory.glob("mount-*"):
+            number = old.name.removeprefix("mount-")
+            if number.isdigit() and not Path(f"/proc/{number}").exists():
+                shutil.rmtree(old, ignore_errors=True)
+        cache = directory / f"mount-{os.getpid()}"
+        cache.mkdir(mode=0o700)
+    except OSError as exc:
+        raise QuietError(f"cache directory {directory}: {exc.strerror}") from exc
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, 65536), hard))
+    return cache
+
+
+async def _connect(options: Options, clients: list[HttpClient]) -> tuple[Tree, Blobs, Cursor | None, str]:
+    """The best tree and blobs that a service offers."""
+    session = Session(options.url, options.token, options.deadline_s)
+    offered = await session.capabilities()
+
+    def client(url: str) -> tuple[HttpClient, str]:
+        made = HttpClient(url, options.deadline_s)
+        for known in clients:
+            if known.origin == made.origin:
+                return known, url.removeprefix(known.origin)
+        clients.append(made)
+        return made, url.removeprefix(made.origin)
+
+    if PROTOCOL in offered and not options.plain:
+        tree = GatewayTree(*client(offered[PROTOCOL]), options.token)
+        greeting = await tree.hello()
+        data, path = client(greeting.data_url + "/blobs")
+        return tree, GatewayBlobs(data, path, options.token), greeting.cursor, "gateway"
+    raise QuietError(f"{options.url} does not offer the gateway binding")
+
+
+async def follow(tree: GatewayTree, filesystem: FileSystem, cursor: Cursor) -> None:
+    """Follow the change feed until cancelled: apply what others did, skip what this mount did."""
+    filesystem.tree.live = True
+    pause = RETRY_S_MIN
+    while True:
+        try:
+            cursor, changes = await tree.changes(cursor, wait_s=WAIT_S_MAX)
+        except Stale:
+            log.warning("the change log was trimmed while the feed was down: everything is asked for again")
+            filesystem.tree.forget_all()
+            cursor = Cursor()
+            try:
+                cursor = await tree.cursor()
+            except VOSpaceError as exc:
+                log.debug("feed: %s", exc)
+        except VOSpaceError as exc:
+            if filesystem.tree.live:
+                log.warning("change feed lost, attributes are trusted for a second only: %s", exc)
+            filesystem.tree.live = False
+            await trio.sleep(pause)
+            pause = min(pause * 2, RETRY_S_MAX)
+        else:
+            if not filesystem.tree.live:
+                log.info("change feed is back")
+            filesystem.tree.live = True
+            pause = RETRY_S_MIN
+            for change in changes:
+                if change.origin != tree.origin:
+                    filesystem.changed_elsewhere(change)
+
+
+async def _keep_leases(files: FileTable) -> None:
+    while True:
+        await trio.sleep(1200)
+        await files.renew_leases()
+
+
+async def _stop_on_signal() -> None:
+    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
+        async for number in signals:
+            log.info("stopping on %s", signal.Signals(number).name)
+            fuse.stop()
+            return
+
+
+async def _announce(options: Options, report: Callable[[str], None]) -> None:
+    """Say that the mount works, when it does: its root was listed through the kernel."""
+
+    def look() -> None:
+        with os.scandir(options.mountpoint) as entries:
+            next(entries, None)
+        fuse.tune(str(options.mountpoint))
+
+    try:
+        with trio.fail_after(options.deadline_s):
+            await trio.to_thread.run_sync(look, abandon_on_cancel=True)
+    except (OSError, trio.TooSlowError) as exc:
+        report(f"mounted, but the root cannot be listed: {exc}")
+        fuse.stop()
+        return
+    log.info("mounted %s at %s", options.url, options.mountpoint)
+    report("")
