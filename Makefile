@@ -1,0 +1,57 @@
+# vosfs. `make demo` and `make test` need nothing before them; `make help` lists the rest.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+DEBIAN := fuse3 libfuse3-dev pkg-config postgresql gcc libc6-dev python3-dev python3-venv
+
+.PHONY: help init demo test check format bench bench-quick run docs clean debian
+
+help:  ## list these targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
+
+init: $(STAMP)  ## put everything into .venv/
+
+$(STAMP): setup.cfg pyproject.toml scripts/debian.sh | debian
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip setuptools wheel
+	$(BIN)/python -m pip install --quiet --editable '.[test,check,docs]'
+	touch $@
+
+debian:
+	@sh scripts/debian.sh $(DEBIAN)
+
+demo: $(STAMP)  ## serve a space, mount it, put real files through it, and say what happened
+	@$(BIN)/python scripts/demo.py
+
+test: $(STAMP)  ## all tests, with real mounts and a real PostgreSQL
+	@sh scripts/debian.sh rsync git sqlite3 attr
+	$(BIN)/python -m pytest
+
+check: $(STAMP)  ## format, lint, types, import directions
+	$(BIN)/ruff format --check vosfs server scripts tests
+	$(BIN)/ruff check vosfs server scripts tests
+	$(BIN)/mypy
+	$(BIN)/python -m pytest -q tests/style
+
+format: $(STAMP)  ## let ruff format and mend what it can
+	$(BIN)/ruff check --fix vosfs server scripts tests
+	$(BIN)/ruff format vosfs server scripts tests
+
+bench: $(STAMP)  ## the workload on the mount, sshfs and the local disk; JSON and a table in bench-results/
+	@sh scripts/debian.sh sshfs openssh-server git
+	$(BIN)/python scripts/bench.py
+
+bench-quick: $(STAMP)  ## one short round of it
+	@sh scripts/debian.sh sshfs openssh-server git
+	$(BIN)/python scripts/bench.py --rounds 1 --big 128
+
+run: $(STAMP)  ## a daemon and a mount to play with, until ^C
+	@$(BIN)/python scripts/demo.py --stay
+
+docs: $(STAMP)  ## HTML in docs/_build
+	$(BIN)/sphinx-build -q -W -b html docs docs/_build
+
+clean:  ## remove what was built
+	rm -rf $(VENV) build *.egg-info docs/_build .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,236 @@
+"""What all tests share: a private PostgreSQL, daemons and mounts as subprocesses, and stacks when something hangs."""
+
+import contextlib
+import faulthandler
+import gc
+import os
+import pwd
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import urllib.request
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+BIN = Path(sys.executable).parent
+START_S = 30
+faulthandler.register(signal.SIGUSR1, all_threads=True)
+
+
+@pytest.fixture(autouse=True)
+def _leaks_show_where_they_happen() -> Iterator[None]:
+    """A resource that a test forgot warns inside that test, where warnings are errors."""
+    yield
+    gc.collect()
+
+
+@pytest.fixture(autouse=True)
+def _expected_log_records_only(caplog: pytest.LogCaptureFixture, request: pytest.FixtureRequest) -> Iterator[None]:
+    """A warning or error in the log fails the test, unless it is marked ``expect_log``."""
+    yield
+    if request.node.get_closest_marker("expect_log"):
+        return
+    records = [r for r in caplog.get_records("call") if r.levelno >= 30 and r.name.split(".")[0] in ("vosfs", "server")]
+    assert not records, [r.getMessage() for r in records]
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "expect_log: the test provokes warnings in the log")
+
+
+def free_port() -> int:
+    """A port nobody listens on now."""
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        return sock.getsockname()[1]
+
+
+# -- PostgreSQL ------------------------------------------------------------------------------------------------------
+
+
+def _pg_bin() -> Path | None:
+    found = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
+    if found:
+        return found[-1].parent
+    which = shutil.which("initdb")
+    return Path(which).parent if which else None
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[str]:
+    """DSN of a private cluster, made for this run, as a non-root user, on a free port."""
+    programs = _pg_bin()
+    if programs is None:
+        pytest.fail("PostgreSQL's programs are missing: make init installs them, or apt-get install postgresql")
+    directory = Path(tempfile.mkdtemp(prefix="vosfs-pg-", dir="/tmp"))
+    demote: dict[str, object] = {}
+    if os.getuid() == 0:
+        # initdb refuses root; 'nobody' owns nothing else.
+        user = pwd.getpwnam("nobody")
+        os.chown(directory, user.pw_uid, user.pw_gid)
+        demote = {"user": user.pw_uid, "group": user.pw_gid, "extra_groups": []}
+    port = free_port()
+    options = f"-c listen_addresses=127.0.0.1 -c port={port} -c unix_socket_directories={directory} -c fsync=off"
+
+    def run(*command: object) -> None:
+        subprocess.run([str(c) for c in command], check=True, stdout=subprocess.DEVNULL, cwd=directory, **demote)  # type: ignore[call-overload]
+
+    try:
+        run(programs / "initdb", "-D", directory / "data", "-A", "trust", "-U", "vosfs", "--no-sync")
+        run(programs / "pg_ctl", "-D", directory / "data", "-l", directory / "log", "-w", "-o", options, "start")
+        try:
+            yield f"postgresql://vosfs@127.0.0.1:{port}/postgres"
+        finally:
+            run(programs / "pg_ctl", "-D", directory / "data", "-m", "immediate", "stop")
+    finally:
+        shutil.rmtree(directory, ignore_errors=True)
+
+
+@pytest.fixture
+def database(postgres: str) -> Iterator[str]:
+    """DSN of an empty database in the private cluster."""
+    import psycopg
+
+    name = f"t{os.urandom(6).hex()}"
+    with psycopg.connect(postgres, autocommit=True) as connection:
+        connection.execute(f"CREATE DATABASE {name}")
+    yield postgres.rpartition("/")[0] + "/" + name
+    with psycopg.connect(postgres, autocommit=True) as connection:
+        connection.execute(f"DROP DATABASE {name} WITH (FORCE)")
+
+
+# -- daemons and mounts ------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Daemon:
+    """A running vosfsd."""
+
+    url: str
+    token_file: Path
+    directory: Path
+    process: subprocess.Popen[str]
+
+    @property
+    def token(self) -> str:
+        return self.token_file.read_text().strip()
+
+    @property
+    def port(self) -> int:
+        return int(self.url.split(":")[2].split("/")[0])
+
+    def request(
+        self, method: str, path: str, body: bytes | None = None, headers: dict[str, str] | None = None, auth: bool = True
+    ) -> tuple[int, dict[str, str], bytes]:
+        """One request; redirects are not followed, errors are answers."""
+        given = dict(headers or {})
+        if auth:
+            given.setdefault("Authorization", f"Bearer {self.token}")
+        url = path if path.startswith("http") else self.url + path
+        request = urllib.request.Request(url, body, given, method=method)
+        opener = urllib.request.build_opener(_NoRedirect)
+        try:
+            with opener.open(request, timeout=60) as answer:
+                return answer.status, dict(answer.headers), answer.read()
+        except urllib.error.HTTPError as exc:
+            with exc:
+                return exc.code, dict(exc.headers), exc.read()
+
+    def stop(self, how: int = signal.SIGTERM) -> int:
+        """Signal it and wait; its exit status."""
+        if self.process.poll() is None:
+            self.process.send_signal(how)
+        code = self.process.wait(START_S)
+        if self.process.stdout:
+            self.process.stdout.close()
+        return code
+
+
+class _NoRedirect(urllib.request.HTTPRedirectHandler):
+    def redirect_request(self, *args: object) -> None:  # type: ignore[override]
+        return None
+
+
+def start_daemon(directory: Path, *options: str, port: int = 0) -> Daemon:
+    """Start ``vosfsd --dev`` and wait for its READY line."""
+    log = open(directory.parent / f"{directory.name}.log", "a")
+    process = subprocess.Popen(
+        [BIN / "vosfsd", "--dev", directory, "--port", str(port), *options],
+        stdout=subprocess.PIPE, stderr=log, text=True,
+    )  # fmt: skip
+    log.close()
+    assert process.stdout is not None
+    line = process.stdout.readline()
+    assert line.startswith("READY "), f"{line!r}\n{(directory.parent / f'{directory.name}.log').read_text()[-3000:]}"
+    fields = dict(part.split("=", 1) for part in line.split()[1:])
+    return Daemon(fields["url"], Path(fields["token_file"]), directory, process)
+
+
+@pytest.fixture
+def make_daemon(tmp_path: Path) -> Iterator[Callable[..., Daemon]]:
+    """Start daemons that end with the test."""
+    running: list[Daemon] = []
+
+    def make(name: str = "space", *options: str, port: int = 0) -> Daemon:
+        daemon = start_daemon(tmp_path / name, *options, port=port)
+        running.append(daemon)
+        return daemon
+
+    yield make
+    for daemon in running:
+        daemon.stop()
+
+
+@pytest.fixture
+def daemon(make_daemon: Callable[..., Daemon]) -> Daemon:
+    """One daemon on SQLite."""
+    return make_daemon()
+
+
+def _mount_command(daemon: Daemon, point: Path, cache: Path, options: tuple[str, ...]) -> list[str]:
+    command = [BIN / "vosfs", "mount", daemon.url, point, "--token-file", daemon.token_file, "--cache-dir", cache]
+    return [str(part) for part in command] + [f for option in options for f in ("-o", option)]
+
+
+@pytest.fixture
+def make_mount(tmp_path: Path) -> Iterator[Callable[..., Path]]:
+    """Mount daemons' spaces at points that go with the test."""
+    if not os.path.exists("/dev/fuse"):
+        pytest.fail("/dev/fuse is missing: these tests mount for real")
+    points: list[Path] = []
+
+    def make(daemon: Daemon, name: str = "mnt", *options: str) -> Path:
+        point = tmp_path / name
+        point.mkdir(exist_ok=True)
+        cache = tmp_path / f"{name}-cache"
+        done = subprocess.run(
+            _mount_command(daemon, point, cache, options), capture_output=True, text=True, timeout=START_S + 60
+        )
+        assert done.returncode == 0, done.stderr
+        points.append(point)
+        return point
+
+    yield make
+    for point in points:
+        unmount(point)
+
+
+def unmount(point: Path) -> None:
+    """Take a mount away, whatever state it is in."""
+    done = subprocess.run([BIN / "vosfs", "umount", point], capture_output=True, text=True, timeout=START_S + 90)
+    if done.returncode:
+        with contextlib.suppress(FileNotFoundError):
+            lazy = ["umount", "-l", point] if os.getuid() == 0 else ["fusermount3", "-uz", point]
+            subprocess.run(lazy, capture_output=True)
+
+
+@pytest.fixture
+def mount(daemon: Daemon, make_mount: Callable[..., Path]) -> Path:
+    """A mounted space on SQLite."""
+    return make_mount(daemon)
