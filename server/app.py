@@ -22,7 +22,7 @@ METHODS = {
     "gateway": ("POST",),
     "synctrans": ("GET", "POST"),
     "sync": ("POST",),
-    "transfers": ("GET", "HEAD"),
+    "transfers": ("GET", "HEAD", "POST"),
     "capabilities": ("GET", "HEAD"),
     "availability": ("GET", "HEAD"),
     "protocols": ("GET", "HEAD"),

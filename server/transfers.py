@@ -17,17 +17,20 @@ from server.service import Service, text, xml
 from server.signing import ENDPOINT_S, Endpoint
 from vosfs.errors import (
 
+    ContainerNotFound,
+    DuplicateNode,
     InvalidArgument,
     NodeNotFound,
     OperationNotSupported,
+    PermissionDenied,
     ProtocolNotSupported,
     ViewNotSupported,
     VOSpaceError,
 )
 from vosfs.metadata import xml as documents
 from vosfs.metadata.node import CONTAINER, CORE
-from vosfs.metadata.store import READ, WRITE
-from vosfs.uri import Path
+from vosfs.metadata.store import READ, WRITE, Anyone
+from vosfs.uri import Path, check_name
 
 PUSH, PULL = "pushToVoSpace", "pullFromVoSpace"
 PROTOCOLS = {
@@ -58,6 +61,8 @@ class Job(msgspec.Struct):
     """The transferDetails document; empty if negotiation failed."""
     fault: str = ""
     message: str = ""
+    destination: str = ""
+    """Where a moved node is now."""
 
 
 async def sync(service: Service, request: Request) -> Response:
@@ -148,19 +153,96 @@ async def _check_push(service: Service, path: Path, subject: Subject) -> None:
     subject.permit(node, WRITE)
 
 
+# -- moveNode ----------------------------------------------------------------------------------------------------
+
+
+async def create_job(service: Service, request: Request) -> Response:
+    """POST to ``/transfers``: a PENDING job (R131); it runs when its phase is set to RUN."""
+    subject, _ = await service.caller(request)
+    transfer = documents.parse_transfer(await request.read(documents.DOCUMENT_BYTES_MAX))
+    id = secrets.token_hex(12)
+    await service.store.put_job(id, subject.user, "PENDING", msgspec.json.encode(Job(transfer, b"")).decode())
+    url = f"{service.base_url}/transfers/{id}"
+    if parameters(request.query).get("phase", "").upper() == "RUN":
+        await _run(service, subject, id)
+    return Response(303, [("Location", url)])
+
+
+async def set_phase(service: Service, request: Request, id: str) -> Response:
+    """POST to ``/transfers/ID/phase``: RUN or ABORT; 303 to the job."""
+    subject, _ = await service.caller(request)
+    await _job(service, subject, id)
+    given = parameters((await request.read(FORM_BYTES_MAX)).decode("utf-8", "replace"))
+    phase = given.get("phase", "").upper()
+    if phase not in ("RUN", "ABORT"):
+        raise InvalidArgument(f"PHASE is RUN or ABORT, not {phase[:20]!r}")
+    owner, now, document, _ = await _job(service, subject, id)
+    if phase == "ABORT":
+        if now in ("PENDING", "EXECUTING"):
+            await service.store.put_job(id, owner, "ABORTED", document)
+    elif now != "PENDING":
+        raise PermissionDenied(f"the job is {now}: only a PENDING one can be run")
+    else:
+        await _run(service, subject, id)
+    return Response(303, [("Location", f"{service.base_url}/transfers/{id}")])
+
+
+async def _run(service: Service, subject: Subject, id: str) -> None:
+    """Do what a job is for; every one is short, so it is finished before the first poll."""
+    owner, _, document, _ = await _job(service, subject, id)
+    job = msgspec.json.decode(document, type=Job)
+    try:
+        if job.transfer.direction.startswith("vos:"):
+            job.destination = await _move(service, subject, job.transfer)
+            phase = "COMPLETED"
+        else:
+            job.details = await _negotiate(service, job.transfer, subject, id)
+            phase = "EXECUTING"
+    except VOSpaceError as exc:
+        job.fault, job.message, phase = exc.fault, str(exc), "ERROR"
+    await service.store.put_job(id, owner, phase, msgspec.json.encode(job).decode())
+
+
+async def _move(service: Service, subject: Subject, transfer: documents.Transfer) -> str:
+    """moveNode (R131-R151); returns the node's new URI."""
+    if transfer.keep_bytes is None:
+        raise InvalidArgument("keepBytes says whether to move or to copy")
+    if transfer.keep_bytes:
+        raise OperationNotSupported("copyNode is not offered yet")
+    source, target = service.authority.path(transfer.target), service.authority.path(transfer.direction)
+    if not source:
+        raise PermissionDenied("the root cannot be moved")
+    try:
+        node = await service.find(target, subject)
+    except (NodeNotFound, ContainerNotFound):
+        node = None
+    if node is not None:
+        if node.kind != CONTAINER:
+            raise DuplicateNode(transfer.direction)
+        # Into an existing container, under its old name (R135).
+        target = (*target, source[-1])
+    await service.find(source, subject)
+    old, new = await service.container_of(source, subject), await service.container_of(target, subject)
+    caller = Anyone("", subject.permit)
+    await service.store.rename(old.id, source[-1], new.id, check_name(target[-1]), "keep", caller)
+    await service.store.sync()
+    return service.authority.uri(target)
+
+
 # -- jobs --------------------------------------------------------------------------------------------------------
 
 
 async def jobs(service: Service, request: Request, rest: str) -> Response:
     """``/transfers/ID...``: what became of a synchronous transfer."""
-    subject, _ = await service.caller(request)
     id, _, what = rest.strip("/").partition("/")
-    row = await service.store.job(id) if id else None
-    if row is None:
-        raise NodeNotFound(f"job {id[:50]}")
-    owner, phase, document, created_ns = row
-    if owner and owner != subject.user and not subject.admin:
-        raise NodeNotFound(f"job {id[:50]}")
+    if request.method == "POST":
+        if not id:
+            return await create_job(service, request)
+        if what != "phase":
+            raise InvalidArgument("POST goes to the job list, or to a job's phase")
+        return await set_phase(service, request, id)
+    subject, _ = await service.caller(request)
+    owner, phase, document, created_ns = await _job(service, subject, id)
     job = msgspec.json.decode(document, type=Job)
     if what == "phase":
         return text(200, phase)
@@ -173,6 +255,14 @@ async def jobs(service: Service, request: Request, rest: str) -> Response:
     if what == "":
         return xml(_job_document(service, id, owner, phase, job, created_ns))
     raise NodeNotFound(f"job {id} has no {what[:50]}")
+
+
+async def _job(service: Service, subject: Subject, id: str) -> tuple[str, str, str, int]:
+    """A job that the subject may see; strangers' jobs do not exist for others."""
+    row = await service.store.job(id) if id else None
+    if row is None or (row[0] != subject.user and not subject.admin):
+        raise NodeNotFound(f"job {id[:50]}")
+    return row
 
 
 def _spaced(fault: str) -> str:
@@ -191,6 +281,8 @@ def _job_document(service: Service, id: str, owner: str, phase: str, job: Job, c
             f'<uws:result id="transferDetails" xlink:href="{escape(href)}"/>'
             f'<uws:result id="dataNode" xlink:href="{escape(job.transfer.target)}"/>'
         )
+    if job.destination:
+        results = f'<uws:result id="destination" xlink:href="{escape(job.destination)}"/>'
     if job.fault:
         error = (
             f'<uws:errorSummary type="fatal" hasDetail="true"><uws:message>{escape(_spaced(job.fault))}'

@@ -28,6 +28,7 @@ CAPABILITIES = [
     ("ivo://ivoa.net/std/VOSpace/v2.0#views", "views", "full", True),
     ("ivo://ivoa.net/std/VOSpace/v2.0#properties", "properties", "full", True),
     ("ivo://ivoa.net/std/VOSpace/v2.0#nodes", "nodes", "base", True),
+    ("ivo://ivoa.net/std/VOSpace/v2.0#transfers", "transfers", "full", True),
     ("ivo://ivoa.net/std/VOSpace#sync-2.1", "synctrans", "full", True),
     ("ivo://ivoa.net/std/VOSpace#files-proto", "files", "base", True),
 ]

@@ -9,13 +9,14 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Protocol, cast
 
 import trio
 
 from vosfs import fuse
 from vosfs.backends.blobs import Blobs, GatewayBlobs
 from vosfs.cache.blocks import BlockCache
-from vosfs.cache.file import FileTable
+from vosfs.cache.file import FileTable, Replacer
 from vosfs.errors import QuietError, Stale, VOSpaceError
 from vosfs.filesystem import DEADLINE_S, FileSystem
 from vosfs.metadata.cached import CachedTree
@@ -23,7 +24,7 @@ from vosfs.metadata.gateway import GatewayTree
 from vosfs.metadata.messages import PROTOCOL, WAIT_S_MAX
 from vosfs.metadata.node import ROOT_ID, Cursor
 from vosfs.metadata.store import Tree
-from vosfs.session import Session
+from vosfs.session import NODES, Session
 from vosfs.wire import HttpClient
 
 log = logging.getLogger(__name__)
@@ -32,6 +33,12 @@ CACHE_BYTES = 10 << 30
 """Default limit of the block cache; at most half of what the disk has free."""
 RETRY_S_MIN, RETRY_S_MAX = 0.2, 5.0
 """Between attempts to reach the change feed."""
+
+
+class Closing(Protocol):
+    """Something with connections to drop at the end."""
+
+    def close(self) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -59,7 +66,7 @@ async def run(options: Options, report: Callable[[str], None]) -> None:
     Raises QuietError before that, with the reason in one line.
     """
     cache = _private_cache(options.cache_dir)
-    clients: list[HttpClient] = []
+    clients: list[Closing] = []
     try:
         try:
             tree, blobs, cursor, what = await _connect(options, clients)
@@ -69,7 +76,8 @@ async def run(options: Options, report: Callable[[str], None]) -> None:
             raise QuietError(f"cannot mount {options.url}: {exc}") from exc
         limit = min(options.cache_bytes, shutil.disk_usage(cache).free // 2)
         blocks = BlockCache(cache / "blocks", blobs, limit // 2)
-        files = FileTable(cached, blobs, blocks, cache / "scratch", limit // 2)
+        replacer = None if isinstance(blobs, GatewayBlobs) else cast(Replacer, blobs)
+        files = FileTable(cached, blobs, blocks, cache / "scratch", limit // 2, replacer)
         async with trio.open_nursery() as nursery:
             filesystem = FileSystem(cached, blobs, blocks, files, nursery, options.read_only)
             about = {
@@ -123,7 +131,7 @@ def _private_cache(directory: Path) -> Path:
     return cache
 
 
-async def _connect(options: Options, clients: list[HttpClient]) -> tuple[Tree, Blobs, Cursor | None, str]:
+async def _connect(options: Options, clients: list[Closing]) -> tuple[Tree, Blobs, Cursor | None, str]:
     """The best tree and blobs that a service offers."""
     session = Session(options.url, options.token, options.deadline_s)
     offered = await session.capabilities()
@@ -131,7 +139,7 @@ async def _connect(options: Options, clients: list[HttpClient]) -> tuple[Tree, B
     def client(url: str) -> tuple[HttpClient, str]:
         made = HttpClient(url, options.deadline_s)
         for known in clients:
-            if known.origin == made.origin:
+            if isinstance(known, HttpClient) and known.origin == made.origin:
                 return known, url.removeprefix(known.origin)
         clients.append(made)
         return made, url.removeprefix(made.origin)
@@ -141,7 +149,18 @@ async def _connect(options: Options, clients: list[HttpClient]) -> tuple[Tree, B
         greeting = await tree.hello()
         data, path = client(greeting.data_url + "/blobs")
         return tree, GatewayBlobs(data, path, options.token), greeting.cursor, "gateway"
-    raise QuietError(f"{options.url} does not offer the gateway binding")
+    if NODES not in offered:
+        raise QuietError(f"{options.url} offers neither nodes nor the gateway binding")
+    # Imported here: lxml costs 10 MiB that a mount with the gateway binding does not need.
+    from vosfs.backends.transfer import TransferBlobs
+    from vosfs.metadata.vospace import VOSpaceTree
+
+    plain = VOSpaceTree(session, offered)
+    await plain.get(ROOT_ID)
+    transfers = TransferBlobs(plain, options.deadline_s)
+    clients.append(transfers)
+    log.warning("plain VOSpace: mode, owner and times are not kept, and changes elsewhere show after a second")
+    return plain, transfers, None, "plain VOSpace"
 
 
 async def follow(tree: GatewayTree, filesystem: FileSystem, cursor: Cursor) -> None:

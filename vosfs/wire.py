@@ -431,7 +431,7 @@ class HttpClient:
     ) -> Answer:
         """One request (``head`` from ``head()``) and its answer.
 
-        With ``into``, a 200 or 206 body must fill it exactly and ``Answer.body`` is empty.  ``idempotent``: try once
+        With ``into``, a 206 body must fill it exactly and ``Answer.body`` is then empty.  ``idempotent``: try once
         more on a new connection when a kept one breaks.
         """
         message = b"%sContent-Length: %d\r\n\r\n%s" % (head, len(body), body)
@@ -502,7 +502,7 @@ class HttpClient:
         elif head.length is None:
             body = await _rest(stream)
             return Answer(head.status, head.headers, body), False
-        elif into is not None and head.status in (200, 206):
+        elif into is not None and head.status == 206:
             if head.length != len(into):
                 raise ProtocolError(f"{head.length} bytes came, {len(into)} were asked for")
             await _fill(stream, into)

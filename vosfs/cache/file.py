@@ -12,6 +12,7 @@ import os
 import time
 from collections import OrderedDict
 from pathlib import Path
+from typing import Protocol
 
 import trio
 
@@ -23,6 +24,7 @@ from vosfs.errors import NodeNotFound, Stale, VOSpaceError
 from vosfs.metadata import content
 from vosfs.metadata.cached import CachedTree
 from vosfs.metadata.node import Blob, Content, Extent, Node
+from vosfs.wire import Segment
 
 STREAM_BYTES = 32 << 20
 """A file with this much dirty starts to upload before it is closed."""
@@ -30,8 +32,17 @@ BLOB_BYTES_MAX = 256 << 20
 """Longest blob: a failed upload repeats at most this."""
 CLOSED_FILES_MAX = 1_000
 """Files whose content is remembered after their last close; each may hold a descriptor."""
+WHOLE_STEP_BYTES = 4 << 20
+"""How much of a file is brought here at a time before it is sent whole."""
 LIST_INLINE_MAX = 64
 """More small runs than this at one commit are uploaded as one blob instead."""
+
+
+class Replacer(Protocol):
+    """How whole files are saved where parts of files cannot be."""
+
+    async def replace(self, id: int, segments: list[Segment]) -> None:
+        """Make local bytes the whole content of a node."""
 
 
 class CachedFile:
@@ -222,7 +233,7 @@ class CachedFile:
 
     async def upload(self) -> None:
         """Move what is dirty into blobs, without committing."""
-        if self._uploading:
+        if self._uploading or self._table.replacer is not None:
             return
         self._uploading = True
         try:
@@ -293,7 +304,9 @@ class CachedFile:
                 return
             # What an earlier, non-durable commit left behind is not covered by this one's.
             owed = durable and self._table.needs_sync(self.node.id)
-            if self.changed:
+            if self.changed and self._table.replacer is not None:
+                await self._replace(self._table.replacer)
+            elif self.changed:
                 await self._commit(durable)
             if owed:
                 await self._table.sync_node(self.node.id)
@@ -340,6 +353,39 @@ class CachedFile:
         kept = {e.locator for e in rest}
         self._receipts = {name: receipt for name, receipt in self._receipts.items() if name in kept}
         self._table.committed(self.node.id, durable)
+
+    async def _replace(self, replacer: "Replacer") -> None:
+        """Save to a service that takes whole files only: bring what is missing here, then send all of it."""
+        if self._scratch is None:
+            self._scratch = self._table.new_scratch()
+        for start, stop, local in self._local.split(0, self.length) if self.length else []:
+            for at in range(start, stop, WHOLE_STEP_BYTES) if not local else ():
+                end = min(at + WHOLE_STEP_BYTES, stop)
+                self._scratch.write(at, await self.read(at, end))
+                self._local.add(at, end)
+        self._count()
+        sent = list(self._dirty)
+        length, self._resized = self.length, False
+        for start, stop in sent:
+            self._dirty.remove(start, stop)
+        fd = os.dup(self._scratch.descriptor())
+        try:
+            await replacer.replace(self.node.id, [(fd, 0, length)] if length else [])
+            found = await self._table.tree.inner.open(self.node.id)
+        except BaseException:
+            self._resized = True
+            for start, stop in sent:
+                for low, high, local in self._local.split(start, stop):
+                    if local:
+                        self._dirty.add(low, high)
+            raise
+        finally:
+            os.close(fd)
+            self._count()
+        self._changes.clear()
+        self.mtime_ns = None
+        self.node = self._table.tree.remember(found.node)
+        self._extents = found.extents
 
     def leased(self) -> list[str]:
         """The leased names this content stands on."""
@@ -395,8 +441,9 @@ class FileTable:
     """All files with local content, open or recently closed, and the limits they share."""
 
     def __init__(
-        self, tree: CachedTree, blobs: Blobs, blocks: BlockCache, directory: Path, limit_bytes: int, local: bool = False
-    ) -> None:
+        self, tree: CachedTree, blobs: Blobs, blocks: BlockCache, directory: Path, limit_bytes: int,
+        replacer: Replacer | None = None, local: bool = False,
+    ) -> None:  # fmt: skip
         # Dependencies
         self.tree = tree
         self.blobs = blobs
@@ -405,6 +452,8 @@ class FileTable:
         self._directory = directory
         self.limit_bytes = limit_bytes
         """Of scratch bytes, clean and dirty together."""
+        self.replacer = replacer
+        """Set where the space cannot change parts of files."""
         self.local = local
         """Whether blobs are of this process: a commit then carries their description itself."""
         # Mutable state

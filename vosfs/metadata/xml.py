@@ -6,13 +6,13 @@ string template, 1.5 µs a node against 15 for lxml trees.
 """
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 
 import msgspec
 from lxml import etree
 
-from vosfs.errors import InvalidArgument, InvalidURI, TooLarge, TypeNotSupported
+from vosfs.errors import InvalidArgument, InvalidURI, ProtocolError, TooLarge, TypeNotSupported
 from vosfs.metadata.node import CONTAINER, CORE, DATA, LINK, Node
 
 NS = "http://www.ivoa.net/xml/VOSpace/v2.0"
@@ -69,10 +69,10 @@ class Transfer(msgspec.Struct):
 # -- reading ---------------------------------------------------------------------------------------------------
 
 
-def parse(body: bytes) -> etree._Element:
+def parse(body: bytes, limit: int = DOCUMENT_BYTES_MAX) -> etree._Element:
     """A document's root.  InvalidArgument for anything that is not plain, well-formed XML."""
-    if len(body) > DOCUMENT_BYTES_MAX:
-        raise TooLarge(f"document of {len(body)} bytes; the limit is {DOCUMENT_BYTES_MAX}")
+    if len(body) > limit:
+        raise TooLarge(f"document of {len(body)} bytes; the limit is {limit}")
     if b"<!DOCTYPE" in body or b"<!ENTITY" in body:
         raise InvalidArgument("a document type declaration is not allowed")
     parser = etree.XMLParser(
@@ -86,6 +86,18 @@ def parse(body: bytes) -> etree._Element:
     if root.getroottree().docinfo.internalDTD is not None:
         raise InvalidArgument("a document type declaration is not allowed")
     return root
+
+
+ANSWER_BYTES_MAX = 64 << 20
+"""Longest listing taken from another service."""
+
+
+def parse_answer(body: bytes) -> etree._Element:
+    """The root of another service's document.  ProtocolError instead of InvalidArgument: the fault is not ours."""
+    try:
+        return parse(body, ANSWER_BYTES_MAX)
+    except (InvalidArgument, TooLarge) as exc:
+        raise ProtocolError(f"the service's answer: {exc}") from None
 
 
 def _expect(root: etree._Element, name: str) -> None:
@@ -271,6 +283,37 @@ def child(node: Node, uri: str, target: str, properties: dict[str, str], detail:
     # Children show properties, not views: the schema's type-specific parts cost 300 bytes a node and no client reads them.
     inner = node_inner(node, properties, "min" if detail == "min" else "properties")
     return f"{node_open(node, uri, 'properties', False)}{inner}{tail}</vos:node>"
+
+
+def new_node(kind: str, uri: str, properties: Mapping[str, str | None], target: str) -> bytes:
+    """A node document as a client sends it; None deletes a property."""
+    lines = [
+        f'<vos:property uri="{escape(key)}" xsi:nil="true"/>' if value is None
+        else f'<vos:property uri="{escape(key)}">{escape(value)}</vos:property>'
+        for key, value in properties.items()
+    ]  # fmt: skip
+    tail = f"<vos:target>{escape(target)}</vos:target>" if target else ""
+    return (
+        f'{_HEAD.format("node")} version="2.1" uri="{escape(uri)}" xsi:type="{TYPE_OF[kind]}">'
+        f"<vos:properties>{''.join(lines)}</vos:properties>{tail}</vos:node>"
+    ).encode()
+
+
+def move_document(source: str, target: str) -> bytes:
+    """A transfer document that moves a node."""
+    return (
+        f'{_HEAD.format("transfer")} version="2.1"><vos:target>{escape(source)}</vos:target>'
+        f"<vos:direction>{escape(target)}</vos:direction><vos:keepBytes>false</vos:keepBytes></vos:transfer>"
+    ).encode()
+
+
+def push_or_pull(target: str, direction: str, protocols: list[str]) -> bytes:
+    """A transfer document that asks for end-points."""
+    wanted = "".join(f'<vos:protocol uri="{escape(protocol)}"/>' for protocol in protocols)
+    return (
+        f'{_HEAD.format("transfer")} version="2.1"><vos:target>{escape(target)}</vos:target>'
+        f"<vos:direction>{direction}</vos:direction>{wanted}</vos:transfer>"
+    ).encode()
 
 
 def transfer_details(transfer: Transfer, endpoints: Iterable[tuple[str, str, str]]) -> bytes:
