@@ -11,6 +11,9 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
+import time
+import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -228,6 +231,15 @@ def unmount(point: Path) -> None:
         with contextlib.suppress(FileNotFoundError):
             lazy = ["umount", "-l", point] if os.getuid() == 0 else ["fusermount3", "-uz", point]
             subprocess.run(lazy, capture_output=True)
+
+
+def eventually(what: str, holds: Callable[[], bool], seconds: float = 10) -> None:
+    """Look again until it holds; fail when it never does."""
+    pause = threading.Event()
+    end = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < end, f"never: {what}"
+        pause.wait(0.01)
 
 
 @pytest.fixture

@@ -42,12 +42,19 @@ PREFETCHES_MAX = 4
 class FileHandle:
     """An open file description."""
 
-    __slots__ = ("file", "readahead", "writable")
+    __slots__ = ("file", "readahead", "writable", "losses")
 
     def __init__(self, file: CachedFile, writable: bool) -> None:
         self.file = file
         self.readahead = ReadAhead()
         self.writable = writable
+        self.losses = file.losses
+        """How often unsaved bytes had been lost when this was opened: once more, and it may have lost some too."""
+
+    def check(self) -> None:
+        """Stale if this handle may have written bytes that were then lost."""
+        if self.writable and self.losses != self.file.losses:
+            raise Stale("somebody else changed the file first; what was written here is lost")
 
 
 class DirectoryHandle:
@@ -333,7 +340,9 @@ class FileSystem:
 
     async def write(self, number: int, start: int, data: bytes) -> int:
         """Write to an open file; waits only when unsaved bytes are at their limit."""
-        file = self._handle(number).file
+        handle = self._handle(number)
+        handle.check()
+        file = handle.file
         file.write(start, data)
         if file.dirty_bytes >= STREAM_BYTES:
             if self.files.dirty_bytes > self.files.limit_bytes // 2:
@@ -352,12 +361,24 @@ class FileSystem:
     async def flush(self, number: int) -> None:
         """close(2): commit what was written; its error is the close's."""
         handle = self._handle(number)
+        handle.check()
         if handle.file.changed:
-            await handle.file.sync(False)
+            await self._save(handle.file, False)
 
     async def sync(self, number: int) -> None:
         """fsync(2): commit, and wait until it is durable."""
-        await self._handle(number).file.sync(True)
+        handle = self._handle(number)
+        handle.check()
+        await self._save(handle.file, True)
+
+    @staticmethod
+    async def _save(file: CachedFile, durable: bool) -> None:
+        try:
+            await file.sync(durable)
+        except Stale:
+            # Its base is gone: no later attempt can succeed, and every writer must learn of it.
+            file.discard()
+            raise
 
     async def release(self, number: int) -> None:
         """The last reference to a handle went."""

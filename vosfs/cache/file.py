@@ -62,6 +62,8 @@ class CachedFile:
         """False once the node changed elsewhere: the next open must look."""
         self.kernel_version = 0
         """Version that the kernel's page cache was filled from; 0: it must drop what it has."""
+        self.losses = 0
+        """How often unsaved bytes were given up."""
         self.unlinked = False
         """No name is left: there is nothing to commit to."""
         self._extents = found.extents
@@ -221,6 +223,7 @@ class CachedFile:
     def discard(self) -> None:
         """Forget what was not committed: the space keeps what it has."""
         self.close()
+        self.losses += 1
         self._changes.clear()
         self._receipts.clear()
         self._resized = False
