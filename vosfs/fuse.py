@@ -34,7 +34,6 @@ QUIET = frozenset((errno.ENOENT, errno.ENODATA, errno.EEXIST, errno.ENOTEMPTY, e
 """Errors that are a normal program's day."""
 
 _TYPES = {CONTAINER: stat.S_IFDIR, DATA: stat.S_IFREG, LINK: stat.S_IFLNK}
-_NO_DATA = pyfuse3.FUSEError(errno.ENODATA)
 
 
 def answers(method: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
@@ -69,6 +68,8 @@ class Operations(pyfuse3.Operations):
 
     supports_dot_lookup = True
     enable_writeback_cache = False
+    enable_acl = True
+    """Nodes have no ACLs, and this lets the kernel remember that: else ``ls -l`` asks for one per file, every time."""
 
     def __init__(self, filesystem: FileSystem, uid: int, gid: int, about: dict[str, object]) -> None:
         super().__init__()
@@ -273,11 +274,14 @@ class Operations(pyfuse3.Operations):
 
     # -- extended attributes -------------------------------------------------------------------------------------------
 
-    @answers
     async def getxattr(self, inode: int, name: bytes, ctx: Any) -> bytes:
-        if not name.startswith(b"user."):
-            # Asked for security.capability before every write: no exception of ours, no look-up.
-            raise _NO_DATA
+        if name[:5] != b"user.":
+            # security.capability before every write, security.selinux for every line of ls -l: straight back.
+            raise pyfuse3.FUSEError(errno.ENODATA)
+        return await self._get_property(inode, name)
+
+    @answers
+    async def _get_property(self, inode: int, name: bytes) -> bytes:
         text = os.fsdecode(name)
         if inode == ROOT_ID and text == STATUS_XATTR:
             return json.dumps({**self._about, **self._fs.status()}).encode()
