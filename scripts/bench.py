@@ -46,14 +46,46 @@ AM_ROOT = os.getuid() == 0
 UNMOUNT = ["umount"] if AM_ROOT else ["fusermount3", "-u"]
 UNMOUNT_LAZILY = ["umount", "-l"] if AM_ROOT else ["fusermount3", "-uz"]
 
-ROWS = """
-seq_write_MBps par4_write_MBps cold_seq_read_MBps warm_seq_read_MBps par4_read_MBps rcold_first_byte_s
-rcold_seq_read_MBps rcold_par4_read_MBps rand4k_1t_iops rand4k_16t_iops rcold_rand4k_1t_iops rand1m_1t_MBps
-create_4k_per_s create_fsync_per_s create_empty_per_s stat_cold_per_s stat_warm_per_s read_4k_files_cold_per_s
-read_4k_files_warm_per_s chmod_per_s rename_per_s unlink_per_s unlink_empty_per_s mkdir_per_s readdir5k_cold_s
-ls_l5k_cold_s ls_l5k_warm_s tar_x_1500_s find_cold_s find_warm_s grep_r_cold_s rm_rf_s git_clone_s git_status_cold_s
-git_status_warm_s sqlite_tx_per_s append100_per_s append_open_close_per_s
-""".split()
+ROWS = [
+    "seq_write_MBps",
+    "par4_write_MBps",
+    "cold_seq_read_MBps",
+    "warm_seq_read_MBps",
+    "par4_read_MBps",
+    "rcold_first_byte_s",
+    "rcold_seq_read_MBps",
+    "rcold_par4_read_MBps",
+    "rand4k_1t_iops",
+    "rand4k_16t_iops",
+    "rcold_rand4k_1t_iops",
+    "rand1m_1t_MBps",
+    "create_4k_per_s",
+    "create_fsync_per_s",
+    "create_empty_per_s",
+    "stat_cold_per_s",
+    "stat_warm_per_s",
+    "read_4k_files_cold_per_s",
+    "read_4k_files_warm_per_s",
+    "chmod_per_s",
+    "rename_per_s",
+    "unlink_per_s",
+    "unlink_empty_per_s",
+    "mkdir_per_s",
+    "readdir5k_cold_s",
+    "ls_l5k_cold_s",
+    "ls_l5k_warm_s",
+    "tar_x_1500_s",
+    "find_cold_s",
+    "find_warm_s",
+    "grep_r_cold_s",
+    "rm_rf_s",
+    "git_clone_s",
+    "git_status_cold_s",
+    "git_status_warm_s",
+    "sqlite_tx_per_s",
+    "append100_per_s",
+    "append_open_close_per_s",
+]
 
 Result = dict[str, object]
 

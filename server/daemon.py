@@ -90,6 +90,7 @@ async def serve(cfg: Config, ready: Callable[[Config, SqlStore], Awaitable[None]
         server = Server(app.App(service, cfg.server.prefix, resources), sock, context=_context(cfg))
         async with trio.open_nursery() as nursery:
             nursery.start_soon(server.run)
+            nursery.start_soon(store.keep)
             if cfg.server.role != "metadata":
                 nursery.start_soon(housekeeping.run, store, backend)
             with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
@@ -162,9 +163,7 @@ def _configured(args: argparse.Namespace) -> Config:
     if args.dev:
         role = getattr(args, "role", None) or "all"
         gateway = not getattr(args, "no_gateway", False)
-        return dev_config(
-            args.dev, getattr(args, "port", 0), args.dsn, role, getattr(args, "storage_url", ""), gateway
-        )
+        return dev_config(args.dev, getattr(args, "port", 0), args.dsn, role, getattr(args, "storage_url", ""), gateway)
     cfg = config.load(args.config or DEFAULT_CONFIG)
     if getattr(args, "role", None):
         cfg = config.check(replace(cfg, server=replace(cfg.server, role=args.role)))

@@ -236,7 +236,9 @@ async def send(
         try:
             found = parse_range(wanted, length)
         except ValueError:
-            return text(416, f"InvalidArgument the content has {length} bytes\n", [("Content-Range", f"bytes */{length}")])
+            return text(
+                416, f"InvalidArgument the content has {length} bytes\n", [("Content-Range", f"bytes */{length}")]
+            )
         if found is not None:
             start, stop = found
             status = 206

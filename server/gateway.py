@@ -110,9 +110,7 @@ class Gateway:
     def _leased(self, found: Content) -> Content:
         lease = self._service.signer.lease
         names = {locator: lease(locator) for locator in content.locators(found.extents)}
-        return Content(
-            found.node, [content.relocated(e, names[e.locator]) if e.locator else e for e in found.extents]
-        )
+        return Content(found.node, [content.relocated(e, names[e.locator]) if e.locator else e for e in found.extents])
 
     async def _open(self, r: m.Open, subject: Subject, caller: Anyone) -> Content:
         return self._leased(await self._store.open(r.id, caller))

@@ -10,6 +10,7 @@ import logging
 import time
 
 import trio
+import trio.lowlevel
 
 from server.signing import LEASE_S, RECEIPT_S
 from vosfs.backends.backend import Backend
@@ -33,7 +34,7 @@ async def empty_trash(store: Store) -> int:
     total = 0
     while count := await store.purge(TRASH_BATCH):
         total += count
-        await trio.sleep(0)
+        await trio.lowlevel.checkpoint()
     return total
 
 

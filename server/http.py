@@ -112,9 +112,7 @@ class Request:
         limiter = connection.server.bulk
         if head.length is not None:
             first = stream.take(head.length)
-            await trio.to_thread.run_sync(
-                wire.receive_body, stream.sock, first, head.length, sink, limiter=limiter
-            )
+            await trio.to_thread.run_sync(wire.receive_body, stream.sock, first, head.length, sink, limiter=limiter)
             return
         chunks = wire.Chunks(stream)
         parts: list[bytes] = []

@@ -46,7 +46,7 @@ async def import_tree(
     if len(chain) != len(path) or chain[-1].kind != CONTAINER:
         raise QuietError("the container's parent does not exist in the space")
     progress = Progress()
-    status = source.stat()
+    status = os.stat(source)
     try:
         top = await store.create(chain[-1].id, check_name(path[-1]), _new(CONTAINER, status, owner))
     except DuplicateNode:
@@ -100,5 +100,3 @@ async def _import_directory(
             warn(f"{path}: neither file, directory nor link; left out")
             continue
         await store.set_attributes(node.id, Attributes(immutable=1, mtime_ns=status.st_mtime_ns))
-
-

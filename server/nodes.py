@@ -50,9 +50,7 @@ def _document_path(service: Service, document: documents.NodeDocument, path: Pat
 # -- createNode ------------------------------------------------------------------------------------------------
 
 
-async def create_node(
-    service: Service, request: Request, path: Path, subject: Subject, caller: Anyone
-) -> Response:
+async def create_node(service: Service, request: Request, path: Path, subject: Subject, caller: Anyone) -> Response:
     """PUT: 201 and the node (R46-R73)."""
     document = documents.parse_node(await request.read(documents.DOCUMENT_BYTES_MAX))
     _document_path(service, document, path)
@@ -160,9 +158,7 @@ async def get_node(service: Service, request: Request, path: Path, subject: Subj
     return await _listing(service, node, path, detail, start, limit)
 
 
-async def _listing(
-    service: Service, node: Node, path: Path, detail: str, start: bytes, limit: int | None
-) -> Response:
+async def _listing(service: Service, node: Node, path: Path, detail: str, start: bytes, limit: int | None) -> Response:
     properties = await service.store.properties(node.id)
     head = documents.node_open(node, service.authority.uri(path), detail, True)
     head += documents.node_inner(node, properties, detail) + "<vos:nodes>"
@@ -188,9 +184,7 @@ async def _listing(
     return Response(200, [("Content-Type", "text/xml")], rest())
 
 
-def _children(
-    service: Service, path: Path, page: list[tuple[bytes, Node, dict[str, str]]], detail: str
-) -> str:
+def _children(service: Service, path: Path, page: list[tuple[bytes, Node, dict[str, str]]], detail: str) -> str:
     uri, target = service.authority.uri, service.target_uri
     return "".join(
         documents.child(
@@ -212,9 +206,7 @@ async def _document(service: Service, node: Node, path: Path, detail: str) -> by
 # -- setNode, deleteNode -----------------------------------------------------------------------------------------
 
 
-async def set_node(
-    service: Service, request: Request, path: Path, subject: Subject, caller: Anyone
-) -> Response:
+async def set_node(service: Service, request: Request, path: Path, subject: Subject, caller: Anyone) -> Response:
     """POST: union of old and new properties; 200 and the whole node (R100-R118)."""
     document = documents.parse_node(await request.read(documents.DOCUMENT_BYTES_MAX))
     _document_path(service, document, path)

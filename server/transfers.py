@@ -10,13 +10,11 @@ from urllib.parse import quote
 import msgspec
 
 from server.access import Subject
-
 from server.http import Request, Response
 from server.nodes import parameters
 from server.service import Service, text, xml
 from server.signing import ENDPOINT_S, Endpoint
 from vosfs.errors import (
-
     ContainerNotFound,
     DuplicateNode,
     InvalidArgument,
@@ -301,5 +299,3 @@ def _job_document(service: Service, id: str, owner: str, phase: str, job: Job, c
         f"<uws:results>{results}</uws:results>{error}"
         f"<uws:jobInfo>{documents.fragment(request)}</uws:jobInfo></uws:job>"
     ).encode()
-
-

@@ -85,9 +85,7 @@ def _lists(name: str, item: str, lists: list[tuple[str, list[str]]]) -> Response
 async def protocols(service: Service, request: Request) -> Response:
     """getProtocols: what the service serves; it is nobody's client (R37, R38)."""
     provides = [CORE + name for name in ("httpget", "httpput", "httpsget", "httpsput")]
-    return _lists(
-        "protocols", "protocol", [("accepts", []), ("provides", provides + [GATEWAY] * service.gateway)]
-    )
+    return _lists("protocols", "protocol", [("accepts", []), ("provides", provides + [GATEWAY] * service.gateway)])
 
 
 async def views(service: Service, request: Request) -> Response:
@@ -95,7 +93,10 @@ async def views(service: Service, request: Request) -> Response:
     return _lists(
         "views",
         "view",
-        [("accepts", [CORE + "anyview", CORE + "binaryview"]), ("provides", [CORE + "defaultview", CORE + "binaryview"])],
+        [
+            ("accepts", [CORE + "anyview", CORE + "binaryview"]),
+            ("provides", [CORE + "defaultview", CORE + "binaryview"]),
+        ],
     )
 
 

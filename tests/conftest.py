@@ -129,7 +129,12 @@ class Daemon:
         return int(self.url.split(":")[2].split("/")[0])
 
     def request(
-        self, method: str, path: str, body: bytes | None = None, headers: dict[str, str] | None = None, auth: bool = True
+        self,
+        method: str,
+        path: str,
+        body: bytes | None = None,
+        headers: dict[str, str] | None = None,
+        auth: bool = True,
     ) -> tuple[int, dict[str, str], bytes]:
         """One request; redirects are not followed, errors are answers."""
         given = dict(headers or {})

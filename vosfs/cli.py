@@ -88,7 +88,7 @@ def _mount(args: argparse.Namespace) -> None:
             given[key] = value
         elif key in ("ro", "plain") and not equals:
             given[key] = "1"
-        elif key in ("allow_other", "allow_root", "nosuid", "nodev", "noexec", "noatime") and not equals:
+        elif key in ("allow_other", "allow_root", "nosuid", "nodev", "noexec", "noatime", "debug") and not equals:
             kernel.add(key)
         elif key not in ("", "rw", "defaults", "_netdev", "user", "users", "noauto", "auto", "nofail"):
             raise QuietError(f"unknown option {option!r}; vosfs mount --help lists them")
@@ -239,11 +239,15 @@ def _show(point: str, status: dict[str, object]) -> None:
     def mib(key: str) -> str:
         return f"{int(str(status[key])) / 2**20:.1f} MiB"
 
-    live = "live: changes elsewhere show at once" if status["live"] else "down: attributes are asked for again each second"
+    live = (
+        "live: changes elsewhere show at once" if status["live"] else "down: attributes are asked for again each second"
+    )
     print(f"{point}\n  space    {status['url']} ({status['binding']} binding)")
     print(f"  feed     {live}")
     print(f"  files    {status['open_files']} open, {mib('dirty_bytes')} not yet saved")
-    print(f"  cache    {mib('cache_bytes')} of blocks, {mib('scratch_bytes')} of files being written, in {status['cache_dir']}")
+    print(
+        f"  cache    {mib('cache_bytes')} of blocks, {mib('scratch_bytes')} of files being written, in {status['cache_dir']}"
+    )
     print(f"  process  {status['pid']}")
 
 

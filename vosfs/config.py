@@ -98,7 +98,9 @@ def _table(cls: type[Any], name: str, given: dict[str, Any]) -> Any:
         if key not in known:
             raise QuietError(f"[{name}] has no key {key!r}; it has: {', '.join(known)}")
         if type(value) is not known[key].type and type(value).__name__ != known[key].type:
-            raise QuietError(f"[{name}] {key}: {value!r} is not a {getattr(known[key].type, '__name__', known[key].type)}")
+            raise QuietError(
+                f"[{name}] {key}: {value!r} is not a {getattr(known[key].type, '__name__', known[key].type)}"
+            )
     return cls(**given)
 
 

@@ -12,10 +12,9 @@ import logging
 import os
 import select
 import stat
-import time
 import types
 from collections.abc import Awaitable, Callable
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import pyfuse3
 import trio
@@ -36,7 +35,10 @@ QUIET = frozenset((errno.ENOENT, errno.ENODATA, errno.EEXIST, errno.ENOTEMPTY, e
 _TYPES = {CONTAINER: stat.S_IFDIR, DATA: stat.S_IFREG, LINK: stat.S_IFLNK}
 
 
-def answers(method: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
+F = TypeVar("F", bound=Callable[..., Awaitable[Any]])
+
+
+def answers(method: F) -> F:
     """Turn what a handler raises into what FUSE can carry, once."""
     name = method.__name__
 
@@ -60,7 +62,7 @@ def answers(method: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[An
             log.exception("%s failed", name)
             raise pyfuse3.FUSEError(errno.EIO) from None
 
-    return handler
+    return cast(F, handler)
 
 
 class Operations(pyfuse3.Operations):
@@ -160,9 +162,7 @@ class Operations(pyfuse3.Operations):
 
     @answers
     async def symlink(self, parent: int, name: bytes, target: bytes, ctx: Any) -> pyfuse3.EntryAttributes:
-        return self._entry(
-            await self._fs.make_link(parent, name, target, ctx.uid, self._group(parent, ctx))
-        )
+        return self._entry(await self._fs.make_link(parent, name, target, ctx.uid, self._group(parent, ctx)))
 
     def _group(self, parent: int, ctx: Any) -> int:
         """The caller's group, or the container's under setgid (mkdir(2), open(2))."""
@@ -188,9 +188,7 @@ class Operations(pyfuse3.Operations):
         await self._fs.remove_container(parent, name)
 
     @answers
-    async def rename(
-        self, parent: int, name: bytes, to_parent: int, to_name: bytes, flags: int, ctx: Any
-    ) -> None:
+    async def rename(self, parent: int, name: bytes, to_parent: int, to_name: bytes, flags: int, ctx: Any) -> None:
         if flags & ~(pyfuse3.RENAME_NOREPLACE | pyfuse3.RENAME_EXCHANGE):
             raise pyfuse3.FUSEError(errno.EINVAL)
         flag = ""
@@ -211,9 +209,7 @@ class Operations(pyfuse3.Operations):
     async def create(
         self, parent: int, name: bytes, mode: int, flags: int, ctx: Any
     ) -> tuple[pyfuse3.FileInfo, pyfuse3.EntryAttributes]:
-        handle, node = await self._fs.create(
-            parent, name, mode & ~ctx.umask, ctx.uid, self._group(parent, ctx), flags
-        )
+        handle, node = await self._fs.create(parent, name, mode & ~ctx.umask, ctx.uid, self._group(parent, ctx), flags)
         return pyfuse3.FileInfo(fh=handle, keep_cache=True), self._entry(node)
 
     @answers
@@ -409,7 +405,7 @@ def hasten() -> None:
     shim.__getattr__ = lambda name: getattr(trio, name)  # type: ignore[method-assign]
     shim.Lock = _Turn  # type: ignore[attr-defined]
     shim.lowlevel = lowlevel  # type: ignore[attr-defined]
-    pyfuse3.trio = shim
+    pyfuse3.trio = shim  # type: ignore[attr-defined]
 
 
 # -- mounting ------------------------------------------------------------------------------------------------------------
@@ -451,5 +447,3 @@ def tune(mountpoint: str) -> None:
                 file.write(value)
         except OSError as exc:
             log.debug("%s: %s", path, exc)
-
-

@@ -22,9 +22,7 @@ def restart(daemon: Daemon) -> Daemon:
     return start_daemon(daemon.directory, port=daemon.port)
 
 
-def test_a_dead_daemon_is_an_errno_and_a_restarted_one_works(
-    daemon: Daemon, make_mount: Callable[..., Path]
-) -> None:
+def test_a_dead_daemon_is_an_errno_and_a_restarted_one_works(daemon: Daemon, make_mount: Callable[..., Path]) -> None:
     point = make_mount(daemon, "mnt", f"deadline={DEADLINE_S}")
     (point / "kept").write_bytes(b"kept")
     daemon.stop(signal.SIGKILL)
@@ -43,9 +41,7 @@ def test_a_dead_daemon_is_an_errno_and_a_restarted_one_works(
         again.stop()
 
 
-def test_a_hung_daemon_answers_with_an_errno_and_kill_9_works(
-    daemon: Daemon, make_mount: Callable[..., Path]
-) -> None:
+def test_a_hung_daemon_answers_with_an_errno_and_kill_9_works(daemon: Daemon, make_mount: Callable[..., Path]) -> None:
     point = make_mount(daemon, "mnt", f"deadline={DEADLINE_S}")
     daemon.process.send_signal(signal.SIGSTOP)
     try:
@@ -59,7 +55,10 @@ def test_a_hung_daemon_answers_with_an_errno_and_kill_9_works(
         blocked.wait(3 * DEADLINE_S)
     finally:
         daemon.process.send_signal(signal.SIGCONT)
-    eventually("the mount works again", lambda: subprocess.run(["touch", point / "f"], stderr=subprocess.DEVNULL).returncode == 0)
+    eventually(
+        "the mount works again",
+        lambda: subprocess.run(["touch", point / "f"], stderr=subprocess.DEVNULL).returncode == 0,
+    )
 
 
 @pytest.mark.parametrize("size", [3, 40 * MIB])
@@ -160,7 +159,10 @@ def test_a_killed_mount_is_cleared_and_mounted_again(daemon: Daemon, make_mount:
     (point / "f").write_bytes(b"saved")
     status = json.loads(os.getxattr(point, "user.vosfs.status"))
     os.kill(status["pid"], signal.SIGKILL)
-    eventually("the mount is dead", lambda: not Path(f"/proc/{status['pid']}/fd").exists() or not os.listdir(f"/proc/{status['pid']}/fd"))
+    eventually(
+        "the mount is dead",
+        lambda: not Path(f"/proc/{status['pid']}/fd").exists() or not os.listdir(f"/proc/{status['pid']}/fd"),
+    )
     done = subprocess.run([BIN / "vosfs", "umount", point], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert (make_mount(daemon) / "f").read_bytes() == b"saved"
@@ -218,7 +220,9 @@ def test_a_registered_tree_is_readable_and_read_only(
     (source / "sub/data").write_bytes(b"d" * 100_000)
     (source / "link").symlink_to("sub/data")
     daemon = make_daemon()
-    subprocess.run([BIN / "vosfsd", "import", "--dev", daemon.directory, source, "/archive"], check=True, capture_output=True)
+    subprocess.run(
+        [BIN / "vosfsd", "import", "--dev", daemon.directory, source, "/archive"], check=True, capture_output=True
+    )
     point = make_mount(daemon)
     subprocess.run(["diff", "-r", source, point / "archive"], check=True)
     for refused in (

@@ -46,7 +46,16 @@ def make_tree(root: Path, files: int = 300) -> None:
         os.utime(file, ns=(rng.randrange(10**18), rng.randrange(10**18)))
     odd = root / "odd"
     odd.mkdir()
-    for name in (b"sp ace", b"new\nline", b"\xff\xfe not utf-8", "ünï☃".encode(), b"%41", b"a?b#c&d<e>", b"-rf", b"x" * 255):
+    for name in (
+        b"sp ace",
+        b"new\nline",
+        b"\xff\xfe not utf-8",
+        "ünï☃".encode(),
+        b"%41",
+        b"a?b#c&d<e>",
+        b"-rf",
+        b"x" * 255,
+    ):
         Path(os.fsdecode(bytes(odd) + b"/" + name)).write_bytes(name)
     (odd / "link").symlink_to("sp ace")
     (odd / "dangling").symlink_to("../nowhere/at all")
@@ -57,7 +66,9 @@ def make_tree(root: Path, files: int = 300) -> None:
 
 def same(left: Path, right: Path) -> None:
     """Both trees have the same names, types, modes, times, link texts and bytes."""
-    listing = "find . -mindepth 1 ! -type d -printf '%P %y %m %s %T@ %l\\n' -o -type d -printf '%P %y %m\\n' | LC_ALL=C sort"
+    listing = (
+        "find . -mindepth 1 ! -type d -printf '%P %y %m %s %T@ %l\\n' -o -type d -printf '%P %y %m\\n' | LC_ALL=C sort"
+    )
     assert sh(listing, left) == sh(listing, right)
     subprocess.run(["diff", "-r", "--no-dereference", left, right], check=True)
 
@@ -85,11 +96,20 @@ def test_tar_git_and_make(mount: Path, tmp_path: Path) -> None:
     source = tmp_path / "source"
     source.mkdir()
     make_tree(source, 60)
-    sh(f"tar --format=posix -cf {tmp_path}/t.tar -C {source} . && mkdir out && tar xf {tmp_path}/t.tar -C out && tar cf - -C out . | tar tf - >/dev/null", mount)
+    sh(
+        f"tar --format=posix -cf {tmp_path}/t.tar -C {source} . && mkdir out && tar xf {tmp_path}/t.tar -C out && tar cf - -C out . | tar tf - >/dev/null",
+        mount,
+    )
     same(source, mount / "out")
     origin = tmp_path / "origin"
-    sh(f"git init -q {origin} && cd {origin} && cp -r {source}/d1 {source}/d2 . && git add -A && git commit -qm one", tmp_path)
-    sh(f"git clone -q {origin} clone && cd clone && echo more >> d1/e1/f1 && git commit -qam two && git gc -q && git fsck --strict && git status --porcelain", mount)
+    sh(
+        f"git init -q {origin} && cd {origin} && cp -r {source}/d1 {source}/d2 . && git add -A && git commit -qm one",
+        tmp_path,
+    )
+    sh(
+        f"git clone -q {origin} clone && cd clone && echo more >> d1/e1/f1 && git commit -qam two && git gc -q && git fsck --strict && git status --porcelain",
+        mount,
+    )
     assert sh("git log --format=%s", mount / "clone").split() == ["two", "one"]
     (mount / "Makefile").write_text("b: a\n\tcp a b\n")
     (mount / "a").write_text("1")
@@ -109,7 +129,9 @@ def test_sqlite(mount: Path, journal: str) -> None:
             if number % 5 == 4:
                 db.execute("delete from t where a % 3 = 0")
         db.close()
-    out = subprocess.run(["sqlite3", path, "pragma integrity_check; select count(*) from t"], capture_output=True, text=True)
+    out = subprocess.run(
+        ["sqlite3", path, "pragma integrity_check; select count(*) from t"], capture_output=True, text=True
+    )
     count = sqlite3.connect(path)
     rows = count.execute("select count(*) from t").fetchone()[0]
     count.close()

@@ -40,14 +40,14 @@ class GatewayBlobs:
         # Constants
         self._path = path
         self._put = {
-            durable: client.head("PUT", f"{path}{'?durable=1' if durable else ''}", [("Authorization", f"Bearer {token}")])
+            durable: client.head(
+                "PUT", f"{path}{'?durable=1' if durable else ''}", [("Authorization", f"Bearer {token}")]
+            )
             for durable in (False, True)
         }
 
     async def fetch(self, name: str, start: int, into: memoryview) -> None:
-        head = self._client.head(
-            "GET", f"{self._path}/{name}", [("Range", f"bytes={start}-{start + len(into) - 1}")]
-        )
+        head = self._client.head("GET", f"{self._path}/{name}", [("Range", f"bytes={start}-{start + len(into) - 1}")])
         answer = await self._client.request(head, b"", "GET", idempotent=True, into=into)
         if answer.status not in (200, 206):
             if answer.status == 403:

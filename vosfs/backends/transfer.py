@@ -98,7 +98,9 @@ class TransferBlobs:
     async def replace(self, id: int, segments: list[Segment]) -> None:
         """Make local bytes the whole content of a node."""
         client, target = self._client(await self._negotiate(id, PUSH))
-        answer = await client.upload(client.head("PUT", target, [("Content-Type", "application/octet-stream")]), segments)
+        answer = await client.upload(
+            client.head("PUT", target, [("Content-Type", "application/octet-stream")]), segments
+        )
         if answer.status not in (200, 201, 202, 204):
             raise fault_of(Reply(answer.status, {}, answer.body))
         if answer.status == 202:

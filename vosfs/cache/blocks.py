@@ -116,15 +116,11 @@ class BlockCache:
 
     def make_room(self, wanted: int) -> None:
         """Evict until ``wanted`` more bytes fit; what is being filled stays."""
-        while self._segments and (
-            self.used_bytes + wanted > self.limit_bytes or len(self._segments) >= SEGMENTS_MAX
-        ):
-            for key, segment in self._segments.items():
-                if not segment.filling:
-                    break
-            else:
+        while self._segments and (self.used_bytes + wanted > self.limit_bytes or len(self._segments) >= SEGMENTS_MAX):
+            key = next((key for key, segment in self._segments.items() if not segment.filling), None)
+            if key is None:
                 return
-            del self._segments[key]
+            segment = self._segments.pop(key)
             self._open.pop(key, None)
             self._remove(segment)
 

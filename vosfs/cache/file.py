@@ -32,6 +32,9 @@ BLOB_BYTES_MAX = 256 << 20
 """Longest blob: a failed upload repeats at most this."""
 CLOSED_FILES_MAX = 1_000
 """Files whose content is remembered after their last close; each may hold a descriptor."""
+UNSYNCED_MAX = 20_000
+"""Nodes that are told apart as not yet durable; beyond, all are taken to be."""
+EVERY = 0
 WHOLE_STEP_BYTES = 4 << 20
 """How much of a file is brought here at a time before it is sent whole."""
 LIST_INLINE_MAX = 64
@@ -140,9 +143,8 @@ class CachedFile:
         for low, high, local in self._local.split(start, stop):
             if local and self._scratch is not None:
                 parts.append(self._scratch.read(low, high))
-                continue
-            for piece in content.slices(self._extents, low, high):
-                parts.append(await self._piece(piece))
+            else:
+                parts += [await self._piece(piece) for piece in content.slices(self._extents, low, high)]
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
     async def _piece(self, piece: Extent) -> bytes:
@@ -305,13 +307,12 @@ class CachedFile:
         async with self._lock:
             if self.unlinked:
                 return
-            # What an earlier, non-durable commit left behind is not covered by this one's.
-            owed = durable and self._table.needs_sync(self.node.id)
+            changed = self.changed
             if self.changed and self._table.replacer is not None:
                 await self._replace(self._table.replacer)
             elif self.changed:
                 await self._commit(durable)
-            if owed:
+            if durable and self._table.needs_sync(self.node.id, changed):
                 await self._table.sync_node(self.node.id)
 
     async def _commit(self, durable: bool) -> None:
@@ -323,14 +324,10 @@ class CachedFile:
         self._count()
         pending, length, mtime_ns = list(self._changes), self.length, self.mtime_ns
         self._resized, self.mtime_ns = False, None
-        changes = [
-            content.relocated(e, self._receipts[e.locator]) if e.locator else e for e in (*pending, *inline)
-        ]
+        changes = [content.relocated(e, self._receipts[e.locator]) if e.locator else e for e in (*pending, *inline)]
         blobs = [_blob(self._receipts[e.locator]) for e in pending if e.locator and self._table.local]
         try:
-            done = await tree.commit(
-                self.node.id, self.node.version, length, changes, blobs, mtime_ns, durable
-            )
+            done = await tree.commit(self.node.id, self.node.version, length, changes, blobs, mtime_ns, durable)
         except NodeNotFound:
             self.unlinked = True
             raise Stale("the file was deleted elsewhere") from None
@@ -355,7 +352,7 @@ class CachedFile:
             self._change(change)
         kept = {e.locator for e in rest}
         self._receipts = {name: receipt for name, receipt in self._receipts.items() if name in kept}
-        self._table.committed(self.node.id, durable)
+        self._table.committed(self.node.id, durable, bool(blobs or any(e.locator for e in pending)))
 
     async def _replace(self, replacer: "Replacer") -> None:
         """Save to a service that takes whole files only: bring what is missing here, then send all of it."""
@@ -466,7 +463,9 @@ class FileTable:
         """INVARIANT: sum over the files of their bytes in scratch."""
         self._opening: dict[int, trio.Event] = {}
         self._unsynced: set[int] = set()
-        """Nodes committed here and not yet made durable."""
+        """Nodes made or committed here and not yet durable."""
+        self._unsynced_blobs: set[int] = set()
+        """Those of them whose blobs are not."""
         self._serial = 0
         directory.mkdir(parents=True, exist_ok=True, mode=0o700)
 
@@ -510,7 +509,7 @@ class FileTable:
         """A file that was just created: nothing to ask for."""
         file = self._files[node.id] = CachedFile(self, Content(node, []))
         file.handles = 1
-        self.committed(node.id, False)
+        self.committed(node.id, False, False)
         return file
 
     def _current(self, file: CachedFile) -> bool:
@@ -556,24 +555,31 @@ class FileTable:
             for start, stop in group:
                 file.drop_local(start, stop)
 
-    def committed(self, id: int, durable: bool) -> None:
-        """Keep account of what fsync(2) still has to do."""
+    def committed(self, id: int, durable: bool, blobs: bool) -> None:
+        """Keep account of what fsync(2) still has to do.
+
+        A durable commit takes all metadata before it along, but not the blobs of earlier, non-durable ones.
+        """
         if durable:
             self._unsynced.discard(id)
-        else:
-            if len(self._unsynced) > 100_000:
-                self._unsynced.clear()
-                self._unsynced.add(0)
-            self._unsynced.add(id)
+            return
+        for owed in (self._unsynced, self._unsynced_blobs) if blobs else (self._unsynced,):
+            if len(owed) >= UNSYNCED_MAX:
+                owed.clear()
+                owed.add(EVERY)
+            owed.add(id)
 
-    def needs_sync(self, id: int) -> bool:
-        """Whether a node may have bytes or a name that are not durable yet."""
-        return id in self._unsynced or 0 in self._unsynced
+    def needs_sync(self, id: int, committed: bool) -> bool:
+        """Whether a node has bytes, or if nothing was just ``committed`` durably a name, that are not durable yet."""
+        if id in self._unsynced_blobs or EVERY in self._unsynced_blobs:
+            return True
+        return not committed and (id in self._unsynced or EVERY in self._unsynced)
 
     async def sync_node(self, id: int) -> None:
         """Make a node's committed bytes durable."""
         await getattr(self.tree.inner, "sync_node", self._sync_all)(id)
         self._unsynced.discard(id)
+        self._unsynced_blobs.discard(id)
 
     async def _sync_all(self, id: int) -> None:
         await self.tree.sync()

@@ -57,10 +57,8 @@ class Scratch:
 
     def read(self, start: int, stop: int) -> bytes:
         """Bytes at an offset; they were written before, so the page cache has them."""
-        if self._memory is not None:
-            data = bytes(self._memory[start:stop])
-        else:
-            data = os.pread(self._fd, stop - start, start)
+        memory = self._memory
+        data = os.pread(self._fd, stop - start, start) if memory is None else bytes(memory[start:stop])
         return data if len(data) == stop - start else data + bytes(stop - start - len(data))
 
     def descriptor(self) -> int:

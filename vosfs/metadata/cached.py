@@ -55,6 +55,9 @@ class CachedTree:
         self._names: OrderedDict[int, _Names] = OrderedDict()
         self._count = 0
         """INVARIANT: sum of len(ids) over ``_names``, at most NAMES_MAX."""
+        self._mutations = 0
+        self._durable = 0
+        """INVARIANT: the first ``_durable`` of this mount's ``_mutations`` are durable."""
         self._epoch = 0
         """Counts invalidations: an answer from an older epoch is not kept."""
 
@@ -193,9 +196,10 @@ class CachedTree:
     def listed(self, parent: int, epoch: int, names: int) -> None:
         """A listing that began at ``epoch`` saw all ``names`` names: keep it as complete if nothing changed since."""
         known = self._names.get(parent)
-        if known is not None and epoch == self._epoch and names <= COMPLETE_MAX and self.live:
-            if sum(1 for id in known.ids.values() if id) == names:
-                known.complete = True
+        if known is None or epoch != self._epoch or names > COMPLETE_MAX or not self.live:
+            return
+        if sum(1 for id in known.ids.values() if id) == names:
+            known.complete = True
 
     @property
     def epoch(self) -> int:
@@ -208,6 +212,8 @@ class CachedTree:
         except VOSpaceError:
             self.forget_name(parent, name)
             raise
+        finally:
+            self._mutations += 1
         self._set_name(parent, name, node.id)
         self._touch(parent, node.ctime_ns)
         if node.kind == CONTAINER and self.live:
@@ -220,6 +226,8 @@ class CachedTree:
         except VOSpaceError:
             self.forget_name(parent, name)
             raise
+        finally:
+            self._mutations += 1
         self._set_name(parent, name, id)
         self._touch(parent, node.ctime_ns)
         return self.remember(node)
@@ -230,6 +238,8 @@ class CachedTree:
         except VOSpaceError:
             self.forget_name(parent, name)
             raise
+        finally:
+            self._mutations += 1
         self._unname(parent, name)
         self._touch(parent, node.ctime_ns)
         self._after_drop(node)
@@ -256,6 +266,8 @@ class CachedTree:
             self.forget_name(parent, name)
             self.forget_name(to_parent, to_name)
             raise
+        finally:
+            self._mutations += 1
         if flag == "exchange" or (done.gone is None and self.peek_name(to_parent, to_name) == done.node.id):
             self.forget_name(parent, name)
             self.forget_name(to_parent, to_name)
@@ -275,6 +287,8 @@ class CachedTree:
         except VOSpaceError:
             self.forget(id)
             raise
+        finally:
+            self._mutations += 1
 
     async def open(self, id: int) -> Content:
         epoch = self._epoch
@@ -287,13 +301,17 @@ class CachedTree:
         self, id: int, base_version: int | None, length: int, changes: list[Extent], blobs: list[Blob],
         mtime_ns: int | None, durable: bool,
     ) -> Content:  # fmt: skip
+        before = self._mutations
         try:
-            done = await self.inner.commit(
-                id, base_version, length, changes, blobs, mtime_ns, durable=durable
-            )
+            done = await self.inner.commit(id, base_version, length, changes, blobs, mtime_ns, durable=durable)
         except VOSpaceError:
             self.forget(id)
             raise
+        if durable:
+            # It took everything that was committed before it along.
+            self._durable = max(self._durable, before)
+        else:
+            self._mutations += 1
         self.remember(done.node)
         return done
 
@@ -301,10 +319,16 @@ class CachedTree:
         return await self.inner.properties(id)
 
     async def set_properties(self, id: int, change: dict[str, str | None]) -> Node:
-        return self.remember(await self.inner.set_properties(id, change))
+        try:
+            return self.remember(await self.inner.set_properties(id, change))
+        finally:
+            self._mutations += 1
 
     async def usage(self) -> Usage:
         return await self.inner.usage()
 
     async def sync(self) -> None:
-        await self.inner.sync()
+        before = self._mutations
+        if self._durable < before:
+            await self.inner.sync()
+            self._durable = max(self._durable, before)

@@ -8,8 +8,10 @@ import msgspec
 from vosfs.metadata.node import Extent
 
 INLINE_BYTES_MAX = 16 * 1024
-"""Runs up to this length live in the metadata row: a small file then costs one transaction and no file.  Two
-neighbouring runs are joined while the sum stays below it, so 100-byte appends make few rows."""
+"""Runs up to this length live in the metadata row: a small file then costs one transaction and no file."""
+
+JOINED_BYTES_MAX = 4 * 1024
+"""Neighbouring inline runs are joined up to this: an append then rewrites one database page, not four."""
 
 EXTENTS_MAX = 512
 """Longer lists are compacted into one blob by the daemon."""
@@ -63,10 +65,14 @@ def join(extents: list[Extent]) -> list[Extent]:
     for extent in extents:
         if result and result[-1].stop == extent.start:
             last = result[-1]
-            if last.locator and last.locator == extent.locator and last.offset + last.stop - last.start == extent.offset:
+            if (
+                last.locator
+                and last.locator == extent.locator
+                and last.offset + last.stop - last.start == extent.offset
+            ):
                 result[-1] = Extent(last.start, extent.stop, last.locator, last.offset)
                 continue
-            if last.data and extent.data and extent.stop - last.start <= INLINE_BYTES_MAX:
+            if last.data and extent.data and extent.stop - last.start <= JOINED_BYTES_MAX:
                 result[-1] = Extent(last.start, extent.stop, data=last.data + extent.data)
                 continue
         result.append(extent)

@@ -64,7 +64,9 @@ class GatewayTree:
         try:
             return await self._call(m.Hello())
         except NotAuthenticated as exc:
-            raise NotAuthenticated(f"{exc}; get a new one with vosfsd token, or from whoever runs the service") from None
+            raise NotAuthenticated(
+                f"{exc}; get a new one with vosfsd token, or from whoever runs the service"
+            ) from None
 
     async def lookup(self, parent: int, name: bytes, caller: Caller = ANYONE) -> Node:
         return await self._call(m.Lookup(parent, name))
@@ -114,9 +116,7 @@ class GatewayTree:
     async def usage(self) -> Usage:
         return await self._call(m.SpaceUsage())
 
-    async def changes(
-        self, since: Cursor, limit: int = CHANGES_MAX, wait_s: float = 0
-    ) -> tuple[Cursor, list[Change]]:
+    async def changes(self, since: Cursor, limit: int = CHANGES_MAX, wait_s: float = 0) -> tuple[Cursor, list[Change]]:
         """As in the port; with ``wait_s`` the answer may wait that long for a change."""
         page = await self._call(m.Changes(since, wait_s), wait_s + self._client.deadline_s)
         return page.cursor, page.changes

@@ -38,7 +38,6 @@ from vosfs.metadata.node import (
     Renamed,
     Usage,
 )
-
 from vosfs.metadata.sql import LINKS_MAX, OWNER_FIELDS, new_id
 from vosfs.metadata.store import ANYONE, CHANGES_MAX, OWN, READ, WRITE, Caller
 
@@ -183,9 +182,8 @@ class MemoryStore:
             raise Immutable(f"{name!r} is read-only")
         if kind == "leaf" and node.kind == CONTAINER:
             raise IsContainer(f"{name!r} is a container")
-        if kind == "empty":
-            if self._children(node.id):
-                raise ContainerNotEmpty(repr(name))
+        if kind == "empty" and self._children(node.id):
+            raise ContainerNotEmpty(repr(name))
         if kind == "tree" and node.kind == CONTAINER:
             caller.permit(node, WRITE)
         del names[name]

@@ -8,7 +8,7 @@ private of psycopg used and no cancellation that could leave a connection inside
 import random
 import threading
 import time
-from typing import Any, LiteralString, cast
+from typing import Any
 
 import psycopg
 import trio
@@ -36,6 +36,9 @@ DIALECT = sql.Dialect(
     xid="pg_current_xact_id()::text::bigint",
     settled=" AND xid < pg_snapshot_xmin(pg_current_snapshot())::text::bigint",
     without_rowid="",
+    after="(xid, seq) > (?, ?)",
+    order="xid, seq",
+    change_index="CREATE INDEX change_order ON change (space, xid, seq)",
     placeholder="%s",
 )
 
@@ -86,7 +89,7 @@ class PostgresStore(SqlStore):
             for version, script in list(enumerate(sql.MIGRATIONS))[done:]:
                 for statement in render(script, DIALECT).split(";"):
                     if statement.strip():
-                        connection.execute(cast(LiteralString, statement))
+                        connection.execute(statement)
                 connection.execute("INSERT INTO migration VALUES (%s)", (version,))
         self._idle.append(connection)
 
@@ -111,7 +114,7 @@ class PostgresStore(SqlStore):
                 self._return(connection)
                 if attempt == RETRIES_MAX:
                     raise ServiceUnavailable(f"PostgreSQL: {exc}") from exc
-                time.sleep(random.uniform(0, 0.002 * 2**attempt))
+                time.sleep(random.uniform(0, 0.002 * 2**attempt))  # noqa: S311 (spreads retries, hides nothing)
             except psycopg.errors.QueryCanceled as exc:
                 self._return(connection)
                 raise TimedOut(f"PostgreSQL: {exc}") from exc
@@ -171,7 +174,7 @@ class PostgresStore(SqlStore):
                         cursor.execute("SET LOCAL synchronous_commit = off")
                     open_ = True
                 try:
-                    cursor.execute(cast(LiteralString, text), parameters)
+                    cursor.execute(text, parameters)
                     rows = cursor.fetchall() if cursor.description else []
                 except psycopg.errors.UniqueViolation as exc:
                     statement, parameters = transaction.throw(DuplicateNode(str(exc.diag.message_primary)))

@@ -28,6 +28,9 @@ class SqlStore:
     def close(self) -> None:
         raise NotImplementedError
 
+    async def keep(self) -> None:
+        """What the engine needs done beside transactions, until cancelled; nothing, by default."""
+
     def _frame(self, caller: Caller) -> sql.Frame:
         return sql.Frame(self.space, caller, time.time_ns())
 

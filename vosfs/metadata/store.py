@@ -179,4 +179,3 @@ class Store(Tree, Protocol):
 
     async def job(self, id: str) -> tuple[str, str, str, int] | None:
         """(owner, phase, document, created) of a transfer job."""
-

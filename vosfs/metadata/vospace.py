@@ -169,9 +169,7 @@ class VOSpaceTree:
         if after in names:
             # A service that ignores uri= lists from the start; one that heeds it repeats the named child.
             found = found[names.index(after) + 1 :]
-        return [
-            (name, self._node(element, self._id(parent, name), (*path, name))) for name, element in found[:limit]
-        ]
+        return [(name, self._node(element, self._id(parent, name), (*path, name))) for name, element in found[:limit]]
 
     async def create(self, parent: int, name: bytes, new: NewNode, caller: Caller = ANYONE) -> Node:
         path = (*self.path(parent), name)
@@ -338,7 +336,12 @@ def fault_of(reply: Reply) -> VOSpaceError:
     fault = text.replace(":", " ").partition(" ")[0]
     if fault in BY_FAULT:
         return BY_FAULT[fault](text[len(fault) :].strip(" :"))
-    for status, cls in ((401, "NotAuthenticated"), (403, "PermissionDenied"), (404, "NodeNotFound"), (409, "DuplicateNode")):
+    for status, cls in (
+        (401, "NotAuthenticated"),
+        (403, "PermissionDenied"),
+        (404, "NodeNotFound"),
+        (409, "DuplicateNode"),
+    ):
         if reply.status == status:
             return BY_FAULT[cls](text)
     if reply.status in (502, 503, 504):
@@ -348,9 +351,7 @@ def fault_of(reply: Reply) -> VOSpaceError:
 
 def properties_of(element: etree._Element) -> dict[str, str]:
     """A node element's properties."""
-    return {
-        p.get("uri", ""): "".join(p.itertext()) for p in element.iterfind("v:properties/v:property", _NS)
-    }
+    return {p.get("uri", ""): "".join(map(str, p.itertext())) for p in element.iterfind("v:properties/v:property", _NS)}
 
 
 def _nanoseconds(text: str) -> int:

@@ -146,7 +146,7 @@ def parse_node(body: bytes) -> NodeDocument:
     properties: dict[str, str | None] = {}
     for element in root.findall(f"{{{NS}}}properties/{{{NS}}}property"):
         key = element.get("uri", "")
-        value = "".join(element.itertext())
+        value = "".join(map(str, element.itertext()))
         check_property(key, value)
         properties[key] = None if _true(element.get(f"{{{XSI}}}nil", "false")) else value
         if len(properties) > PROPERTIES_MAX:
