@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 DEBIAN := fuse3 libfuse3-dev pkg-config postgresql gcc libc6-dev python3-dev python3-venv
 
-.PHONY: help init demo test check format bench bench-quick run docs clean debian
+.PHONY: help init demo test check format bench bench-quick soak run docs clean debian
 
 help:  ## list these targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -15,8 +15,8 @@ init: $(STAMP)  ## put everything into .venv/
 
 $(STAMP): setup.cfg pyproject.toml scripts/debian.sh | debian
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --upgrade pip setuptools wheel
-	$(BIN)/python -m pip install --quiet --editable '.[test,check,docs]'
+	$(BIN)/python -m pip install -qq --upgrade pip setuptools wheel
+	$(BIN)/python -m pip install -qq --editable '.[test,check,docs]'
 	touch $@
 
 debian:
@@ -46,6 +46,10 @@ bench: $(STAMP)  ## the workload on the mount, sshfs and the local disk; JSON an
 bench-quick: $(STAMP)  ## one short round of it
 	@sh scripts/debian.sh sshfs openssh-server git
 	$(BIN)/python scripts/bench.py --rounds 1 --big 128
+
+soak: $(STAMP)  ## the long checks: a big tree, 4 GiB, 100 000 entries (an hour at most)
+	@sh scripts/debian.sh rsync
+	$(BIN)/python scripts/soak.py
 
 run: $(STAMP)  ## a daemon and a mount to play with, until ^C
 	@$(BIN)/python scripts/demo.py --stay

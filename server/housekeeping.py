@@ -52,6 +52,7 @@ async def collect(store: Store, backend: Backend, older_s: float = LEASE_S + MAR
 
 async def collect_orphans(store: Store, backend: Backend, older_s: float = RECEIPT_S + MARGIN_S) -> int:
     """Remove blobs that were uploaded and never committed; returns how many."""
+    await trio.to_thread.run_sync(backend.sweep, time.time_ns() - int(older_s * 1e9))
     found = backend.locators(time.time_ns() - int(older_s * 1e9))
     total = 0
     while page := await trio.to_thread.run_sync(lambda: list(itertools.islice(found, COLLECT_BATCH))):

@@ -83,14 +83,16 @@ class Request:
         await self._continue()
         if head.length is not None:
             body = connection.stream.take(head.length)
-            while len(body) < head.length:
-                data = await connection.stream.receive()
+            if len(body) == head.length:
+                return body
+            pieces, left = [body], head.length - len(body)
+            while left:
+                data = await connection.stream.receive(min(left, wire.BULK_BYTES))
                 if not data:
                     raise ProtocolError("body ended early")
-                body += data
-            if len(body) > head.length:
-                body, connection.stream.pending = body[: head.length], body[head.length :]
-            return body
+                pieces.append(data)
+                left -= len(data)
+            return b"".join(pieces)
         parts, size = [], 0
         chunks = wire.Chunks(connection.stream)
         while data := await chunks.read():

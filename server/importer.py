@@ -53,9 +53,8 @@ async def import_tree(
         raise QuietError("the container exists already: remove it, or name another") from None
     try:
         await _import_directory(store, backend, source, top.id, owner, warn, progress)
-        await store.set_attributes(top.id, Attributes(immutable=1, mtime_ns=status.st_mtime_ns))
-        # The top stays removable: only what is inside is immutable.
-        await store.set_attributes(top.id, Attributes(immutable=0, mode=stat.S_IMODE(status.st_mode) & ~0o222))
+        # The top itself stays changeable, so that the tree can be removed as a whole.
+        await store.set_attributes(top.id, Attributes(mtime_ns=status.st_mtime_ns))
         await store.sync()
     except BaseException:
         await store.remove(chain[-1].id, path[-1], "tree")

@@ -346,7 +346,7 @@ class FileSystem:
         file.write(start, data)
         if file.dirty_bytes >= STREAM_BYTES:
             if self.files.dirty_bytes > self.files.limit_bytes // 2:
-                await file.upload()
+                await file.upload(wait=True)
             else:
                 self._nursery.start_soon(self._upload, file)
         return len(data)

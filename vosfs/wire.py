@@ -265,6 +265,13 @@ class Chunks:
 # -- moving bodies, in worker threads ----------------------------------------------------------------------------
 
 
+def _readable(sock: socket.socket) -> bool:
+    """Whether a read would not wait.  poll(2): select(2) cannot take descriptors above 1023."""
+    poller = select.poll()
+    poller.register(sock, select.POLLIN)
+    return bool(poller.poll(0))
+
+
 def _wait(sock: socket.socket, event: int) -> int:
     poller = select.poll()
     poller.register(sock, event)
@@ -318,7 +325,7 @@ def send_file(sock: socket.socket, fd: int, start: int, stop: int, heed: bool = 
     """Send bytes of a file from a worker thread; with ``heed``, stop and return False when the peer talks back."""
     tls = isinstance(sock, ssl.SSLSocket)
     while start < stop:
-        if heed and select.select([sock], [], [], 0)[0]:
+        if heed and _readable(sock):
             return False
         try:
             if tls:
@@ -414,7 +421,7 @@ class HttpClient:
         while self._idle:
             stream = self._idle.pop()
             # Readable while idle: the server closed it, or speaks out of turn.
-            if select.select([stream.sock], [], [], 0)[0]:
+            if _readable(stream.sock):
                 stream.close()
                 continue
             return stream
@@ -435,29 +442,35 @@ class HttpClient:
         more on a new connection when a kept one breaks.
         """
         message = b"%sContent-Length: %d\r\n\r\n%s" % (head, len(body), body)
-        async with self._slots:
-            stream = self._reusable()
-            kept = stream is not None
-            while True:
-                if stream is None:
-                    stream = await self._connect()
-                done = False
-                try:
-                    with trio.fail_after(deadline_s or self.deadline_s):
-                        await stream.send(message)
-                        answer, done = await self._answer(stream, method, into)
-                    return answer
-                except trio.TooSlowError as exc:
-                    raise TimedOut(f"{self.origin}: no answer within the deadline") from exc
-                except _FAILED as exc:
-                    if not (kept and idempotent):
+        try:
+            # The wait for a connection counts too: behind sixteen hung requests the seventeenth must not start anew.
+            with trio.fail_after(deadline_s or self.deadline_s):
+                async with self._slots:
+                    stream = self._reusable()
+                    if stream is not None:
+                        try:
+                            return await self._exchange(stream, message, method, into)
+                        except _FAILED as exc:
+                            if not idempotent:
+                                raise ServiceUnavailable(f"{self.origin}: {_reason(exc)}") from exc
+                    try:
+                        return await self._exchange(await self._connect(), message, method, into)
+                    except _FAILED as exc:
                         raise ServiceUnavailable(f"{self.origin}: {_reason(exc)}") from exc
-                finally:
-                    if done:
-                        self._idle.append(stream)
-                    else:
-                        stream.close()
-                stream, kept = None, False
+        except trio.TooSlowError as exc:
+            raise TimedOut(f"{self.origin}: no answer within the deadline") from exc
+
+    async def _exchange(self, stream: Stream, message: bytes, method: str, into: memoryview | None) -> Answer:
+        done = False
+        try:
+            await stream.send(message)
+            answer, done = await self._answer(stream, method, into)
+            return answer
+        finally:
+            if done:
+                self._idle.append(stream)
+            else:
+                stream.close()
 
     async def upload(self, head: bytes, segments: list[Segment], method: str = "PUT") -> Answer:
         """Send runs of files as one body; the answer may come early (a refusal)."""

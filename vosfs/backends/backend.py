@@ -57,5 +57,8 @@ class Backend(Protocol):
     def locators(self, before_ns: int) -> Iterator[str]:
         """Blobs written before a time, in no order: what the collector compares with the store."""
 
+    def sweep(self, before_ns: int) -> None:
+        """Remove what writers that no longer exist left behind before a time."""
+
     def space(self) -> tuple[int, int]:
         """(total, free) bytes."""

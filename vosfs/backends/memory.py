@@ -70,5 +70,8 @@ class MemoryBackend:
     def locators(self, before_ns: int) -> Iterator[str]:
         return iter([locator for locator, (_, at) in self._blobs.items() if at < before_ns])
 
+    def sweep(self, before_ns: int) -> None:
+        pass
+
     def space(self) -> tuple[int, int]:
         return TOTAL_BYTES, TOTAL_BYTES - sum(len(data) for data, _ in self._blobs.values())

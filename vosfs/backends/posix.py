@@ -168,8 +168,7 @@ class PosixBackend:
                 if status.st_mtime_ns < before_ns and _LOCATOR.fullmatch(name):
                     yield name
 
-    def clear_incoming(self, before_ns: int) -> None:
-        """Remove what writers that no longer exist left behind."""
+    def sweep(self, before_ns: int) -> None:
         for path in (self.root / "incoming").iterdir():
             try:
                 if path.lstat().st_mtime_ns < before_ns:

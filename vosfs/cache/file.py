@@ -236,9 +236,9 @@ class CachedFile:
 
     # -- saving ------------------------------------------------------------------------------------------------------
 
-    async def upload(self) -> None:
-        """Move what is dirty into blobs, without committing."""
-        if self._uploading or self._table.replacer is not None:
+    async def upload(self, wait: bool = False) -> None:
+        """Move what is dirty into blobs, without committing; unless ``wait``, nothing if that is under way."""
+        if self._table.replacer is not None or (self._uploading and not wait):
             return
         self._uploading = True
         try:
