@@ -201,21 +201,21 @@ class _Sender:
             reader = self._readers[locator] = self._open(locator)
         return reader
 
-    def send(self, sock: socket.socket) -> None:
+    def send(self, sock: socket.socket) -> wire.Moving:
         for piece in self._slices:
             if piece.data:
-                wire.send_bytes(sock, piece.data)
+                yield from wire.send_bytes(sock, piece.data)
             elif not piece.locator:
                 for at in range(piece.start, piece.stop, len(HOLE_BYTES)):
-                    wire.send_bytes(sock, HOLE_BYTES[: piece.stop - at])
+                    yield from wire.send_bytes(sock, HOLE_BYTES[: piece.stop - at])
             else:
                 reader = self._reader(piece.locator)
                 stop = piece.offset + piece.stop - piece.start
                 if reader.fileno() >= 0:
-                    wire.send_file(sock, reader.fileno(), piece.offset, stop)
+                    yield from wire.send_file(sock, reader.fileno(), piece.offset, stop)
                 else:
                     for at in range(piece.offset, stop, wire.BULK_BYTES):
-                        wire.send_bytes(sock, reader.read(at, min(at + wire.BULK_BYTES, stop)))
+                        yield from wire.send_bytes(sock, reader.read(at, min(at + wire.BULK_BYTES, stop)))
 
     def close(self) -> None:
         for reader in self._readers.values():

@@ -28,6 +28,9 @@ HEAD_S = 20.0
 """From a head's first byte to its last, and for a body that is read into memory."""
 DRAIN_BYTES_MAX = 256 * 1024
 """An unread body up to this length is read away to keep the connection; a longer one costs it."""
+LINGER_S = 2.0
+LINGER_BYTES_MAX = 4 << 20
+"""How long, and how much, a peer may go on sending to a connection that is being closed."""
 INLINE_BURST = 16
 """Requests of one pipelining client before others get a turn."""
 BULK_THREADS_MAX = 40
@@ -39,7 +42,7 @@ _REASONS = {status.value: status.phrase.encode() for status in HTTPStatus}
 class Request:
     """One request.  The body is read at most once, by ``read`` or by ``receive``."""
 
-    __slots__ = ("method", "path", "query", "headers", "_head", "_connection", "body_left")
+    __slots__ = ("method", "path", "query", "headers", "_head", "_connection", "_begun", "_whole")
 
     def __init__(self, head: wire.Head, connection: "Connection") -> None:
         self.method = head.method
@@ -56,7 +59,9 @@ class Request:
         self.headers = head.headers
         self._head = head
         self._connection = connection
-        self.body_left = head.chunked or bool(head.length)
+        self._begun = False
+        self._whole = not (head.chunked or head.length)
+        """INVARIANT: set when the connection stands behind the body's last byte."""
 
     def header(self, name: bytes) -> str:
         """A header's value, or the empty string."""
@@ -67,8 +72,18 @@ class Request:
         """Content-Length; None for a chunked body."""
         return None if self._head.chunked else self._head.length
 
+    @property
+    def drainable(self) -> bool:
+        """Whether what is left of the body is all of it, and short."""
+        return not self._begun and self.length is not None and self.length <= DRAIN_BYTES_MAX
+
+    @property
+    def whole(self) -> bool:
+        """Whether the next bytes on the connection are the next request's."""
+        return self._whole
+
     async def _continue(self) -> None:
-        self.body_left = False
+        self._begun = True
         if self.headers.get(b"expect", b"").lower() == b"100-continue":
             await self._connection.stream.send(b"HTTP/1.1 100 Continue\r\n\r\n")
 
@@ -77,28 +92,38 @@ class Request:
         head, connection = self._head, self._connection
         if head.length is not None and head.length > limit:
             raise TooLarge(f"body of {head.length} bytes; the limit is {limit}")
-        if not self.body_left:
+        if self._whole:
             return b""
         connection.scope.deadline = trio.current_time() + HEAD_S
         await self._continue()
         if head.length is not None:
-            body = connection.stream.take(head.length)
-            if len(body) == head.length:
-                return body
-            pieces, left = [body], head.length - len(body)
-            while left:
-                data = await connection.stream.receive(min(left, wire.BULK_BYTES))
-                if not data:
-                    raise ProtocolError("body ended early")
-                pieces.append(data)
-                left -= len(data)
-            return b"".join(pieces)
+            body = await self._exactly(head.length)
+        else:
+            body = await self._all_chunks(limit)
+        self._whole = True
+        connection.scope.deadline = trio.current_time() + connection.server.deadline_s
+        return body
+
+    async def _exactly(self, length: int) -> bytes:
+        stream = self._connection.stream
+        body = stream.take(length)
+        if len(body) == length:
+            return body
+        pieces, left = [body], length - len(body)
+        while left:
+            data = await stream.receive(min(left, wire.BULK_BYTES))
+            if not data:
+                raise ProtocolError("body ended early")
+            pieces.append(data)
+            left -= len(data)
+        return b"".join(pieces)
+
+    async def _all_chunks(self, limit: int) -> bytes:
         parts, size = [], 0
-        chunks = wire.Chunks(connection.stream)
+        chunks = wire.Chunks(self._connection.stream)
         while data := await chunks.read():
             size += len(data)
             if size > limit:
-                self.body_left = True
                 raise TooLarge(f"body is longer than {limit} bytes")
             parts.append(data)
         return b"".join(parts)
@@ -106,36 +131,41 @@ class Request:
     async def receive(self, sink: Callable[[memoryview], None]) -> None:
         """Move the body into ``sink``, which is called in a worker thread.  ProtocolError if it ends early."""
         head, connection = self._head, self._connection
-        if not self.body_left:
+        if self._whole:
             return
         connection.scope.deadline = float("inf")
         await self._continue()
         stream = connection.stream
-        limiter = connection.server.bulk
         if head.length is not None:
             first = stream.take(head.length)
-            await trio.to_thread.run_sync(wire.receive_body, stream.sock, first, head.length, sink, limiter=limiter)
-            return
-        chunks = wire.Chunks(stream)
+            await wire.move(
+                stream.sock, wire.receive_body(stream.sock, first, head.length, sink), connection.server.bulk
+            )
+        else:
+            await self._receive_chunks(sink)
+        self._whole = True
+        connection.scope.deadline = trio.current_time() + connection.server.deadline_s
+
+    async def _receive_chunks(self, sink: Callable[[memoryview], None]) -> None:
+        chunks = wire.Chunks(self._connection.stream)
         parts: list[bytes] = []
         size = 0
-        while True:
+        data = b"-"
+        while data:
             with trio.fail_after(wire.STALL_S):
                 data = await chunks.read()
             parts.append(data)
             size += len(data)
-            if size >= wire.BULK_BYTES or (not data and size):
+            if size >= wire.BULK_BYTES or (size and not data):
                 whole = memoryview(b"".join(parts))
-                await trio.to_thread.run_sync(sink, whole, limiter=limiter)
+                await trio.to_thread.run_sync(sink, whole, limiter=self._connection.server.bulk)
                 parts, size = [], 0
-            if not data:
-                return
 
 
 class Runs:
     """A response body made of byte runs, sent by a worker thread: files by sendfile(2), the rest from memory."""
 
-    def __init__(self, length: int, send: Callable[[socket.socket], None], close: Callable[[], None]) -> None:
+    def __init__(self, length: int, send: Callable[[socket.socket], wire.Moving], close: Callable[[], None]) -> None:
         self.length = length
         self.send = send
         self.close = close
@@ -180,6 +210,21 @@ class Connection:
                         await trio.lowlevel.checkpoint()
             except (OSError, trio.ClosedResourceError, trio.BrokenResourceError, trio.TooSlowError) as exc:
                 log.debug("connection ended: %s", exc)
+        with trio.move_on_after(LINGER_S):
+            await self._linger()
+
+    async def _linger(self) -> None:
+        """Let the peer read the last answer: closing with its bytes unread would reset the connection under it."""
+        sock = self.stream.sock
+        try:
+            if isinstance(sock, ssl.SSLSocket):
+                return
+            sock.shutdown(socket.SHUT_WR)
+            left = LINGER_BYTES_MAX
+            while left > 0 and (data := await self.stream.receive()):
+                left -= len(data)
+        except OSError:
+            pass
 
     async def _serve_one(self) -> bool:
         stream = self.stream
@@ -201,20 +246,22 @@ class Connection:
             response = await self.server.application(request)
         except VOSpaceError as exc:
             # Not even a request: the application never saw it, or its body broke off under it.
-            await self._send_head(exc.status, [("Content-Type", "text/plain; charset=utf-8")], len(str(exc)), False)
-            await stream.send(str(exc).encode("utf-8", "replace"))
+            body = f"{exc.fault} {exc}\n".encode("utf-8", "replace")
+            await self._send_head(exc.status, [("Content-Type", "text/plain; charset=utf-8")], len(body), False, body)
             return False
-        keep = head.keep_alive and await self._drained(request)
-        await self._send(request, response, keep)
+        try:
+            keep = head.keep_alive and await self._drained(request)
+            await self._send(request, response, keep)
+        finally:
+            if isinstance(response.body, Runs):
+                response.body.close()
         return keep
 
     async def _drained(self, request: Request) -> bool:
         """Whether the connection stands at the start of the next request."""
-        if not request.body_left:
+        if request.whole:
             return True
-        if request.length is None or request.length > DRAIN_BYTES_MAX:
-            return False
-        if request.headers.get(b"expect", b"").lower() == b"100-continue":
+        if not request.drainable or request.headers.get(b"expect", b"").lower() == b"100-continue":
             # Told the final status instead of 100, the client may or may not send its body.
             return False
         try:
@@ -227,7 +274,10 @@ class Connection:
         self, status: int, headers: list[tuple[str, str]], length: int | None, keep: bool, body: bytes = b""
     ) -> None:
         lines = [b"HTTP/1.1 %d %s\r\nDate: %s" % (status, _REASONS.get(status, b"Unknown"), self.server.date())]
-        lines += [f"{name}: {value}".encode("latin-1", "replace") for name, value in headers]
+        for name, value in headers:
+            if "\r" in value or "\n" in value or "\0" in value:
+                raise ValueError(f"header {name} holds a line break")
+            lines.append(f"{name}: {value}".encode("latin-1", "replace"))
         if length is None:
             lines.append(b"Transfer-Encoding: chunked")
         elif status != 204:
@@ -243,29 +293,30 @@ class Connection:
         if isinstance(body, bytes):
             self.scope.deadline = trio.current_time() + wire.STALL_S
             await self._send_head(response.status, headers, len(body), keep, b"" if silent else body)
-        elif isinstance(body, Runs):
+        else:
             try:
-                self.scope.deadline = trio.current_time() + wire.STALL_S
-                await self._send_head(response.status, headers, body.length, keep)
-                if not silent:
-                    self.scope.deadline = float("inf")
-                    await trio.to_thread.run_sync(body.send, self.stream.sock, limiter=self.server.bulk)
+                await self._send_long(request, response, keep, silent)
             except VOSpaceError as exc:
                 # The head is out: all that is left is to break off, so that the client sees a short body.
-                log.warning("GET %s broke off: %s", request.path, exc)
-                self.stream.shutdown()
+                log.warning("%s %s broke off: %s", request.method, request.path[:200], exc)
                 raise trio.BrokenResourceError(str(exc)) from exc
-            finally:
-                body.close()
-        else:
+
+    async def _send_long(self, request: Request, response: Response, keep: bool, silent: bool) -> None:
+        body = response.body
+        assert not isinstance(body, bytes)
+        self.scope.deadline = trio.current_time() + wire.STALL_S
+        await self._send_head(response.status, response.headers, body.length if isinstance(body, Runs) else None, keep)
+        if silent:
+            return
+        if isinstance(body, Runs):
+            self.scope.deadline = float("inf")
+            await wire.move(self.stream.sock, body.send(self.stream.sock), self.server.bulk)
+            return
+        async for data in body:
             self.scope.deadline = trio.current_time() + wire.STALL_S
-            await self._send_head(response.status, headers, None, keep)
-            async for data in body:
-                self.scope.deadline = trio.current_time() + wire.STALL_S
-                if data and not silent:
-                    await self.stream.send(b"%x\r\n%s\r\n" % (len(data), data))
-            if not silent:
-                await self.stream.send(b"0\r\n\r\n")
+            if data:
+                await self.stream.send(b"%x\r\n%s\r\n" % (len(data), data))
+        await self.stream.send(b"0\r\n\r\n")
 
 
 class Server:
@@ -338,6 +389,9 @@ class Server:
                 self._connections.discard(connection)
         except OSError as exc:
             log.debug("connection refused: %s", exc)
+        except Exception:
+            # One connection's bug is not the service's end.
+            log.exception("a connection failed")
         finally:
             sock.close()
             room.release()

@@ -42,7 +42,7 @@ class Signer:
         self._secret = secret
 
     def _seal(self, purpose: str, text: str) -> str:
-        digest = hmac.digest(self._secret, f"{purpose}:{text}".encode(), "sha256")
+        digest = hmac.digest(self._secret, f"{purpose}:{text}".encode("utf-8", "replace"), "sha256")
         return base64.urlsafe_b64encode(digest[:16]).rstrip(b"=").decode()
 
     def _open(self, purpose: str, sealed: str) -> str:

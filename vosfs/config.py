@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from vosfs.errors import QuietError
+from vosfs.log import LEVELS
 
 ROLES = ("all", "metadata", "storage")
 
@@ -109,6 +110,8 @@ def check(config: Config) -> Config:
     server = config.server
     if server.role not in ROLES:
         raise QuietError(f"[server] role: {server.role!r} is not one of {', '.join(ROLES)}")
+    if server.log not in LEVELS:
+        raise QuietError(f"[server] log: {server.log!r} is not one of {', '.join(LEVELS)}")
     if not 0 <= server.port <= 65535:
         raise QuietError(f"[server] port: {server.port} is not a port")
     if not server.prefix.startswith("/") or server.prefix.endswith("/"):
@@ -129,7 +132,7 @@ def load(path: Path) -> Config:
             given = tomllib.load(file)
     except OSError as exc:
         raise QuietError(f"{path}: {exc.strerror}") from exc
-    except tomllib.TOMLDecodeError as exc:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as exc:
         raise QuietError(f"{path}: {exc}") from exc
     tables = {"space": SpaceConfig, "server": ServerConfig, "database": DatabaseConfig, "storage": StorageConfig}
     made = {}

@@ -43,7 +43,7 @@ def decode(text: str) -> Path:
     Raises InvalidURI for empty inner segments, ``.`` and ``..``, encoded slashes, NUL and characters that RFC 3986
     does not allow unencoded; NameTooLong over 255 bytes a name or 4096 a path.
     """
-    raw = text.encode("utf-8", "surrogateescape")
+    raw = text.encode("utf-8", "surrogatepass")
     if not _LEGAL.issuperset(raw) or b"?" in raw or b"#" in raw:
         raise InvalidURI(f"{text[:200]!r} holds characters that must be percent-encoded")
     if raw in (b"", b"/"):

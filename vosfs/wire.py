@@ -13,7 +13,7 @@ import select
 import socket
 import ssl
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -27,10 +27,13 @@ HEAD_BYTES_MAX = 32 * 1024
 HEADERS_MAX = 100
 """As Apache's LimitRequestFields."""
 CHUNK_LINE_BYTES_MAX = 1024
+CHUNKS_IN_A_ROW = 500
 TRAILER_BYTES_MAX = 8 * 1024
 BULK_BYTES = 1 << 20
 """Buffer of a thread that moves a body: with 64 KiB a PUT costs 2.05 s of CPU per GiB, with 1 MiB 0.59."""
 RECEIVE_BYTES = 64 * 1024
+PATIENCE_MS = 20
+"""How long a worker thread waits for a slow peer before trio does."""
 STALL_S = 30.0
 """A peer that moves no byte of a body for this long is given up."""
 CONNECT_S = 10.0
@@ -61,11 +64,15 @@ class Head:
 class _Callbacks:
     """What httptools calls while it reads a head."""
 
-    __slots__ = ("head", "_count")
+    __slots__ = ("head", "complete", "_count")
 
     def __init__(self, head: Head) -> None:
         self.head = head
+        self.complete = False
         self._count = 0
+
+    def on_headers_complete(self) -> None:
+        self.complete = True
 
     def on_url(self, url: bytes) -> None:
         self.head.target += url
@@ -75,7 +82,7 @@ class _Callbacks:
         if self._count > HEADERS_MAX:
             raise TooLarge(f"more than {HEADERS_MAX} headers")
         headers = self.head.headers
-        name = name.lower()
+        name, value = name.lower(), value.strip(b" \t")
         if name in headers:
             if name in (b"host", b"content-length", b"authorization", b"transfer-encoding", b"range"):
                 raise ProtocolError(f"repeated header {name.decode('latin-1')}")
@@ -85,7 +92,8 @@ class _Callbacks:
 
 def _parse(parser_type: Any, data: bytes) -> tuple[Any, Head]:
     head = Head()
-    parser = parser_type(_Callbacks(head))
+    callbacks = _Callbacks(head)
+    parser = parser_type(callbacks)
     try:
         parser.feed_data(data)
     except httptools.HttpParserUpgrade:
@@ -96,11 +104,16 @@ def _parse(parser_type: Any, data: bytes) -> tuple[Any, Head]:
         raise ProtocolError(f"malformed HTTP: {exc}") from exc
     except httptools.HttpParserError as exc:
         raise ProtocolError(f"malformed HTTP: {exc}") from exc
-    head.keep_alive = parser.should_keep_alive()
+    version = parser.get_http_version()
+    if not callbacks.complete or version not in ("1.0", "1.1"):
+        raise ProtocolError("not a head of HTTP/1.0 or 1.1")
+    # Asked after a message without a body, llhttp says yes whatever Connection says.
+    connection = head.headers.get(b"connection", b"").lower()
+    head.keep_alive = b"close" not in connection if version == "1.1" else b"keep-alive" in connection
     coding = head.headers.get(b"transfer-encoding")
     length = head.headers.get(b"content-length")
     if coding is not None:
-        if coding.strip().lower() != b"chunked" or length is not None:
+        if coding.lower() != b"chunked" or length is not None or version == "1.0":
             raise ProtocolError("transfer coding other than a single 'chunked'")
         head.chunked = True
     elif length is not None:
@@ -216,50 +229,69 @@ class Stream:
 
 
 class Chunks:
-    """A chunked body, read strictly: hexadecimal sizes, no extensions, bounded trailers."""
+    """A chunked body, read strictly: hexadecimal sizes, no extensions, bounded trailers.
+
+    What arrived is read by position and given back at the end, so that a million one-byte chunks cost a million
+    steps and not a million copies; every CHUNKS_IN_A_ROW of them, others get a turn.
+    """
 
     def __init__(self, stream: Stream) -> None:
         self._stream = stream
+        self._data, self._at = stream.pending, 0
+        stream.pending = b""
         self._left = 0
-        self._first = True
+        self._count = 0
         self._done = False
 
+    async def _more(self) -> None:
+        data = await self._stream.receive()
+        if not data:
+            raise ProtocolError("connection closed inside a chunked body")
+        self._data, self._at = self._data[self._at :] + data, 0
+
     async def _line(self) -> bytes:
-        stream = self._stream
-        while (end := stream.pending.find(b"\r\n")) < 0:
-            if len(stream.pending) > CHUNK_LINE_BYTES_MAX:
+        while (end := self._data.find(b"\r\n", self._at)) < 0:
+            if len(self._data) - self._at > CHUNK_LINE_BYTES_MAX:
                 raise ProtocolError("chunk size line is too long")
-            more = await stream.receive()
-            if not more:
-                raise ProtocolError("connection closed inside a chunked body")
-            stream.pending += more
-        return stream.take(end + 2)[:-2]
+            await self._more()
+        line = self._data[self._at : end]
+        self._at = end + 2
+        return line
 
     async def read(self) -> bytes:
         """Some bytes; empty at the end of the body.  ProtocolError if it is cut or malformed."""
         if self._done:
             return b""
         if self._left == 0:
-            if not self._first and await self._line():
-                raise ProtocolError("chunk is longer than its size")
-            self._first = False
-            size = await self._line()
-            if not size or len(size) > 15 or not all(c in b"0123456789abcdefABCDEF" for c in size):
-                raise ProtocolError("malformed chunk size")
-            self._left = int(size, 16)
-            if self._left == 0:
-                seen = 0
-                while line := await self._line():
-                    seen += len(line)
-                    if seen > TRAILER_BYTES_MAX:
-                        raise TooLarge("trailers are too long")
-                self._done = True
+            await self._next_chunk()
+            if self._done:
                 return b""
-        data = self._stream.take(self._left) or await self._stream.receive(min(self._left, BULK_BYTES))
-        if not data:
-            raise ProtocolError("connection closed inside a chunked body")
+        if self._at == len(self._data):
+            await self._more()
+        data = self._data[self._at : self._at + self._left]
+        self._at += len(data)
         self._left -= len(data)
         return data
+
+    async def _next_chunk(self) -> None:
+        if self._count and await self._line():
+            raise ProtocolError("chunk is longer than its size")
+        self._count += 1
+        if self._count % CHUNKS_IN_A_ROW == 0:
+            await trio.lowlevel.checkpoint()
+        size = await self._line()
+        if not size or len(size) > 15 or not all(c in b"0123456789abcdefABCDEF" for c in size):
+            raise ProtocolError("malformed chunk size")
+        self._left = int(size, 16)
+        if self._left:
+            return
+        seen = 0
+        while line := await self._line():
+            seen += len(line)
+            if seen > TRAILER_BYTES_MAX:
+                raise TooLarge("trailers are too long")
+        self._done = True
+        self._stream.pending = self._data[self._at :]
 
 
 # -- moving bodies, in worker threads ----------------------------------------------------------------------------
@@ -272,33 +304,46 @@ def _readable(sock: socket.socket) -> bool:
     return bool(poller.poll(0))
 
 
-def _wait(sock: socket.socket, event: int) -> int:
+def _blocked(sock: socket.socket, event: int) -> bool:
+    """Whether the peer keeps a thread waiting for longer than is worth a thread."""
     poller = select.poll()
     poller.register(sock, event)
-    ready = poller.poll(STALL_S * 1000)
-    if not ready:
-        raise TimedOut(f"no byte moved for {STALL_S:.0f} s")
-    return ready[0][1]
+    return not poller.poll(PATIENCE_MS)
 
 
-def receive_body(sock: socket.socket, first: bytes, length: int, sink: Callable[[memoryview], None]) -> None:
+Moving = Iterator[int]
+"""A body on its way: advanced in worker threads, it yields the event to wait for when the peer is slow, and trio
+waits instead: forty slow clients must not hold forty threads."""
+
+
+async def move(sock: socket.socket, moving: Moving, limiter: trio.CapacityLimiter | None = None) -> None:
+    """See a body through.  TimedOut when no byte moves for STALL_S."""
+    while event := await trio.to_thread.run_sync(next, moving, 0, limiter=limiter):
+        wait = trio.lowlevel.wait_readable if event == select.POLLIN else trio.lowlevel.wait_writable
+        with trio.move_on_after(STALL_S) as scope:
+            await wait(sock)
+        if scope.cancelled_caught:
+            raise TimedOut(f"no byte moved for {STALL_S:.0f} s")
+
+
+def receive_body(sock: socket.socket, first: bytes, length: int, sink: Callable[[memoryview], None]) -> Moving:
     """Move ``length`` bytes, of which ``first`` are here already, into ``sink``, in pieces of up to 1 MiB."""
     if first:
         sink(memoryview(first))
     left = length - len(first)
     if left <= 0:
         return
-    buffer = bytearray(min(BULK_BYTES, left))
-    view = memoryview(buffer)
+    view = memoryview(bytearray(min(BULK_BYTES, left)))
     filled = 0
     while left:
         try:
             count = sock.recv_into(view[filled:], min(len(view) - filled, left))
         except (BlockingIOError, ssl.SSLWantReadError):
-            _wait(sock, select.POLLIN)
+            if _blocked(sock, select.POLLIN):
+                yield select.POLLIN
             continue
         except ssl.SSLWantWriteError:
-            _wait(sock, select.POLLOUT)
+            yield select.POLLOUT
             continue
         if count == 0:
             raise ProtocolError(f"connection closed {left} bytes before the end of the body")
@@ -309,38 +354,39 @@ def receive_body(sock: socket.socket, first: bytes, length: int, sink: Callable[
             filled = 0
 
 
-def send_bytes(sock: socket.socket, data: bytes | memoryview) -> None:
-    """Send all of ``data`` from a worker thread."""
+def send_bytes(sock: socket.socket, data: bytes | memoryview) -> Moving:
+    """Send all of ``data``."""
     view = memoryview(data)
     while view:
         try:
             view = view[sock.send(view) :]
         except (BlockingIOError, ssl.SSLWantWriteError):
-            _wait(sock, select.POLLOUT)
+            if _blocked(sock, select.POLLOUT):
+                yield select.POLLOUT
         except ssl.SSLWantReadError:
-            _wait(sock, select.POLLIN)
+            yield select.POLLIN
 
 
-def send_file(sock: socket.socket, fd: int, start: int, stop: int, heed: bool = False) -> bool:
-    """Send bytes of a file from a worker thread; with ``heed``, stop and return False when the peer talks back."""
+def send_file(sock: socket.socket, fd: int, start: int, stop: int, heed: bool = False) -> Moving:
+    """Send bytes of a file; with ``heed``, stop when the peer talks back."""
     tls = isinstance(sock, ssl.SSLSocket)
     while start < stop:
         if heed and _readable(sock):
-            return False
+            return
         try:
             if tls:
                 data = os.pread(fd, min(BULK_BYTES, stop - start), start)
                 count = len(data)
-                send_bytes(sock, data)
+                yield from send_bytes(sock, data)
             else:
                 count = os.sendfile(sock.fileno(), fd, start, min(8 * BULK_BYTES, stop - start))
         except BlockingIOError:
-            _wait(sock, select.POLLOUT | (select.POLLIN if heed else 0))
+            if _blocked(sock, select.POLLOUT):
+                yield select.POLLOUT
             continue
         if count == 0:
             raise ProtocolError("file ended before its length")
         start += count
-    return True
 
 
 # -- the client --------------------------------------------------------------------------------------------------
@@ -483,13 +529,12 @@ class HttpClient:
                 with trio.fail_after(self.deadline_s):
                     await stream.send(message)
 
-                def send() -> bool:
-                    return all(send_file(stream.sock, fd, start, stop, True) for fd, start, stop in segments)
-
-                complete = await trio.to_thread.run_sync(send)
+                for fd, start, stop in segments:
+                    await move(stream.sock, send_file(stream.sock, fd, start, stop, True))
                 with trio.fail_after(self.deadline_s):
                     answer, done = await self._answer(stream, method, None)
-                    done = done and complete
+                    # A refusal may have come before the body's end: then the connection is in the middle of it.
+                    done = done and answer.status < 300
                 return answer
             except trio.TooSlowError as exc:
                 raise TimedOut(f"{self.origin}: no answer within the deadline") from exc

@@ -18,7 +18,7 @@ from pathlib import Path
 from vosfs.errors import DataCorrupt, StorageFull
 from vosfs.metadata.node import Blob
 
-_LOCATOR = re.compile(r"[0-9a-f]{32}(-[0-9]+-[0-9]+)?")
+_LOCATOR = re.compile(r"[0-9a-f]{32}(?:-([0-9]+)-(-?[0-9]+))?")
 
 
 def _full(exc: OSError) -> bool:
@@ -57,10 +57,10 @@ class _Writer:
         try:
             os.rename(self._path, path)
         except FileNotFoundError:
-            path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            self._backend.make_directories(path.parent)
             os.rename(self._path, path)
         if durable:
-            _sync_directory(path.parent)
+            self._backend.sync_directories({path.parent})
         return Blob(self._locator, self._length, self._crc32)
 
     def abort(self) -> None:
@@ -77,7 +77,7 @@ class _Reader:
         status = os.fstat(fd)
         self.length = status.st_size
         if "-" in locator:
-            _, size, mtime_ns = locator.split("-")
+            size, mtime_ns = locator[33:].split("-", 1)
             if (status.st_size, status.st_mtime_ns) != (int(size), int(mtime_ns)):
                 os.close(fd)
                 raise DataCorrupt(f"registered file {locator} was changed since it was imported: import it again")
@@ -119,6 +119,16 @@ class PosixBackend:
             raise DataCorrupt(f"{locator[:80]!r} is not a locator")
         return self.root / "blobs" / locator[:2] / locator[2:4] / locator
 
+    def make_directories(self, path: Path) -> None:
+        """``blobs/ab/cd``, each private (``mkdir(parents=True)`` gives the mode to the last one only)."""
+        for directory in (path.parent, path):
+            directory.mkdir(exist_ok=True, mode=0o700)
+
+    def sync_directories(self, paths: set[Path]) -> None:
+        """Make names durable, with the directories that may have been made for them: clean ones cost next to nothing."""
+        for directory in {d for path in paths for d in (path, path.parent, self.root / "blobs")}:
+            _sync_directory(directory)
+
     def create(self) -> _Writer:
         return _Writer(self)
 
@@ -127,7 +137,7 @@ class PosixBackend:
         status = file.stat()
         locator = f"{secrets.token_hex(16)}-{status.st_size}-{status.st_mtime_ns}"
         path = self.path(locator)
-        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self.make_directories(path.parent)
         path.symlink_to(file.resolve())
         return Blob(locator, status.st_size, 0)
 
@@ -152,8 +162,7 @@ class PosixBackend:
             finally:
                 os.close(fd)
             directories.add(path.parent)
-        for directory in directories:
-            _sync_directory(directory)
+        self.sync_directories(directories)
 
     def remove(self, locator: str) -> None:
         self.path(locator).unlink(missing_ok=True)

@@ -234,8 +234,10 @@ class BlockCache:
                 self.make_room(stop - start)
                 fd = self._descriptor(key, segment)
                 await trio.to_thread.run_sync(_write, fd, buffer, start - index * SEGMENT_BYTES)
-            for bit in bits:
-                segment.present |= 1 << bit
+            for block, bit in zip(range(first, last), bits, strict=True):
+                # Somebody may have learnt meanwhile that the blob reaches further than this block was filled.
+                if stop >= min((block + 1) * BLOCK_BYTES, segment.reach):
+                    segment.present |= 1 << bit
             segment.bytes += stop - start
             self.used_bytes += stop - start
         finally:

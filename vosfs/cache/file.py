@@ -154,7 +154,8 @@ class CachedFile:
         if not piece.locator:
             return bytes(size)
         # A blob's length is not known here; what extents reach of it is enough to bound its blocks.
-        end = self._reach(piece.locator)
+        # Nor does a truncation while this read waited take back what it began with.
+        end = max(self._reach(piece.locator), piece.offset + size)
         return await self._table.blocks.read(piece.locator, end, piece.offset, piece.offset + size)
 
     def _reach(self, name: str) -> int:
@@ -170,8 +171,8 @@ class CachedFile:
                 continue
             for piece in content.slices(self._extents, low, high):
                 if piece.locator:
-                    end = self._reach(piece.locator)
                     size = piece.stop - piece.start
+                    end = max(self._reach(piece.locator), piece.offset + size)
                     await self._table.blocks.fill(piece.locator, end, piece.offset, piece.offset + size)
 
     # -- writing (synchronous) ---------------------------------------------------------------------------------------
@@ -179,6 +180,8 @@ class CachedFile:
     def write(self, start: int, data: bytes | memoryview) -> None:
         """Put bytes at an offset.  StorageFull if the cache's disk is."""
         stop = start + len(data)
+        if start == stop:
+            return
         if self._scratch is None:
             self._scratch = self._table.new_scratch()
         self._scratch.write(start, data)
@@ -215,6 +218,9 @@ class CachedFile:
 
     def rebase(self, found: Content) -> None:
         """Start from another version; only when nothing is changed here."""
+        if found.node.version < self.node.version:
+            # Asked before this mount's own last commit, answered after.
+            return
         if found.node.version != self.node.version:
             self.close()
             self.length = found.node.length
@@ -280,10 +286,11 @@ class CachedFile:
         self._receipts[stored.name] = stored.receipt
         offset = 0
         for start, stop in group:
-            # A truncation meanwhile may have cut the file: the blob's tail is then nobody's.
-            end = min(stop, self.length)
-            if start < end:
-                self._change(Extent(start, end, stored.name, offset))
+            # A truncation meanwhile took what it cut out of scratch: that part of the blob is nobody's, even if the
+            # file has grown again.
+            for low, high, local in self._local.split(start, stop):
+                if local:
+                    self._change(Extent(low, high, stored.name, offset + low - start))
             offset += stop - start
         self._table.uploaded(self, group)
 
@@ -324,7 +331,8 @@ class CachedFile:
         self._count()
         pending, length, mtime_ns = list(self._changes), self.length, self.mtime_ns
         self._resized, self.mtime_ns = False, None
-        changes = [content.relocated(e, self._receipts[e.locator]) if e.locator else e for e in (*pending, *inline)]
+        receipts = {} if self._table.local else self._receipts
+        changes = [content.relocated(e, receipts.get(e.locator, e.locator)) for e in (*pending, *inline)]
         blobs = [_blob(self._receipts[e.locator]) for e in pending if e.locator and self._table.local]
         try:
             done = await tree.commit(self.node.id, self.node.version, length, changes, blobs, mtime_ns, durable)
@@ -358,13 +366,20 @@ class CachedFile:
         """Save to a service that takes whole files only: bring what is missing here, then send all of it."""
         if self._scratch is None:
             self._scratch = self._table.new_scratch()
-        for start, stop, local in self._local.split(0, self.length) if self.length else []:
-            for at in range(start, stop, WHOLE_STEP_BYTES) if not local else ():
-                end = min(at + WHOLE_STEP_BYTES, stop)
-                self._scratch.write(at, await self.read(at, end))
-                self._local.add(at, end)
+        while missing := [(a, b) for a, b, local in self._local.split(0, self.length) if not local]:
+            start, stop = missing[0][0], min(missing[0][0] + WHOLE_STEP_BYTES, missing[0][1])
+            cuts = len(self._changes)
+            data = await self.read(start, stop)
+            if len(self._changes) != cuts:
+                # Cut meanwhile: what was read may be gone.
+                continue
+            for low, high, local in self._local.split(start, stop):
+                # What was written meanwhile is fresher.
+                if not local:
+                    self._scratch.write(low, data[low - start : high - start])
+                    self._local.add(low, high)
         self._count()
-        sent = list(self._dirty)
+        sent, pending = list(self._dirty), len(self._changes)
         length, self._resized = self.length, False
         for start, stop in sent:
             self._dirty.remove(start, stop)
@@ -382,10 +397,13 @@ class CachedFile:
         finally:
             os.close(fd)
             self._count()
-        self._changes.clear()
-        self.mtime_ns = None
+        rest, self._changes = self._changes[pending:], []
+        if not self._dirty and not rest and not self._resized:
+            self.mtime_ns = None
         self.node = self._table.tree.remember(found.node)
         self._extents = found.extents
+        for change in rest:
+            self._change(change)
 
     def leased(self) -> list[str]:
         """The leased names this content stands on."""

@@ -26,6 +26,8 @@ class Ranges:
 
     def add(self, start: int, stop: int) -> None:
         """Put ``[start, stop)`` in."""
+        if start >= stop:
+            return
         starts, stops = self._starts, self._stops
         if starts and starts[-1] <= start <= stops[-1]:
             # The next write of a file that is written in order.
@@ -44,6 +46,8 @@ class Ranges:
 
     def remove(self, start: int, stop: int) -> None:
         """Take ``[start, stop)`` out."""
+        if start >= stop:
+            return
         starts, stops = self._starts, self._stops
         low = bisect_right(stops, start)
         high = bisect_left(starts, stop)

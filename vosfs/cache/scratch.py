@@ -16,6 +16,18 @@ _fallocate = ctypes.CDLL(None, use_errno=True).fallocate
 _fallocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
 
 
+def _write(fd: int, data: bytes | bytearray | memoryview, start: int) -> None:
+    view = memoryview(data)
+    try:
+        while view:
+            written = os.pwrite(fd, view, start)
+            view, start = view[written:], start + written
+    except OSError as exc:
+        if exc.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise StorageFull("the cache's disk is full") from exc
+        raise
+
+
 class Scratch:
     """A sparse run of bytes addressed by file offset.  What was never written reads as zeros."""
 
@@ -35,14 +47,7 @@ class Scratch:
                 memory[start:stop] = data
                 return
             self._spill()
-        try:
-            written = os.pwrite(self._fd, data, start)
-            while written < len(data):
-                written += os.pwrite(self._fd, memoryview(data)[written:], start + written)
-        except OSError as exc:
-            if exc.errno in (errno.ENOSPC, errno.EDQUOT):
-                raise StorageFull("the cache's disk is full") from exc
-            raise
+        _write(self._fd, data, start)
 
     @property
     def in_memory(self) -> bool:
@@ -50,10 +55,15 @@ class Scratch:
         return self._memory is not None
 
     def _spill(self) -> None:
-        self._fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        memory, self._memory = self._memory, None
-        if memory:
-            os.pwrite(self._fd, memory, 0)
+        fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        try:
+            _write(fd, self._memory or b"", 0)
+        except BaseException:
+            # The bytes are still in memory.
+            os.close(fd)
+            self._path.unlink(missing_ok=True)
+            raise
+        self._fd, self._memory = fd, None
 
     def read(self, start: int, stop: int) -> bytes:
         """Bytes at an offset; they were written before, so the page cache has them."""

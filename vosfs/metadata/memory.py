@@ -119,6 +119,7 @@ class MemoryStore:
         node = self._nodes[id] = replace(self._nodes[id], nlink=nlink, ctime_ns=time.time_ns())
         if nlink == 0:
             self._trash.append(id)
+            self._parent.pop(id, None)
         return node
 
     # -- Tree ------------------------------------------------------------------------------------------------
@@ -196,12 +197,14 @@ class MemoryStore:
         while at != ROOT_ID:
             if at == moved:
                 raise InvalidArgument("Cannot move container node into its descendants")
+            if at not in self._parent:
+                raise NodeNotFound(f"container {into} was deleted")
             at = self._parent[at]
 
     async def rename(
         self, parent: int, name: bytes, to_parent: int, to_name: bytes, flag: str = "", caller: Caller = ANYONE
     ) -> Renamed:
-        for id in sorted({parent, to_parent}):
+        for id in (parent, to_parent):
             self._writable(id, caller)
         names, to_names = self._names[parent], self._names[to_parent]
         node = self._child(parent, name)
@@ -279,7 +282,7 @@ class MemoryStore:
         for blob in blobs:
             self._blobs[blob.locator] = None
         self._extents[id] = new
-        self._release(content.locators(old))
+        self._release(content.locators(old) | {b.locator for b in blobs})
         now = time.time_ns()
         self._nodes[id] = replace(
             node, length=length, version=node.version + 1, mtime_ns=now if mtime_ns is None else mtime_ns,

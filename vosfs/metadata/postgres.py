@@ -79,6 +79,15 @@ class PostgresStore(SqlStore):
 
     def _prepare(self) -> None:
         connection = self._connect()
+        try:
+            self._migrate(connection)
+        except BaseException:
+            connection.close()
+            raise
+        self._idle.append(connection)
+
+    @staticmethod
+    def _migrate(connection: psycopg.Connection[tuple[Any, ...]]) -> None:
         with connection.transaction():
             connection.execute("SELECT pg_advisory_xact_lock(%s)", (MIGRATION_LOCK,))
             connection.execute("CREATE TABLE IF NOT EXISTS migration (version INTEGER PRIMARY KEY)")
@@ -91,7 +100,6 @@ class PostgresStore(SqlStore):
                     if statement.strip():
                         connection.execute(statement)
                 connection.execute("INSERT INTO migration VALUES (%s)", (version,))
-        self._idle.append(connection)
 
     def close(self) -> None:
         """Close the idle connections."""

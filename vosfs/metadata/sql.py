@@ -176,6 +176,7 @@ def children(f: Frame, parent: int, after: bytes, limit: int) -> Transaction[lis
 def children_with_properties(
     f: Frame, parent: int, start: bytes, limit: int
 ) -> Transaction[list[tuple[bytes, Node, dict[str, str]]]]:
+    yield from _container(f, parent)
     rows = yield _FROM, (f.space, parent, start, limit)
     if not rows:
         return []
@@ -203,6 +204,7 @@ def resolve(f: Frame, path: tuple[bytes, ...]) -> Transaction[list[Node]]:
 
 
 def properties(f: Frame, id: int) -> Transaction[dict[str, str]]:
+    yield from get(f, id)
     rows = yield "SELECT uri, value FROM property WHERE space = ? AND node = ?", (f.space, id)
     return dict(rows)
 
@@ -230,7 +232,16 @@ def _log(f: Frame, node: int, parent: int = 0, name: bytes = b"") -> Transaction
 
 def _writable(f: Frame, id: int) -> Transaction[Node]:
     """The container ``id``, locked, in which the caller may change names."""
-    container = yield from _container(f, id, "{update}")
+    rows = yield _NODE + "{update}", (f.space, id)
+    return _check_writable(f, id, rows)
+
+
+def _check_writable(f: Frame, id: int, rows: Rows) -> Node:
+    if not rows:
+        raise NodeNotFound(f"node {id}")
+    container = Node(*rows[0])
+    if container.kind != CONTAINER:
+        raise NotContainer(f"node {id} is not a container")
     f.caller.permit(container, WRITE)
     if container.immutable:
         raise Immutable(f"container {id} is read-only")
@@ -339,8 +350,12 @@ def rename(f: Frame, parent: int, name: bytes, to_parent: int, to_name: bytes, f
     # Two crossing moves of containers would each pass the cycle check under READ COMMITTED: one at a time.
     if parent != to_parent:
         yield "SELECT 1 FROM space WHERE space = ?{update}", (f.space,)
+    # Locked in the order of their ids, so that no two moves wait for each other; judged in the order they were named.
+    found = {}
     for id in sorted({parent, to_parent}):
-        yield from _writable(f, id)
+        found[id] = yield _NODE + "{update}", (f.space, id)
+    for id in (parent, to_parent):
+        _check_writable(f, id, found[id])
     rows = yield _CHILD + "{update_n}", (f.space, parent, name)
     if not rows:
         raise NodeNotFound(repr(name))
@@ -470,6 +485,8 @@ def commit(
             (f.space, blob.locator, blob.length, blob.crc32),
         )
     yield from _swap_extents(f, id, old, new)
+    # A blob that later changes of the same commit covered, or that lies beyond the end.
+    yield from _release(f, {b.locator for b in blobs} - content.locators(old) - content.locators(new))
     mtime_ns = f.now_ns if mtime_ns is None else mtime_ns
     yield (
         "UPDATE node SET length = ?, version = version + 1, mtime_ns = ?, ctime_ns = ?, md5 = ? WHERE space = ? AND id = ?",
@@ -599,15 +616,22 @@ def begin_space(f: Frame, owner: str) -> Transaction[None]:
     rows = yield "SELECT 1 FROM space WHERE space = ?{update}", (f.space,)
     if rows:
         return
-    yield (
-        "INSERT INTO space (space, secret, created_ns, synced) VALUES (?, ?, ?, 0)",
-        (f.space, secrets.token_bytes(32), f.now_ns),
-    )
+    try:
+        yield (
+            "INSERT INTO space (space, secret, created_ns, synced) VALUES (?, ?, ?, 0)",
+            (f.space, secrets.token_bytes(32), f.now_ns),
+        )
+    except DuplicateNode:
+        # Another process made it at the same moment.
+        return
     root = Node(
         ROOT_ID, CONTAINER, 1, 0, 0o755, -1, -1, 1, f.now_ns, f.now_ns, f.now_ns, f.now_ns, owner, b"", 0, "", "", 0,
         "", "",
     )  # fmt: skip
     yield _INSERT_NODE, (f.space, *msgspec.structs.astuple(root), 0)
+    # The log is never empty: Cursor() means its beginning and nothing else, so a reader that stood there and was
+    # overtaken by trim() can be told.
+    yield from _log(f, ROOT_ID)
 
 
 def secret(f: Frame) -> Transaction[bytes]:

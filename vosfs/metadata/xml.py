@@ -128,7 +128,7 @@ def _type(element: etree._Element) -> str:
 
 def check_property(uri: str, value: str) -> None:
     """InvalidArgument or TooLarge unless this can be kept as a property."""
-    if not uri or len(uri) > 1024 or any(c <= " " for c in uri):
+    if not uri or len(uri) > 1024 or any(c <= " " for c in uri) or _UNSAFE.search(uri):
         raise InvalidArgument(f"{uri[:200]!r} is not a property identifier")
     if len(value.encode("utf-8", "surrogatepass")) > VALUE_BYTES_MAX:
         raise InvalidArgument(f"value of {uri} is longer than {VALUE_BYTES_MAX} bytes")

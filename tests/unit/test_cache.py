@@ -1,0 +1,282 @@
+"""The pure parts of the cache: ranges, read-ahead, scratch, and blocks that are fetched once."""
+
+import os
+import resource
+from pathlib import Path
+
+import pytest
+import trio
+import trio.testing
+
+from vosfs.cache.blocks import BLOCK_BYTES, SEGMENT_BYTES, BlockCache
+from vosfs.cache.ranges import Ranges
+from vosfs.cache.readahead import SEQUENTIAL_SLACK, WINDOW_BYTES_MAX, WINDOW_BYTES_MIN, ReadAhead
+from vosfs.cache.scratch import MEMORY_BYTES_MAX, Scratch
+from vosfs.metadata.messages import Stored
+from vosfs.wire import Segment
+
+MIB = 1 << 20
+
+
+# -- ranges ----------------------------------------------------------------------------------------------------------
+
+
+def test_ranges_join_and_split() -> None:
+    ranges = Ranges()
+    assert not ranges and list(ranges) == []
+    for start, stop in ((10, 20), (30, 40), (20, 25), (0, 5)):
+        ranges.add(start, stop)
+        ranges.check()
+    assert list(ranges) == [(0, 5), (10, 25), (30, 40)] and ranges.size == 30
+    assert ranges.split(3, 35) == [(3, 5, True), (5, 10, False), (10, 25, True), (25, 30, False), (30, 35, True)]
+    ranges.add(4, 31)
+    assert list(ranges) == [(0, 40)]
+    ranges.remove(10, 20)
+    ranges.check()
+    assert list(ranges) == [(0, 10), (20, 40)] and ranges.size == 30
+    assert ranges.covers(20, 40) and not ranges.covers(5, 25) and not ranges.covers(39, 41)
+    ranges.clear()
+    ranges.check()
+    assert not ranges and ranges.size == 0
+
+
+def test_a_file_written_in_order_is_one_range() -> None:
+    ranges = Ranges()
+    for at in range(0, 1000, 10):
+        ranges.add(at, at + 10)
+    assert list(ranges) == [(0, 1000)]
+
+
+@pytest.mark.parametrize("at", [0, 5, 10, 15])
+def test_an_empty_range_changes_nothing(at: int) -> None:
+    ranges = Ranges()
+    ranges.add(0, 10)
+    ranges.add(at, at)
+    ranges.check()
+    ranges.remove(at, at)
+    ranges.check()
+    assert list(ranges) == [(0, 10)]
+
+
+# -- read-ahead ------------------------------------------------------------------------------------------------------
+
+
+def test_a_sequential_reader_gets_further_ahead_each_time() -> None:
+    ahead, length, at, asked = ReadAhead(), 200 * MIB, 0, 0
+    windows = []
+    for _ in range(400):
+        plan = ahead.plan(at, at + 128 * 1024, length)
+        at += 128 * 1024
+        if plan:
+            start, stop = plan
+            assert asked <= start < stop <= length and start >= at, "nothing is asked for twice"
+            asked = stop
+            windows.append(stop - at)
+    assert windows[0] == WINDOW_BYTES_MIN
+    assert max(windows) == WINDOW_BYTES_MAX
+    assert asked > at
+
+
+def test_all_of_a_file_is_planned_once() -> None:
+    ahead, length, covered = ReadAhead(), 10 * MIB + 5, 0
+    for at in range(0, length, 128 * 1024):
+        plan = ahead.plan(at, min(at + 128 * 1024, length), length)
+        if plan:
+            assert plan[0] == max(covered, at + 128 * 1024) or plan[0] == covered
+            covered = plan[1]
+    assert covered == length
+    assert ahead.plan(length, length, length) is None
+
+
+def test_a_random_reader_gets_nothing() -> None:
+    ahead = ReadAhead()
+    for at in (500, 100, 900, 300):
+        assert ahead.plan(at * MIB, at * MIB + 4096, 1000 * MIB) is None
+
+
+def test_the_kernel_may_reorder_within_a_window() -> None:
+    ahead = ReadAhead()
+    assert ahead.plan(0, 131072, 100 * MIB) is not None
+    ahead.plan(262144, 393216, 100 * MIB)
+    ahead.plan(131072, 262144, 100 * MIB)
+    plans = [ahead.plan(at, at + 131072, 100 * MIB) for at in range(393216, 8 * MIB, 131072)]
+    assert any(plans), "it is still taken for sequential"
+    assert ahead.plan(50 * MIB + SEQUENTIAL_SLACK, 50 * MIB + SEQUENTIAL_SLACK + 1, 100 * MIB) is None
+
+
+# -- scratch ---------------------------------------------------------------------------------------------------------
+
+
+def test_few_bytes_stay_in_memory(tmp_path: Path) -> None:
+    scratch = Scratch(tmp_path / "s")
+    scratch.write(10, b"abc")
+    assert scratch.in_memory and scratch.read(0, 20) == bytes(10) + b"abc" + bytes(7)
+    scratch.write(11, memoryview(b"X"))
+    scratch.write(MEMORY_BYTES_MAX - 1, b"z")
+    assert scratch.in_memory and scratch.read(10, 13) == b"aXc"
+    assert os.listdir(tmp_path) == []
+    scratch.close()
+
+
+def test_many_bytes_spill_to_a_private_file(tmp_path: Path) -> None:
+    scratch = Scratch(tmp_path / "s")
+    scratch.write(0, b"start")
+    scratch.write(MEMORY_BYTES_MAX, b"more")
+    assert not scratch.in_memory
+    assert (tmp_path / "s").stat().st_mode & 0o777 == 0o600
+    assert scratch.read(0, 6) == b"start\0"
+    assert scratch.read(MEMORY_BYTES_MAX - 1, MEMORY_BYTES_MAX + 10) == b"\0more" + bytes(6)
+    scratch.close()
+    assert os.listdir(tmp_path) == []
+    scratch.close()
+
+
+def test_a_descriptor_has_the_bytes(tmp_path: Path) -> None:
+    scratch = Scratch(tmp_path / "s")
+    scratch.write(2, b"abc")
+    fd = scratch.descriptor()
+    assert os.pread(fd, 10, 0) == b"\0\0abc"
+    scratch.write(5, b"def")
+    assert os.pread(fd, 10, 0) == b"\0\0abcdef" and scratch.descriptor() == fd
+    scratch.close()
+
+
+def test_punch_gives_space_back(tmp_path: Path) -> None:
+    scratch = Scratch(tmp_path / "s")
+    scratch.write(0, b"x" * MIB)
+    before = (tmp_path / "s").stat().st_blocks
+    scratch.punch(4096, MIB)
+    assert (tmp_path / "s").stat().st_blocks < before
+    assert scratch.read(4095, 4097) == b"x\0"
+    assert (tmp_path / "s").stat().st_size == MIB
+    scratch.close()
+
+
+def test_a_spill_that_fails_loses_nothing(tmp_path: Path) -> None:
+    scratch = Scratch(tmp_path / "s")
+    scratch.write(0, b"precious")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4, limits[1]))
+    try:
+        with pytest.raises(Exception, match="(?i)large|full|short") as caught:
+            scratch.write(MEMORY_BYTES_MAX, b"more")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert caught.value is not None
+    assert scratch.read(0, 8) == b"precious"
+    scratch.close()
+    assert os.listdir(tmp_path) == []
+
+
+# -- blocks ----------------------------------------------------------------------------------------------------------
+
+
+class Gate:
+    """Blobs of which every fetch can be made to wait; the bytes at i are i modulo 251."""
+
+    def __init__(self) -> None:
+        self.open = trio.Event()
+        self.asked: list[tuple[str, int, int]] = []
+
+    async def fetch(self, name: str, start: int, into: memoryview) -> None:
+        self.asked.append((name, start, start + len(into)))
+        await self.open.wait()
+        into[:] = expected(start, start + len(into))
+
+    async def store(self, segments: list[Segment], durable: bool) -> Stored:
+        raise NotImplementedError
+
+
+def expected(start: int, stop: int) -> bytes:
+    """What a gate's blob holds there."""
+    return bytes(at % 251 for at in range(start, stop))
+
+
+async def test_a_block_is_fetched_once(tmp_path: Path) -> None:
+    blobs = Gate()
+    cache = BlockCache(tmp_path, blobs, 0)
+    results: list[bytes] = []
+
+    async def read(start: int, stop: int) -> None:
+        results.append(await cache.read("b.lease", 1000, start, stop))
+
+    async with trio.open_nursery() as nursery:
+        for start in (0, 10, 500):
+            nursery.start_soon(read, start, start + 100)
+        await trio.testing.wait_all_tasks_blocked()
+        blobs.open.set()
+    assert sorted(results) == sorted(expected(s, s + 100) for s in (0, 10, 500))
+    assert blobs.asked == [("b.lease", 0, 1000)]
+    assert await cache.read("b.other-lease", 1000, 900, 1000) == expected(900, 1000)
+    assert cache.read_now("b", 0, 1000) == expected(0, 1000)
+    assert len(blobs.asked) == 1 and cache.used_bytes == 1000
+    cache.close()
+    assert os.listdir(tmp_path) == [] and cache.used_bytes == 0
+
+
+async def test_a_read_across_blocks_and_segments(tmp_path: Path) -> None:
+    blobs = Gate()
+    blobs.open.set()
+    cache = BlockCache(tmp_path, blobs, 0)
+    start, stop = SEGMENT_BYTES - BLOCK_BYTES - 5, SEGMENT_BYTES + 7
+    assert await cache.read("b", SEGMENT_BYTES + 100, start, stop) == expected(start, stop)
+    assert len(blobs.asked) == 2, blobs.asked
+    cache.close()
+
+
+async def test_the_cache_stays_below_its_limit(tmp_path: Path) -> None:
+    blobs = Gate()
+    blobs.open.set()
+    cache = BlockCache(tmp_path, blobs, 0)
+    cache.limit_bytes = 10_000
+    for number in range(20):
+        assert await cache.read(f"b{number}", 1000, 0, 1000) == expected(0, 1000)
+        assert cache.used_bytes <= 10_000
+    assert cache.read_now("b0", 0, 10) is None
+    assert cache.read_now("b19", 0, 10) == expected(0, 10)
+    assert len(os.listdir(tmp_path)) <= 10
+    cache.close()
+
+
+async def test_a_failed_fetch_is_tried_again(tmp_path: Path) -> None:
+    class Failing(Gate):
+        async def fetch(self, name: str, start: int, into: memoryview) -> None:
+            await super().fetch(name, start, into)
+            if len(self.asked) == 1:
+                raise OSError("once")
+
+    blobs = Failing()
+    blobs.open.set()
+    cache = BlockCache(tmp_path, blobs, 0)
+    with pytest.raises(OSError, match="once"):
+        await cache.read("b", 100, 0, 100)
+    assert await cache.read("b", 100, 0, 100) == expected(0, 100)
+    cache.close()
+
+
+async def test_a_blob_that_turns_out_longer(tmp_path: Path) -> None:
+    blobs = Gate()
+    blobs.open.set()
+    cache = BlockCache(tmp_path, blobs, 0)
+    assert await cache.read("b", 100, 0, 100) == expected(0, 100)
+    assert await cache.read("b", 300, 50, 300) == expected(50, 300)
+    cache.close()
+
+
+async def test_a_blob_that_turns_out_longer_while_it_is_fetched(tmp_path: Path) -> None:
+    blobs = Gate()
+    cache = BlockCache(tmp_path, blobs, 0)
+    results: dict[int, bytes] = {}
+
+    async def read(length: int) -> None:
+        results[length] = await cache.read("b", length, 0, length)
+
+    with trio.fail_after(5):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(read, 100)
+            await trio.testing.wait_all_tasks_blocked()
+            nursery.start_soon(read, 300)
+            await trio.testing.wait_all_tasks_blocked()
+            blobs.open.set()
+    assert results == {100: expected(0, 100), 300: expected(0, 300)}
+    cache.close()

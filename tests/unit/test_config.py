@@ -1,0 +1,90 @@
+"""A configuration is taken whole or refused in one line."""
+
+from pathlib import Path
+
+import pytest
+
+from vosfs.config import Config, ServerConfig, check, load
+from vosfs.errors import QuietError
+
+
+def write(path: Path, text: str | bytes) -> Path:
+    file = path / "vosfs.toml"
+    file.write_bytes(text if isinstance(text, bytes) else text.encode())
+    return file
+
+
+def test_an_empty_file_is_the_defaults(tmp_path: Path) -> None:
+    found = load(write(tmp_path, ""))
+    assert found == Config(base=tmp_path.resolve())
+    assert found.base_url == "http://127.0.0.1:8080/vos" == found.data_url
+
+
+def test_every_key_is_read(tmp_path: Path) -> None:
+    text = """
+    [space]
+    authority = "a~b"
+    gateway = false
+    [server]
+    host = "::1"
+    port = 1
+    certificate = "c.pem"
+    key = "k.pem"
+    role = "metadata"
+    [database]
+    dsn = "postgresql://h/d"
+    [storage]
+    url = "https://data/vos/"
+    """
+    found = load(write(tmp_path, text))
+    assert (found.space.authority, found.space.gateway, found.server.port) == ("a~b", False, 1)
+    assert found.base_url == "https://[::1]:1/vos"
+    assert found.data_url == "https://data/vos"
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("[space]\nauthorty = 'x'", "authorty"),
+        ("[spaces]\n", "spaces"),
+        ("port = 1", "port"),
+        ("server = 1", "server"),
+        ("[server]\nport = '80'", "port"),
+        ("[server]\nport = 80.0", "port"),
+        ("[server]\nport = true", "port"),
+        ("[space]\ngateway = 1", "gateway"),
+        ("[space]\nowner = ['a']", "owner"),
+        ("[server]\nport = 65536", "65536"),
+        ("[server]\nport = -1", "-1"),
+        ("[server]\nprefix = 'vos'", "prefix"),
+        ("[server]\nprefix = '/vos/'", "prefix"),
+        ("[server]\nprefix = '/'", "prefix"),
+        ("[server]\ncertificate = 'c'", "certificate"),
+        ("[server]\nkey = 'k'", "certificate"),
+        ("[server]\nrole = 'both'", "role"),
+        ("[server]\nlog = 'loud'", "log"),
+        ("[server]\nrole = 'storage'", "dsn"),
+        ("[server]\nrole = 'metadata'\n[database]\ndsn = 'x'", "url"),
+        ("[config]\nbase = 'x'", "config"),
+        ("base = 'x'", "base"),
+        ("[server\n", "vosfs.toml"),
+        ("a = 1\na = 2", "vosfs.toml"),
+        (b"[space]\nowner = '\xff'", "vosfs.toml"),
+    ],
+)
+def test_what_cannot_be_meant_is_refused(tmp_path: Path, text: str | bytes, says: str) -> None:
+    with pytest.raises(QuietError) as caught:
+        load(write(tmp_path, text))
+    assert says in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_missing_file_is_a_user_s_mistake(tmp_path: Path) -> None:
+    with pytest.raises(QuietError, match="none.toml"):
+        load(tmp_path / "none.toml")
+    with pytest.raises(QuietError):
+        load(tmp_path)
+
+
+def test_check_returns_what_it_checked() -> None:
+    config = Config(server=ServerConfig(port=0))
+    assert check(config) is config
