@@ -61,6 +61,10 @@ class App:
         except trio.TooSlowError:
             log.warning("%s %s: a body stalled", request.method, request.path[:200])
             return fault(TimedOut("the body stalled"))
+        except ConnectionError as exc:
+            # The client went away in the middle of its body.
+            log.debug("%s %s: %s", request.method, request.path[:200], exc)
+            raise
         except Exception:
             log.exception("%s %s failed", request.method, request.path[:200])
             return fault(InternalFault("the request could not be completed"))

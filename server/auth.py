@@ -101,7 +101,10 @@ class Authenticator:
             raise NotAuthenticated("malformed Basic credentials") from None
         if not colon:
             raise NotAuthenticated("malformed Basic credentials")
-        account = await self._store.account(user)
+        try:
+            account = await self._store.account(check_user(user))
+        except InvalidArgument:
+            account = None
         # An unknown user costs the same as a wrong password.
         stored = account[0] if account and account[0] else self._unknown_hash
 

@@ -6,6 +6,7 @@ import getpass
 import logging
 import os
 import signal
+import sqlite3
 import ssl
 import sys
 from collections.abc import Awaitable, Callable, Iterator
@@ -84,7 +85,7 @@ async def serve(cfg: Config, ready: Callable[[Config, SqlStore], Awaitable[None]
             cfg = replace(cfg, server=replace(cfg.server, port=sock.getsockname()[1]))
         service = Service(
             store, backend, uri.Authority(cfg.space.authority), cfg.base_url, cfg.data_url, await store.secret(),
-            cfg.space.gateway,
+            cfg.space.gateway, cfg.server.role != "metadata",
         )  # fmt: skip
         resources = {"all": tuple(app.METHODS), "metadata": app.METADATA, "storage": app.STORAGE}[cfg.server.role]
         server = Server(app.App(service, cfg.server.prefix, resources), sock, context=_context(cfg))
@@ -280,6 +281,9 @@ def main() -> None:
     except QuietError as exc:
         print(f"vosfsd: {exc}", file=sys.stderr)
         sys.exit(exc.code)
-    except VOSpaceError as exc:
-        print(f"vosfsd: {exc}", file=sys.stderr)
+    except (VOSpaceError, OSError, EOFError, sqlite3.Error) as exc:
+        reason = f"{exc.filename}: {exc.strerror}" if isinstance(exc, OSError) and exc.filename else str(exc)
+        print(f"vosfsd: {' '.join(reason.split())}", file=sys.stderr)
         sys.exit(1)
+    except KeyboardInterrupt:
+        sys.exit(130)

@@ -8,6 +8,7 @@ import base64
 import hashlib
 import re
 import socket
+import time
 from urllib.parse import quote_from_bytes
 
 import msgspec
@@ -16,12 +17,13 @@ import trio
 from server.access import Subject
 from server.http import Request, Response, Runs
 from server.service import Service, packed, text
+from server.signing import ENDPOINT_S, Endpoint
 from vosfs import wire
 from vosfs.backends.backend import BlobReader
 from vosfs.errors import (
     DigestMismatch,
-    DuplicateNode,
     InvalidArgument,
+    InvalidURI,
     IsContainer,
     NodeNotFound,
     PermissionDenied,
@@ -106,47 +108,42 @@ async def put(
     Rights are checked before the body is read, and again when it is committed.  ``clear``: drop the properties that
     clients set, as pushToVoSpace must (R228).
     """
-    if path and path[-1] == b".null":
-        await receive(service, request, False, True)
-        return Response(201)
+    if not path:
+        raise IsContainer("the root holds no bytes")
     parent = await service.container_of(path, subject)
-    if path[-1] in RESERVED_NAMES:
-        raise InvalidArgument(f"{path[-1]!r} cannot be stored to directly")
-    check_name(path[-1])
+    name = path[-1]
+    if name == b".null":
+        # Accepted and discarded (R232): for who may write here, and into nothing.
+        subject.permit(parent, WRITE)
+        await request.receive(lambda data: None)
+        return Response(201)
+    if name in RESERVED_NAMES:
+        raise InvalidURI(f"{service.authority.uri(path)} is reserved")
     try:
-        node = await service.store.lookup(parent.id, path[-1], caller)
+        node = await service.store.lookup(parent.id, check_name(name), caller)
+    except NodeNotFound:
+        subject.permit(parent, WRITE)
+    else:
         if node.kind != DATA:
             raise IsContainer(f"{service.authority.uri(path)} holds no bytes")
         subject.permit(node, WRITE)
-    except NodeNotFound:
-        subject.permit(parent, WRITE)
-        node = None
+        if request.header(b"x-put-txn-op") == "start" and request.length == 0:
+            # The vos client announces a long upload: it must not empty the file (clients-and-demands, section 1.5).
+            return Response(200)
     received = await receive(service, request, True, True)
-    if node is None:
-        kind = request.header(b"content-type").partition(";")[0].strip()[:200]
-        node = await make_data_node(service, parent, path[-1], subject, caller, kind)
-    elif clear:
-        await service.store.set_properties(node.id, {}, True, caller)
-    everything = Extent(0, max(received.length, 1))
-    done = await service.store.commit(
-        node.id, None, received.length, [everything, *received.extents], received.blobs, None, received.md5, True,
-        caller,
+    new = NewNode(
+        DATA, owner=subject.user, content_type=_content_type(request), public=parent.public,
+        group_read=parent.group_read, group_write=parent.group_write,
     )  # fmt: skip
+    done = await service.store.put_data(
+        parent.id, name, new, received.length, received.extents, received.blobs, received.md5, clear, caller
+    )
     return Response(201, [("ETag", etag(done.node)), *digest_header(done.node)])
 
 
-async def make_data_node(
-    service: Service, parent: Node, name: bytes, subject: Subject, caller: Anyone, content_type: str = ""
-) -> Node:
-    """An empty data node, or the one that somebody else just made under this name."""
-    new = NewNode(
-        DATA, owner=subject.user, content_type=content_type, public=parent.public,
-        group_read=parent.group_read, group_write=parent.group_write,
-    )  # fmt: skip
-    try:
-        return await service.store.create(parent.id, name, new, caller)
-    except DuplicateNode:
-        return await service.store.lookup(parent.id, name, caller)
+def _content_type(request: Request) -> str:
+    kind = request.header(b"content-type").partition(";")[0].strip()[:200]
+    return kind if kind.isprintable() else ""
 
 
 # -- bytes out -------------------------------------------------------------------------------------------------
@@ -228,7 +225,7 @@ async def send(
 ) -> Response:
     """Answer GET or HEAD with bytes of a content, or the range that was asked for."""
     headers = [("Accept-Ranges", "bytes"), ("ETag", tag), *headers]
-    if request.header(b"if-none-match") in (tag, "*"):
+    if _matches(request.header(b"if-none-match"), tag):
         return Response(304, headers)
     start, stop, status = 0, length, 200
     wanted = request.header(b"range")
@@ -250,6 +247,12 @@ async def send(
     if request.method != "HEAD":
         await trio.to_thread.run_sync(sender.check)
     return Response(status, headers, Runs(stop - start, sender.send, sender.close))
+
+
+def _matches(header: str, tag: str) -> bool:
+    """Whether an If-None-Match list names a tag, weakly (RFC 9110 section 13.1.2)."""
+    wanted = {part.strip().removeprefix("W/") for part in header.split(",")}
+    return "*" in wanted or tag in wanted
 
 
 async def get(service: Service, request: Request, found: Content, name: bytes) -> Response:
@@ -275,9 +278,9 @@ async def get(service: Service, request: Request, found: Content, name: bytes) -
 async def files(service: Service, request: Request, path: Path) -> Response:
     """``/files/PATH``: bytes by name (what the vos client reads first, R271)."""
     subject, caller = await service.caller(request)
+    if not service.keeps_bytes:
+        return await _elsewhere(service, request, path, subject)
     if request.method == "PUT":
-        if not path:
-            raise IsContainer("the root holds no bytes")
         return await put(service, request, path, subject, caller)
     node = await service.find(path, subject)
     subject.permit(node, READ)
@@ -286,11 +289,28 @@ async def files(service: Service, request: Request, path: Path) -> Response:
     return await get(service, request, await service.store.open(node.id, caller), path[-1])
 
 
+async def _elsewhere(service: Service, request: Request, path: Path, subject: Subject) -> Response:
+    """Send the client to the storage role, with an end-point that lets it in there."""
+    push = request.method == "PUT"
+    if not push:
+        node = await service.find(path, subject)
+        subject.permit(node, READ)
+    location = endpoint_url(service, "pushToVoSpace" if push else "pullFromVoSpace", path, subject, "")
+    return Response(307 if push else 303, [("Location", location)])
+
+
+def endpoint_url(service: Service, direction: str, path: Path, subject: Subject, job: str) -> str:
+    """An end-point for one node, one direction and one user."""
+    allowed = Endpoint(direction, path, subject.user, job, int(time.time()) + ENDPOINT_S)
+    name = quote_from_bytes(path[-1]) if path else ""
+    return f"{service.data_url}/data/{service.signer.endpoint(allowed)}/{name}"
+
+
 async def endpoint(service: Service, request: Request, token: str) -> Response:
     """``/data/TOKEN``: a negotiated end-point, good for one node, one direction and one hour (R269)."""
     allowed = service.signer.endpoint_of(token.partition("/")[0])
     wanted = "pushToVoSpace" if request.method == "PUT" else "pullFromVoSpace"
-    if allowed.direction != wanted:
+    if allowed.direction != wanted and request.method != "HEAD":
         raise InvalidArgument(f"this end-point is for {allowed.direction}")
     subject = await service.auth.known_user(allowed.user)
     caller = Anyone("", subject.permit)

@@ -6,6 +6,7 @@ with an NFS file handle; what an operation touches is checked again at each.
 """
 
 import hashlib
+import logging
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -14,14 +15,16 @@ import trio
 
 from server.access import Subject
 from server.http import Request, Response
-from server.service import Service, packed
-from server.signing import LEASE_S
-from vosfs.errors import InvalidArgument, IsContainer, PermissionDenied, VOSpaceError
+from server.service import Service, check_texts, packed
+from vosfs.backends.backend import Backend
+from vosfs.errors import InvalidArgument, PermissionDenied, VOSpaceError
 from vosfs.metadata import content, xml
 from vosfs.metadata import messages as m
 from vosfs.metadata.node import CONTAINER, CORE, DATA, LINK, ROOT_ID, Blob, Change, Content, Extent, Node, Renamed
 from vosfs.metadata.store import CHANGES_MAX, PAGE_NODES_MAX, READ, WRITE, Anyone
 from vosfs.uri import RESERVED_NAMES, check_name
+
+log = logging.getLogger(__name__)
 
 MESSAGE_BYTES_MAX = 16 << 20
 """A commit of EXTENTS_MAX inline runs is the longest."""
@@ -30,7 +33,6 @@ POLL_S = 0.25
 """How often a waiting feed looks for changes by other processes."""
 BATCH_S = 0.02
 """How long a feed gathers changes before it looks."""
-TARGET_BYTES_MAX = 4096
 
 _decode = msgspec.msgpack.Decoder(m.AnyRequest).decode
 
@@ -50,7 +52,7 @@ class Gateway:
             m.Link: lambda r, s, c: self._store.link(r.id, r.parent, _name(r.name), c),
             m.Remove: self._remove,
             m.Rename: self._rename,
-            m.SetAttributes: lambda r, s, c: self._store.set_attributes(r.id, r.change, c),
+            m.SetAttributes: self._set_attributes,
             m.Open: self._open,
             m.Commit: self._commit,
             m.Properties: self._properties,
@@ -67,7 +69,7 @@ class Gateway:
             subject, caller = await self._service.caller(request)
             try:
                 message = _decode(await request.read(MESSAGE_BYTES_MAX))
-            except msgspec.DecodeError as exc:
+            except (msgspec.DecodeError, UnicodeDecodeError) as exc:
                 raise InvalidArgument(f"not a message of {m.PROTOCOL}: {exc}") from None
             return packed(await self._handlers[type(message)](message, subject, caller))
         except VOSpaceError as exc:
@@ -76,7 +78,9 @@ class Gateway:
     async def _hello(self, r: m.Hello, subject: Subject, caller: Anyone) -> m.Greeting:
         root = await self._store.get(ROOT_ID, caller)
         subject.permit(root, READ)
-        return m.Greeting(subject.user, self._service.data_url, await self._store.cursor(), LEASE_S)
+        return m.Greeting(
+            subject.user, self._service.data_url, await self._store.cursor(), not self._service.keeps_bytes
+        )
 
     async def _children(self, r: m.Children, subject: Subject, caller: Anyone) -> list[m.Entry]:
         if not 0 < r.limit <= PAGE_NODES_MAX:
@@ -88,14 +92,22 @@ class Gateway:
         new = r.new
         if new.kind not in (CONTAINER, DATA, LINK):
             raise InvalidArgument(f"{new.kind[:40]!r} is not a kind of node")
-        if len(new.target) > TARGET_BYTES_MAX or bool(new.target) != (new.kind == LINK):
-            raise InvalidArgument("a link, and only a link, has a target of up to 4096 bytes")
+        if bool(new.target) != (new.kind == LINK):
+            raise InvalidArgument("a link, and only a link, has a target")
+        check_texts(new.target, new.content_type)
         for uri, value in new.properties.items():
             xml.check_property(uri, value)
         mine = msgspec.structs.replace(
             new, owner=subject.user, mode=new.mode & 0o7777, public=0, group_read="", group_write="", immutable=0
         )
         return await self._store.create(r.parent, _name(r.name), mine, caller)
+
+    async def _set_attributes(self, r: m.SetAttributes, subject: Subject, caller: Anyone) -> Node:
+        change = r.change
+        check_texts(change.target or b"", change.content_type, change.group_read, change.group_write)
+        if change.target is not None and (await self._store.get(r.id, caller)).kind != LINK:
+            raise InvalidArgument("only a link has a target")
+        return await self._store.set_attributes(r.id, change, caller)
 
     async def _remove(self, r: m.Remove, subject: Subject, caller: Anyone) -> Node:
         if r.kind not in ("leaf", "empty"):
@@ -132,19 +144,21 @@ class Gateway:
             elif e.data and len(e.data) != e.stop - e.start:
                 raise InvalidArgument("an inline extent's length is not its data's")
             changes.append(e)
-        if r.durable and blobs:
+        if r.durable and blobs and self._service.keeps_bytes:
+            # Where bytes are kept elsewhere, every upload was durable (``Greeting.durable_uploads``).
             await trio.to_thread.run_sync(self._service.backend.sync, [b.locator for b in blobs.values()])
         whole = len(changes) == 1 and changes[0].start == 0 and len(changes[0].data) == r.length
         md5 = hashlib.md5(changes[0].data, usedforsecurity=False).hexdigest() if whole else ""
         done = await self._store.commit(
             r.id, r.base_version, r.length, changes, list(blobs.values()), r.mtime_ns, md5, r.durable, caller
         )
-        if len(done.extents) > content.EXTENTS_MAX:
+        if len(done.extents) > content.EXTENTS_MAX and self._service.keeps_bytes:
             done = await compact(self._service, done, caller) or done
         return self._leased(done)
 
     async def _properties(self, r: m.Properties, subject: Subject, caller: Anyone) -> dict[str, str]:
         node = await self._store.get(r.id, caller)
+        subject.permit(node, READ)
         return {
             **{uri: value for uri, value, _ in xml.core_properties(node) if uri != CORE + "ispublic"},
             **await self._store.properties(r.id, caller),
@@ -159,7 +173,10 @@ class Gateway:
 
     async def _usage(self, r: m.SpaceUsage, subject: Subject, caller: Anyone) -> object:
         usage = await self._store.usage()
-        total, free = await trio.to_thread.run_sync(self._service.backend.space)
+        # The metadata role does not know the storage's disk; df then shows nothing rather than a guess.
+        total, free = (0, 0)
+        if self._service.keeps_bytes:
+            total, free = await trio.to_thread.run_sync(self._service.backend.space)
         return msgspec.structs.replace(usage, total_bytes=total, free_bytes=free)
 
     async def _sync(self, r: m.Sync, subject: Subject, caller: Anyone) -> None:
@@ -168,7 +185,7 @@ class Gateway:
             found = await self._store.open(r.id, Anyone())
             subject.permit(found.node, WRITE)
             locators = content.locators(found.extents)
-            if locators:
+            if locators and self._service.keeps_bytes:
                 await trio.to_thread.run_sync(self._service.backend.sync, locators)
         await self._store.sync()
 
@@ -198,15 +215,16 @@ class Gateway:
         return m.ChangePage(cursor, page)
 
     async def _visible(self, page: list[Change], subject: Subject) -> list[Change]:
-        """Names only of children of containers that the subject may read."""
-        seen: dict[int, bool] = {0: True}
+        """What happened to names in containers, and to nodes, that the subject may read: an id is a key."""
+        seen: dict[int, bool] = {}
         for change in page:
-            if change.parent not in seen:
+            where = change.parent or change.node
+            if where not in seen:
                 try:
-                    seen[change.parent] = subject.may(await self._store.get(change.parent), READ)
+                    seen[where] = subject.may(await self._store.get(where), READ)
                 except VOSpaceError:
-                    seen[change.parent] = False
-        return [change for change in page if seen[change.parent]]
+                    seen[where] = False
+        return [change for change in page if seen[change.parent or change.node]]
 
 
 def _name(name: bytes) -> bytes:
@@ -216,36 +234,42 @@ def _name(name: bytes) -> bytes:
 
 
 async def compact(service: Service, found: Content, caller: Anyone) -> Content | None:
-    """Write a content of too many extents as one blob; None if somebody changed it meanwhile."""
+    """Write what a content of many small pieces holds as one blob; holes stay holes.
+
+    None if that is not worth it, failed, or somebody changed the node meanwhile: the content is as good as before.
+    """
     node, extents = found.node, found.extents
-    if node.kind != DATA:
-        raise IsContainer(f"node {node.id} holds no bytes")
-
-    def write() -> Blob:
-        writer = service.backend.create()
-        try:
-            for piece in content.slices(extents, 0, node.length):
-                if piece.data:
-                    writer.write(piece.data)
-                    continue
-                reader = service.backend.open(piece.locator) if piece.locator else None
-                try:
-                    for at in range(piece.start, piece.stop, 1 << 20):
-                        stop = min(at + (1 << 20), piece.stop)
-                        skip = piece.offset - piece.start
-                        writer.write(reader.read(at + skip, stop + skip) if reader else bytes(stop - at))
-                finally:
-                    if reader:
-                        reader.close()
-            return writer.finish(True)
-        finally:
-            writer.abort()
-
-    blob = await trio.to_thread.run_sync(write)
-    try:
-        return await service.store.commit(
-            node.id, node.version, node.length, [Extent(0, node.length, blob.locator)], [blob], node.mtime_ns,
-            node.md5, False, Anyone(caller.origin),
-        )  # fmt: skip
-    except VOSpaceError:
+    if node.kind != DATA or len(content.locators(extents)) + sum(1 for e in extents if e.data) <= content.EXTENTS_MAX:
         return None
+    try:
+        blob = await trio.to_thread.run_sync(_joined, service.backend, extents)
+        offset, changes = 0, []
+        for e in extents:
+            changes.append(Extent(e.start, e.stop, blob.locator, offset))
+            offset += e.stop - e.start
+        return await service.store.commit(
+            node.id, node.version, node.length, changes, [blob], node.mtime_ns, node.md5, False, Anyone(caller.origin)
+        )
+    except (VOSpaceError, OSError) as exc:
+        log.warning("node %d was not compacted: %s", node.id, exc)
+        return None
+
+
+def _joined(backend: Backend, extents: list[Extent]) -> Blob:
+    """One blob of all the bytes that extents hold."""
+    writer = backend.create()
+    try:
+        for e in extents:
+            if e.data:
+                writer.write(e.data)
+                continue
+            reader = backend.open(e.locator)
+            try:
+                stop = e.offset + e.stop - e.start
+                for at in range(e.offset, stop, 1 << 20):
+                    writer.write(reader.read(at, min(at + (1 << 20), stop)))
+            finally:
+                reader.close()
+        return writer.finish(True)
+    finally:
+        writer.abort()

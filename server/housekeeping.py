@@ -42,10 +42,10 @@ async def collect(store: Store, backend: Backend, older_s: float = LEASE_S + MAR
     """Remove blobs that nothing has stood on for ``older_s``; returns how many."""
     total = 0
     while locators := await store.unreferenced(time.time_ns() - int(older_s * 1e9), COLLECT_BATCH):
+        # Row first: who still has a receipt finds no blob to commit, and a crash in between leaves an orphan.
+        await store.forget_blobs(locators)
         for locator in locators:
             await trio.to_thread.run_sync(backend.remove, locator)
-        # Bytes first, row second: a crash between leaves a row, and the next run removes nothing once more.
-        await store.forget_blobs(locators)
         total += len(locators)
     return total
 

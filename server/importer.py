@@ -1,8 +1,8 @@
 """``vosfsd import``: register a directory tree that exists already, read-only, without copying a byte.
 
 Every file becomes a data node over a blob that is a symbolic link to it.  The nodes are immutable, so nothing in
-the space can change or delete them one by one; whoever owns the container's parent removes the whole tree, which
-takes the links away and leaves the files alone.
+the space can change or delete them one by one; deleteNode of the container removes the whole tree, which takes the
+links away and leaves the files alone.
 """
 
 import os
@@ -16,8 +16,8 @@ from vosfs.backends.posix import PosixBackend
 from vosfs.errors import DuplicateNode, QuietError
 from vosfs.metadata.node import CONTAINER, DATA, LINK, Attributes, Extent, NewNode
 from vosfs.metadata.sqlstore import SqlStore
+from vosfs.uri import RESERVED_NAMES, check_name
 from vosfs.uri import Path as NodePath
-from vosfs.uri import check_name
 
 PROGRESS_EVERY_S = 0.5
 
@@ -53,8 +53,7 @@ async def import_tree(
         raise QuietError("the container exists already: remove it, or name another") from None
     try:
         await _import_directory(store, backend, source, top.id, owner, warn, progress)
-        # The top itself stays changeable, so that the tree can be removed as a whole.
-        await store.set_attributes(top.id, Attributes(mtime_ns=status.st_mtime_ns))
+        await store.set_attributes(top.id, Attributes(immutable=1, mtime_ns=status.st_mtime_ns))
         await store.sync()
     except BaseException:
         await store.remove(chain[-1].id, path[-1], "tree")
@@ -79,6 +78,10 @@ async def _import_directory(
         path = Path(os.fsdecode(entry.path))
         progress.nodes += 1
         progress.show()
+        if entry.name in RESERVED_NAMES:
+            progress.skipped += 1
+            warn(f"{path}: its name is reserved by VOSpace; left out")
+            continue
         if stat.S_ISDIR(status.st_mode):
             node = await store.create(container, entry.name, _new(CONTAINER, status, owner))
             await _import_directory(store, backend, path, node.id, owner, warn, progress)

@@ -5,7 +5,7 @@ from urllib.parse import parse_qs
 
 from server.access import Subject
 from server.http import Request, Response
-from server.service import Service, xml
+from server.service import Service, check_texts, xml
 from vosfs.errors import (
     DuplicateNode,
     InvalidArgument,
@@ -14,7 +14,7 @@ from vosfs.errors import (
     PermissionDenied,
 )
 from vosfs.metadata import xml as documents
-from vosfs.metadata.node import CONTAINER, CORE, DATA, LINK, Attributes, NewNode, Node
+from vosfs.metadata.node import CONTAINER, CORE, LINK, Attributes, NewNode, Node
 from vosfs.metadata.store import PAGE_NODES_MAX, READ, WRITE, Anyone
 from vosfs.uri import RESERVED_NAMES, Path, check_name
 
@@ -64,8 +64,9 @@ async def create_node(service: Service, request: Request, path: Path, subject: S
     parent = await service.container_of(path, subject)
     subject.permit(parent, WRITE)
     attributes, properties = _split(document.properties, None, {})
-    if document.type == "Node" or kind == DATA:
-        kind = DATA
+    check_texts(
+        (document.target or "").encode(), attributes.content_type, attributes.group_read, attributes.group_write
+    )
     new = NewNode(
         kind, 0o755 if kind == CONTAINER else 0o777 if kind == LINK else 0o644, owner=subject.user,
         target=(document.target or "").encode() if kind == LINK else b"",
@@ -108,7 +109,7 @@ def _split(
     present = {uri: value for uri, value, _ in documents.core_properties(node)} if node else {}
     for uri, value in given.items():
         if uri in documents.READ_ONLY:
-            if node is None or present.get(uri, value) != value:
+            if node is None or uri not in present or present[uri] != value:
                 raise PermissionDenied(f"{uri} is kept by the service")
         elif uri in documents.AS_ATTRIBUTES:
             if present.get(uri) == value:
@@ -140,7 +141,7 @@ async def get_node(service: Service, request: Request, path: Path, subject: Subj
         raise InvalidArgument(f"detail is one of {', '.join(DETAILS)}, not {detail[:50]!r}")
     limit: int | None = None
     if "limit" in given:
-        if not given["limit"].isdigit() or len(given["limit"]) > 9:
+        if not (given["limit"].isascii() and given["limit"].isdigit()) or len(given["limit"]) > 9:
             raise InvalidArgument(f"limit: {given['limit'][:50]!r} is not a count")
         limit = int(given["limit"])
     if path and path[-1] in RESERVED_NAMES:
@@ -152,13 +153,15 @@ async def get_node(service: Service, request: Request, path: Path, subject: Subj
     start = b""
     if given.get("uri"):
         child = service.authority.path(given["uri"])
-        if child[:-1] != path:
+        if not child or child[:-1] != path:
             raise InvalidURI(f"{given['uri'][:200]} is not a child of {service.authority.uri(path)}")
         start = child[-1]
-    return await _listing(service, node, path, detail, start, limit)
+    return await _listing(service, subject, node, path, detail, start, limit)
 
 
-async def _listing(service: Service, node: Node, path: Path, detail: str, start: bytes, limit: int | None) -> Response:
+async def _listing(
+    service: Service, subject: Subject, node: Node, path: Path, detail: str, start: bytes, limit: int | None
+) -> Response:
     properties = await service.store.properties(node.id)
     head = documents.node_open(node, service.authority.uri(path), detail, True)
     head += documents.node_inner(node, properties, detail) + "<vos:nodes>"
@@ -166,7 +169,7 @@ async def _listing(service: Service, node: Node, path: Path, detail: str, start:
     left = limit if limit is not None else 1 << 60
     want = min(left, PAGE_NODES_MAX)
     page = await service.store.children_with_properties(node.id, start, want) if want else []
-    first = head + _children(service, path, page, detail)
+    first = head + _children(service, subject, path, page, detail)
     if len(page) < PAGE_NODES_MAX or left <= PAGE_NODES_MAX:
         return xml((first + tail).encode())
 
@@ -178,17 +181,23 @@ async def _listing(service: Service, node: Node, path: Path, detail: str, start:
             # Names are never empty: the next page starts at the smallest name after the last one seen.
             after = page[-1][0] + b"\0"
             page = await service.store.children_with_properties(node.id, after, min(left, PAGE_NODES_MAX))
-            yield _children(service, path, page, detail).encode()
+            yield _children(service, subject, path, page, detail).encode()
         yield tail.encode()
 
     return Response(200, [("Content-Type", "text/xml")], rest())
 
 
-def _children(service: Service, path: Path, page: list[tuple[bytes, Node, dict[str, str]]], detail: str) -> str:
+def _children(
+    service: Service, subject: Subject, path: Path, page: list[tuple[bytes, Node, dict[str, str]]], detail: str
+) -> str:
     uri, target = service.authority.uri, service.target_uri
     return "".join(
         documents.child(
-            node, uri((*path, name)), target(node, (*path, name)) if node.kind == LINK else "", properties, detail
+            node,
+            uri((*path, name)),
+            target(node, (*path, name)) if node.kind == LINK else "",
+            properties if subject.may(node, READ) else {},
+            detail,
         )
         for name, node, properties in page
     )
@@ -220,11 +229,9 @@ async def set_node(service: Service, request: Request, path: Path, subject: Subj
     attributes, properties = _split(document.properties, node, stored)
     if node.kind == LINK and document.target and document.target != service.target_uri(node, path):
         attributes.target = document.target.encode()
-    if attributes != Attributes():
-        node = await service.store.set_attributes(node.id, attributes, caller)
-    if properties:
-        node = await service.store.set_properties(node.id, properties, False, caller)
-    await service.store.sync()
+    check_texts(attributes.target or b"", attributes.content_type, attributes.group_read, attributes.group_write)
+    if properties or attributes != Attributes():
+        node = await service.store.update(node.id, attributes, properties, caller)
     return xml(await _document(service, node, path, "max"))
 
 

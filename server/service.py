@@ -10,13 +10,16 @@ from server.auth import Authenticator
 from server.http import Request, Response
 from server.signing import Signer
 from vosfs.backends.backend import Backend
-from vosfs.errors import ContainerNotFound, LinkFound, NodeNotFound, NotContainer, VOSpaceError
+from vosfs.errors import ContainerNotFound, InvalidArgument, LinkFound, NodeNotFound, NotContainer, VOSpaceError
 from vosfs.metadata.messages import ORIGIN_HEADER
 from vosfs.metadata.node import CONTAINER, LINK, Node
 from vosfs.metadata.store import READ, Anyone, Store
 from vosfs.uri import Authority, Path
 
+_LEGAL = "-._~:/?#[]@!$&'()*+,;=%"
+"""What stands unencoded in a URI."""
 ORIGIN_BYTES_MAX = 64
+TARGET_BYTES_MAX = 4096
 
 
 class Service:
@@ -24,7 +27,7 @@ class Service:
 
     def __init__(
         self, store: Store, backend: Backend, authority: Authority, base_url: str, data_url: str, secret: bytes,
-        gateway: bool = True,
+        gateway: bool = True, keeps_bytes: bool = True,
     ) -> None:  # fmt: skip
         # Dependencies
         self.store = store
@@ -37,6 +40,8 @@ class Service:
         """Public URL of the metadata role, without a slash at the end."""
         self.data_url = data_url
         """Public URL of the storage role."""
+        self.keeps_bytes = keeps_bytes
+        """Whether ``backend`` is where the bytes are; not so in the metadata role."""
         self.gateway = gateway
         """Whether the gateway binding is offered."""
         # Mutable state
@@ -93,7 +98,7 @@ class Service:
         text = node.target
         scheme, colon, _ = text.partition(b":")
         if colon and scheme.isalpha() and b"/" not in scheme:
-            return text.decode("utf-8", "replace")
+            return quote_from_bytes(text, _LEGAL)
         if text.startswith(b"/"):
             return "file://" + quote_from_bytes(text)
         parts = list(path[:-1])
@@ -123,6 +128,15 @@ class Feed:
         """Until something changes, or ``seconds`` passed (a change by another process is noticed only then)."""
         with trio.move_on_after(seconds):
             await self._event.wait()
+
+
+def check_texts(target: bytes, *texts: str | None) -> None:
+    """InvalidArgument for what a header or an XML document could not carry."""
+    if len(target) > TARGET_BYTES_MAX or b"\0" in target:
+        raise InvalidArgument(f"a link's target has up to {TARGET_BYTES_MAX} bytes and no NUL")
+    for text in texts:
+        if text and not text.isprintable():
+            raise InvalidArgument("a content type or a list of groups holds control characters")
 
 
 def text(status: int, body: str, headers: list[tuple[str, str]] | None = None) -> Response:

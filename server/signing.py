@@ -15,10 +15,11 @@ from vosfs.metadata.node import Blob
 
 ENDPOINT_S = 3600
 """Life of a transfer's end-point."""
-LEASE_S = 3600
-"""Life of a signed blob name; a mount renews what it holds open every third of it."""
-RECEIPT_S = 6 * 3600
-"""From a blob's upload to the commit that uses it."""
+LEASE_S = 2 * 3600
+"""Life of a signed blob name; a mount renews what it holds open every 20 minutes."""
+RECEIPT_S = LEASE_S
+"""From a blob's upload to the commit that uses it.  No longer than a lease: a blob is collected a lease after its last
+use, and a receipt must not outlive its blob."""
 
 
 class Endpoint(msgspec.Struct, array_like=True):

@@ -4,20 +4,21 @@ Negotiation is finished before the answer, so a job's phase is final for errors 
 """
 
 import secrets
-import time
-from urllib.parse import quote
+from urllib.parse import parse_qs
 
 import msgspec
 
 from server.access import Subject
+from server.data import endpoint_url
 from server.http import Request, Response
 from server.nodes import parameters
 from server.service import Service, text, xml
-from server.signing import ENDPOINT_S, Endpoint
+from server.signing import ENDPOINT_S
 from vosfs.errors import (
     ContainerNotFound,
     DuplicateNode,
     InvalidArgument,
+    InvalidURI,
     NodeNotFound,
     OperationNotSupported,
     PermissionDenied,
@@ -26,7 +27,7 @@ from vosfs.errors import (
     VOSpaceError,
 )
 from vosfs.metadata import xml as documents
-from vosfs.metadata.node import CONTAINER, CORE
+from vosfs.metadata.node import CONTAINER, CORE, DATA
 from vosfs.metadata.store import READ, WRITE, Anyone
 from vosfs.uri import Path, check_name
 
@@ -76,7 +77,7 @@ async def sync(service: Service, request: Request) -> Response:
             given = {**parameters(body.decode("utf-8", "replace")), **given}
             body = b""
     if given.get("target") or not body:
-        return await _by_parameters(service, subject, given)
+        return await _by_parameters(service, subject, given, request.query)
     transfer = documents.parse_transfer(body)
     job = Job(transfer, b"")
     id = secrets.token_hex(12)
@@ -89,10 +90,12 @@ async def sync(service: Service, request: Request) -> Response:
     return Response(303, [("Location", f"{service.base_url}/transfers/{id}/results/transferDetails")])
 
 
-async def _by_parameters(service: Service, subject: Subject, given: dict[str, str]) -> Response:
+async def _by_parameters(service: Service, subject: Subject, given: dict[str, str], query: str) -> Response:
     for name in ("target", "direction", "protocol"):
         if not given.get(name):
             raise InvalidArgument(f"parameter {name.upper()} is missing")
+    if len(parse_qs(query).get("PROTOCOL", [])) > 1:
+        raise InvalidArgument("PROTOCOL is given more than once")
     if given["direction"] not in (PUSH, PULL):
         raise InvalidArgument(f"DIRECTION is {PUSH} or {PULL}")
     methods = [given["securitymethod"]] if given.get("securitymethod") else []
@@ -121,17 +124,19 @@ async def _negotiate(service: Service, transfer: documents.Transfer, subject: Su
         node = await service.find(path, subject)
         if node.kind == CONTAINER:
             raise ViewNotSupported(f"{transfer.target} is a container")
+        if node.kind != DATA:
+            raise InvalidURI(f"{transfer.target} is a link: ask for its target")
         subject.permit(node, READ)
     else:
         await _check_push(service, path, subject)
-    endpoint = Endpoint(transfer.direction, path, subject.user, job, int(time.time()) + ENDPOINT_S)
-    name = quote(path[-1]) if path else ""
-    url = f"{service.data_url}/data/{service.signer.endpoint(endpoint)}/{name}"
-    found = []
+    url = endpoint_url(service, transfer.direction, path, subject, job)
+    found: list[tuple[str, str, str]] = []
     for protocol in transfer.protocols:
         if protocol.uri in PROTOCOLS[transfer.direction]:
+            # Each pair once, however often it was asked for.
             methods = [method for method in protocol.security_methods or [""] if method in SECURITY_METHODS]
-            found += [(protocol.uri, method, url) for method in methods]
+            found += [(protocol.uri, method, url) for method in dict.fromkeys(methods)]
+    found = list(dict.fromkeys(found))
     if not found:
         raise ProtocolNotSupported(", ".join(p.uri[:100] for p in transfer.protocols[:10]) or "none was named")
     return documents.transfer_details(transfer, found)
@@ -141,6 +146,8 @@ async def _check_push(service: Service, path: Path, subject: Subject) -> None:
     if not path:
         raise ViewNotSupported("the root is a container")
     parent = await service.container_of(path, subject)
+    if path[-1] == b".auto":
+        raise InvalidURI(f"{service.authority.uri(path)}: generated names are not offered")
     try:
         node = await service.store.lookup(parent.id, path[-1])
     except NodeNotFound:
@@ -148,6 +155,8 @@ async def _check_push(service: Service, path: Path, subject: Subject) -> None:
         return
     if node.kind == CONTAINER:
         raise ViewNotSupported(f"{service.authority.uri(path)} is a container")
+    if node.kind != DATA:
+        raise InvalidURI(f"{service.authority.uri(path)} is a link: name its target")
     subject.permit(node, WRITE)
 
 
@@ -286,7 +295,7 @@ def _job_document(service: Service, id: str, owner: str, phase: str, job: Job, c
             f'<uws:errorSummary type="fatal" hasDetail="true"><uws:message>{escape(_spaced(job.fault))}'
             "</uws:message></uws:errorSummary>"
         )
-    request = documents.transfer_details(job.transfer, [])
+    request = documents.transfer_request(job.transfer)
     return (
         '<?xml version="1.0" encoding="UTF-8"?>\n<uws:job xmlns:uws="http://www.ivoa.net/xml/UWS/v1.0"'
         ' xmlns:xlink="http://www.w3.org/1999/xlink" xmlns:xsi="http://www.w3.org/2001/XMLSchema-instance"'

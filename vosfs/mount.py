@@ -146,7 +146,7 @@ async def _connect(options: Options, clients: list[Closing]) -> tuple[Tree, Blob
         tree = GatewayTree(*client(offered[PROTOCOL]), options.token)
         greeting = await tree.hello()
         data, path = client(greeting.data_url + "/blobs")
-        return tree, GatewayBlobs(data, path, options.token), greeting.cursor, "gateway"
+        return tree, GatewayBlobs(data, path, options.token, greeting.durable_uploads), greeting.cursor, "gateway"
     if NODES not in offered:
         raise QuietError(f"{options.url} offers neither nodes nor the gateway binding")
     # Imported here: lxml costs 10 MiB that a mount with the gateway binding does not need.

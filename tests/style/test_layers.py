@@ -33,7 +33,7 @@ DOORS = {
     "psycopg": {"vosfs.metadata.postgres"},
     "lxml": {"vosfs.metadata.xml", "vosfs.metadata.vospace"},
     "argon2": {"server.auth"},
-    "sqlite3": {"vosfs.metadata.sqlite"},
+    "sqlite3": {"vosfs.metadata.sqlite", "server.daemon"},
 }
 PORTS = {"vosfs.metadata.store", "vosfs.backends.backend"}
 ADAPTERS = {

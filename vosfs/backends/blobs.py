@@ -34,11 +34,12 @@ class Blobs(Protocol):
 class GatewayBlobs:
     """Blobs of a daemon, over HTTP ranges."""
 
-    def __init__(self, client: HttpClient, path: str, token: str) -> None:
+    def __init__(self, client: HttpClient, path: str, token: str, always_durable: bool = False) -> None:
         # Dependencies
         self._client = client
         # Constants
         self._path = path
+        self._always_durable = always_durable
         self._put = {
             durable: client.head(
                 "PUT", f"{path}{'?durable=1' if durable else ''}", [("Authorization", f"Bearer {token}")]
@@ -57,7 +58,7 @@ class GatewayBlobs:
             raise ProtocolError("the service ignored a range")
 
     async def store(self, segments: list[Segment], durable: bool) -> Stored:
-        answer = await self._client.upload(self._put[durable], segments)
+        answer = await self._client.upload(self._put[durable or self._always_durable], segments)
         if answer.status != 201:
             raise _error(answer)
         return msgspec.msgpack.decode(answer.body, type=Stored)

@@ -165,6 +165,7 @@ class MemoryStore:
         node = self._node(id)
         if node.kind == CONTAINER:
             raise PermissionDenied("a container has one name")
+        caller.permit(node, WRITE)
         if node.nlink == 0:
             raise NodeNotFound(f"node {id} was deleted")
         if node.nlink >= LINKS_MAX:
@@ -179,7 +180,7 @@ class MemoryStore:
     async def remove(self, parent: int, name: bytes, kind: str, caller: Caller = ANYONE) -> Node:
         names = self._writable(parent, caller)
         node = self._child(parent, name)
-        if node.immutable:
+        if node.immutable and kind != "tree":
             raise Immutable(f"{name!r} is read-only")
         if kind == "leaf" and node.kind == CONTAINER:
             raise IsContainer(f"{name!r} is a container")
@@ -290,6 +291,30 @@ class MemoryStore:
         )  # fmt: skip
         self._log(caller, id)
         return Content(self._nodes[id], new)
+
+    async def put_data(
+        self, parent: int, name: bytes, new: NewNode, length: int, extents: list[Extent], blobs: list[Blob], md5: str,
+        clear: bool = False, caller: Caller = ANYONE,
+    ) -> Content:  # fmt: skip
+        if name in self._children(parent):
+            node = self._child(parent, name)
+            if node.kind != DATA:
+                raise IsContainer(f"{name!r} holds no bytes")
+            if clear:
+                await self.set_properties(node.id, {}, True, caller)
+        else:
+            node = await self.create(parent, name, new, caller)
+        changes = [Extent(0, max(node.length, length, 1)), *extents]
+        return await self.commit(node.id, None, length, changes, blobs, None, md5, True, caller)
+
+    async def update(
+        self, id: int, attributes: Attributes, change: dict[str, str | None], caller: Caller = ANYONE
+    ) -> Node:
+        if change:
+            await self.set_properties(id, change, False, caller)
+        if attributes != Attributes():
+            await self.set_attributes(id, attributes, caller)
+        return self._node(id)
 
     def _release(self, locators: set[str]) -> None:
         inuse = {e.locator for extents in self._extents.values() for e in extents}

@@ -5,9 +5,24 @@ into dataclasses).  One POST carries one request; an answer is the operation's r
 fault's HTTP status.  ``PROTOCOL`` changes when any record here or in ``node.py`` does.
 """
 
+from typing import Annotated
+
 import msgspec
 
-from vosfs.metadata.node import Attributes, Change, Content, Cursor, Extent, NewNode, Node, Renamed, Usage
+from vosfs.metadata.node import (
+    Attributes,
+    Change,
+    Content,
+    Cursor,
+    Extent,
+    Id,
+    NewNode,
+    Node,
+    Renamed,
+    Size,
+    Time,
+    Usage,
+)
 
 PROTOCOL = "ivo://vosfs/std/Gateway#1"
 """Identifier of the binding: a standardID in /capabilities, and a protocol in /protocols."""
@@ -29,71 +44,71 @@ class Hello(Request):
 
 
 class Lookup(Request):
-    parent: int
+    parent: Id
     name: bytes
 
 
 class Get(Request):
-    id: int
+    id: Id
 
 
 class Children(Request):
-    parent: int
+    parent: Id
     after: bytes
     limit: int
 
 
 class Create(Request):
-    parent: int
+    parent: Id
     name: bytes
     new: NewNode
 
 
 class Link(Request):
-    id: int
-    parent: int
+    id: Id
+    parent: Id
     name: bytes
 
 
 class Remove(Request):
-    parent: int
+    parent: Id
     name: bytes
     kind: str
 
 
 class Rename(Request):
-    parent: int
+    parent: Id
     name: bytes
-    to_parent: int
+    to_parent: Id
     to_name: bytes
     flag: str
 
 
 class SetAttributes(Request):
-    id: int
+    id: Id
     change: Attributes
 
 
 class Open(Request):
-    id: int
+    id: Id
 
 
 class Commit(Request):
-    id: int
-    base_version: int | None
-    length: int
+    id: Id
+    base_version: Id | None
+    length: Size
     changes: list[Extent]
     """Locators are receipts of this user's uploads."""
-    mtime_ns: int | None
+    mtime_ns: Time | None
     durable: bool
 
 
 class Properties(Request):
-    id: int
+    id: Id
 
 
 class SetProperties(Request):
-    id: int
+    id: Id
     change: dict[str, str | None]
 
 
@@ -104,7 +119,7 @@ class SpaceUsage(Request):
 class Sync(Request):
     """Make a node's present bytes, and all metadata, durable; 0: metadata alone."""
 
-    id: int
+    id: Id
 
 
 class Renew(Request):
@@ -115,7 +130,7 @@ class Renew(Request):
 
 class Changes(Request):
     since: Cursor
-    wait_s: float
+    wait_s: Annotated[float, msgspec.Meta(ge=0, le=60)]
 
 
 class Greeting(msgspec.Struct, array_like=True):
@@ -125,7 +140,8 @@ class Greeting(msgspec.Struct, array_like=True):
     data_url: str
     """Base of blob uploads and reads."""
     cursor: Cursor
-    lease_s: int
+    durable_uploads: bool
+    """Whether every upload must be durable, because who commits cannot make it so."""
 
 
 class Stored(msgspec.Struct, array_like=True):

@@ -4,7 +4,19 @@ The same records are rows in a database, messages of the gateway binding and the
 change of field is a change of the schema (``sql.py``) and of the binding's version (``server/gateway.py``).
 """
 
+from typing import Annotated
+
 import msgspec
+
+Id = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
+Size = Annotated[int, msgspec.Meta(ge=0, le=2**62)]
+Time = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
+"""Nanoseconds since 1970."""
+Mode = Annotated[int, msgspec.Meta(ge=0, le=0o7777)]
+Owner = Annotated[int, msgspec.Meta(ge=-1, le=2**32 - 1)]
+Flag = Annotated[int, msgspec.Meta(ge=0, le=1)]
+Text = Annotated[str, msgspec.Meta(max_length=4096)]
+"""The bounds are checked where a message is decoded: what a database could not hold never gets that far."""
 
 CONTAINER, DATA, LINK = "container", "data", "link"
 """Kinds of node: ContainerNode, the DataNodes and LinkNode of VOSpace 2.1."""
@@ -55,10 +67,10 @@ class Node(msgspec.Struct, array_like=True):
 class Extent(msgspec.Struct, array_like=True):
     """The bytes ``[start, stop)`` of a data node: a slice of a blob, or the bytes themselves, or (neither) a hole."""
 
-    start: int
-    stop: int
+    start: Size
+    stop: Size
     locator: str = ""
-    offset: int = 0
+    offset: Size = 0
     """Where ``start`` lies in the blob."""
     data: bytes = b""
 
@@ -91,34 +103,34 @@ class NewNode(msgspec.Struct, array_like=True):
     """What a creator says about a node."""
 
     kind: str
-    mode: int = 0o644
-    uid: int = -1
-    gid: int = -1
+    mode: Mode = 0o644
+    uid: Owner = -1
+    gid: Owner = -1
     owner: str = ""
     target: bytes = b""
     properties: dict[str, str] = {}
-    content_type: str = ""
-    public: int = 0
-    group_read: str = ""
-    group_write: str = ""
-    immutable: int = 0
-    mtime_ns: int | None = None
+    content_type: Text = ""
+    public: Flag = 0
+    group_read: Text = ""
+    group_write: Text = ""
+    immutable: Flag = 0
+    mtime_ns: Time | None = None
 
 
 class Attributes(msgspec.Struct, array_like=True):
     """A change of attributes; None leaves a field as it is."""
 
-    mode: int | None = None
-    uid: int | None = None
-    gid: int | None = None
-    atime_ns: int | None = None
-    mtime_ns: int | None = None
-    public: int | None = None
-    group_read: str | None = None
-    group_write: str | None = None
-    content_type: str | None = None
+    mode: Mode | None = None
+    uid: Owner | None = None
+    gid: Owner | None = None
+    atime_ns: Time | None = None
+    mtime_ns: Time | None = None
+    public: Flag | None = None
+    group_read: Text | None = None
+    group_write: Text | None = None
+    content_type: Text | None = None
     target: bytes | None = None
-    immutable: int | None = None
+    immutable: Flag | None = None
 
 
 class Change(msgspec.Struct, array_like=True):
@@ -135,8 +147,8 @@ class Change(msgspec.Struct, array_like=True):
 class Cursor(msgspec.Struct, array_like=True, order=True, frozen=True):
     """A place in the change log."""
 
-    xid: int = 0
-    seq: int = 0
+    xid: Id = 0
+    seq: Id = 0
 
 
 class Usage(msgspec.Struct, array_like=True):

@@ -13,7 +13,7 @@ from typing import Any
 import psycopg
 import trio
 
-from vosfs.errors import DuplicateNode, InternalFault, ServiceUnavailable, StorageFull, TimedOut
+from vosfs.errors import DuplicateNode, InternalFault, InvalidArgument, ServiceUnavailable, StorageFull, TimedOut
 from vosfs.metadata import sql
 from vosfs.metadata.sqlite import render
 from vosfs.metadata.sqlstore import SqlStore
@@ -74,7 +74,7 @@ class PostgresStore(SqlStore):
             )
         except psycopg.OperationalError as exc:
             # libpq's text names host, port and user, never the password.
-            raise ServiceUnavailable(f"PostgreSQL: {str(exc).strip()}") from exc
+            raise ServiceUnavailable(f"PostgreSQL: {' '.join(str(exc).split())}") from exc
         return connection
 
     def _prepare(self) -> None:
@@ -126,6 +126,10 @@ class PostgresStore(SqlStore):
             except psycopg.errors.QueryCanceled as exc:
                 self._return(connection)
                 raise TimedOut(f"PostgreSQL: {exc}") from exc
+            except psycopg.DataError as exc:
+                # A NUL in a text, say: nothing that a database could hold.
+                self._return(connection)
+                raise InvalidArgument(f"PostgreSQL: {str(exc).strip().splitlines()[0]}") from exc
             except psycopg.errors.DiskFull as exc:
                 self._return(connection)
                 raise StorageFull(f"PostgreSQL: {exc}") from exc
@@ -169,18 +173,17 @@ class PostgresStore(SqlStore):
         transaction = script(self._frame(caller), *arguments)
         cursor = connection.cursor(binary=True)
         rendered = self._rendered
-        open_ = False
+        open_ = script not in sql.READS
         try:
+            if open_:
+                cursor.execute("BEGIN")
+                if not durable:
+                    cursor.execute("SET LOCAL synchronous_commit = off")
             statement, parameters = next(transaction)
             while True:
                 text = rendered.get(statement)
                 if text is None:
                     text = rendered[statement] = render(statement, DIALECT)
-                if not open_ and not (text.startswith("SELECT") and " FOR " not in text):
-                    cursor.execute("BEGIN")
-                    if not durable:
-                        cursor.execute("SET LOCAL synchronous_commit = off")
-                    open_ = True
                 try:
                     cursor.execute(text, parameters)
                     rows = cursor.fetchall() if cursor.description else []

@@ -274,6 +274,8 @@ def link(f: Frame, id: int, parent: int, name: bytes) -> Transaction[Node]:
     node = yield from get(f, id, "{update}")
     if node.kind == CONTAINER:
         raise PermissionDenied("a container has one name")
+    # A name in one's own container would make a stranger's node readable by path.
+    f.caller.permit(node, WRITE)
     if node.nlink == 0:
         raise NodeNotFound(f"node {id} was deleted")
     if node.nlink >= LINKS_MAX:
@@ -316,7 +318,8 @@ def remove(f: Frame, parent: int, name: bytes, kind: str) -> Transaction[Node]:
     if not rows:
         raise NodeNotFound(repr(name))
     node = Node(*rows[0])
-    if node.immutable:
+    if node.immutable and kind != "tree":
+        # A registered tree goes as a whole or not at all: its top stands in a container that can change.
         raise Immutable(f"{name!r} is read-only")
     if kind == "leaf" and node.kind == CONTAINER:
         raise IsContainer(f"{name!r} is a container")
@@ -522,6 +525,33 @@ def _release(f: Frame, locators: set[str]) -> Transaction[None]:
         )
 
 
+def put_data(
+    f: Frame, parent: int, name: bytes, new: NewNode, length: int, extents: list[Extent], blobs: list[Blob], md5: str,
+    clear: bool,
+) -> Transaction[Content]:  # fmt: skip
+    rows = yield _CHILD + "{update_n}", (f.space, parent, name)
+    if rows:
+        node = Node(*rows[0])
+        if node.kind != DATA:
+            raise IsContainer(f"{name!r} holds no bytes")
+        if clear:
+            yield from set_properties(f, node.id, {}, True)
+    else:
+        node = yield from create(f, parent, name, new)
+    # A hole over everything first: the new bytes replace the old, they do not lie on top of them.
+    changes = [Extent(0, max(node.length, length, 1)), *extents]
+    return (yield from commit(f, node.id, None, length, changes, blobs, None, md5))
+
+
+def update(f: Frame, id: int, attributes: Attributes, change: dict[str, str | None]) -> Transaction[Node]:
+    node = yield from get(f, id, "{update}")
+    if change:
+        node = yield from set_properties(f, id, change, False)
+    if attributes != Attributes():
+        node = yield from set_attributes(f, id, attributes)
+    return node
+
+
 # -- housekeeping ----------------------------------------------------------------------------------------------
 
 
@@ -603,7 +633,10 @@ def renew(f: Frame, locators: list[str]) -> Transaction[None]:
 
 def forget_blobs(f: Frame, locators: list[str]) -> Transaction[None]:
     for locator in locators:
-        yield "DELETE FROM blob WHERE space = ? AND locator = ?", (f.space, locator)
+        yield (
+            "DELETE FROM blob WHERE space = ? AND locator = ? AND unreferenced_ns IS NOT NULL",
+            (f.space, locator),
+        )
 
 
 def used(f: Frame) -> Transaction[int]:
@@ -658,3 +691,10 @@ def pick(f: Frame, table: str, columns: str, where: dict[str, Any]) -> Transacti
 
 
 Script = Callable[..., Transaction[Any]]
+
+READS: frozenset[Script] = frozenset((
+    get, lookup, children, children_with_properties, resolve, properties, changes, cursor, referenced, unreferenced,
+    used, secret, pick,
+))  # fmt: skip
+"""Scripts that only look: single statements, or ones that need not see the same moment.  All others begin a
+transaction before their first statement, so that what they checked still holds when they write."""

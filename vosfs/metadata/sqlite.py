@@ -148,16 +148,15 @@ class SqliteStore(SqlStore):
         transaction = script(self._frame(caller), *arguments)
         execute = self._db.execute
         rendered = self._rendered
-        writing = False
+        writing = script not in sql.READS
         try:
+            if writing:
+                execute("BEGIN IMMEDIATE")
             statement, parameters = next(transaction)
             while True:
                 text = rendered.get(statement)
                 if text is None:
                     text = rendered[statement] = render(statement, DIALECT)
-                if not writing and not text.startswith("SELECT"):
-                    execute("BEGIN IMMEDIATE") if not self._db.in_transaction else None
-                    writing = True
                 try:
                     rows = execute(text, parameters).fetchall()
                 except sqlite3.IntegrityError as exc:

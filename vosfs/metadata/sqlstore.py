@@ -79,6 +79,17 @@ class SqlStore:
     ) -> Content:  # fmt: skip
         return await self._run(sql.commit, caller, durable, id, base_version, length, changes, blobs, mtime_ns, md5)
 
+    async def put_data(
+        self, parent: int, name: bytes, new: NewNode, length: int, extents: list[Extent], blobs: list[Blob], md5: str,
+        clear: bool = False, caller: Caller = ANYONE,
+    ) -> Content:  # fmt: skip
+        return await self._run(sql.put_data, caller, True, parent, name, new, length, extents, blobs, md5, clear)
+
+    async def update(
+        self, id: int, attributes: Attributes, change: dict[str, str | None], caller: Caller = ANYONE
+    ) -> Node:
+        return await self._run(sql.update, caller, True, id, attributes, change)
+
     async def properties(self, id: int, caller: Caller = ANYONE) -> dict[str, str]:
         return await self._run(sql.properties, caller, False, id)
 

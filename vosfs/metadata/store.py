@@ -136,6 +136,20 @@ class Store(Tree, Protocol):
     notify: Callable[[], None]
     """Called in the event loop after a change of the tree."""
 
+    async def put_data(
+        self, parent: int, name: bytes, new: NewNode, length: int, extents: list[Extent], blobs: list[Blob], md5: str,
+        clear: bool = False, caller: Caller = ANYONE,
+    ) -> Content:  # fmt: skip
+        """Make bytes the whole content of the data node ``name``, made if need be; durable, and in one step.
+
+        ``clear`` drops the properties of a node that was there.  IsContainer if a node of another kind is.
+        """
+
+    async def update(
+        self, id: int, attributes: Attributes, change: dict[str, str | None], caller: Caller = ANYONE
+    ) -> Node:
+        """``set_properties`` and ``set_attributes`` in one step, durable: all of it or nothing."""
+
     async def resolve(self, path: tuple[bytes, ...]) -> list[Node]:
         """The nodes from the root down along ``path``, as far as it exists."""
 

@@ -19,6 +19,8 @@ NS = "http://www.ivoa.net/xml/VOSpace/v2.0"
 """Of every VOSpace document, 2.0 and 2.1 (R4)."""
 XSI = "http://www.w3.org/2001/XMLSchema-instance"
 DOCUMENT_BYTES_MAX = 1 << 20
+PROTOCOLS_MAX = 64
+"""In one transfer document, and security methods too."""
 PROPERTIES_MAX = 256
 VALUE_BYTES_MAX = 64 * 1024
 
@@ -163,6 +165,11 @@ def parse_transfer(body: bytes) -> Transfer:
     def text(name: str) -> str:
         return _text(root.find(f"{{{NS}}}{name}")).strip()
 
+    if (
+        len(root.findall(f"{{{NS}}}protocol")) > PROTOCOLS_MAX
+        or len(root.findall(f".//{{{NS}}}securityMethod")) > PROTOCOLS_MAX
+    ):
+        raise InvalidArgument(f"more than {PROTOCOLS_MAX} protocols or security methods")
     keep = text("keepBytes")
     view = root.find(f"{{{NS}}}view")
     protocols = [
@@ -314,6 +321,25 @@ def push_or_pull(target: str, direction: str, protocols: list[str]) -> bytes:
         f'{_HEAD.format("transfer")} version="2.1"><vos:target>{escape(target)}</vos:target>'
         f"<vos:direction>{direction}</vos:direction>{wanted}</vos:transfer>"
     ).encode()
+
+
+def transfer_request(transfer: Transfer) -> bytes:
+    """A client's transfer document, as it was understood (R169)."""
+    lines = [
+        _HEAD.format("transfer") + ' version="2.1">',
+        f"<vos:target>{escape(transfer.target)}</vos:target><vos:direction>{escape(transfer.direction)}</vos:direction>",
+    ]
+    if transfer.view:
+        lines.append(f'<vos:view uri="{escape(transfer.view)}"/>')
+    for protocol in transfer.protocols:
+        endpoint = f"<vos:endpoint>{escape(protocol.endpoint)}</vos:endpoint>" if protocol.endpoint else ""
+        methods = "".join(f'<vos:securityMethod uri="{escape(uri)}"/>' for uri in protocol.security_methods)
+        lines.append(f'<vos:protocol uri="{escape(protocol.uri)}">{endpoint}{methods}</vos:protocol>')
+    if transfer.keep_bytes is not None:
+        lines.append(f"<vos:keepBytes>{'true' if transfer.keep_bytes else 'false'}</vos:keepBytes>")
+    for uri, value in transfer.params.items():
+        lines.append(f'<vos:param uri="{escape(uri)}">{escape(value)}</vos:param>')
+    return ("".join(lines) + "</vos:transfer>").encode()
 
 
 def transfer_details(transfer: Transfer, endpoints: Iterable[tuple[str, str, str]]) -> bytes:
