@@ -28,8 +28,8 @@ HEAD_S = 20.0
 """From a head's first byte to its last, and for a body that is read into memory."""
 DRAIN_BYTES_MAX = 256 * 1024
 """An unread body up to this length is read away to keep the connection; a longer one costs it."""
-LINGER_S = 2.0
-LINGER_BYTES_MAX = 4 << 20
+LINGER_S = 5.0
+LINGER_BYTES_MAX = 256 << 20
 """How long, and how much, a peer may go on sending to a connection that is being closed."""
 INLINE_BURST = 16
 """Requests of one pipelining client before others get a turn."""
@@ -221,7 +221,7 @@ class Connection:
                 return
             sock.shutdown(socket.SHUT_WR)
             left = LINGER_BYTES_MAX
-            while left > 0 and (data := await self.stream.receive()):
+            while left > 0 and (data := await self.stream.receive(wire.BULK_BYTES)):
                 left -= len(data)
         except OSError:
             pass

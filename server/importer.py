@@ -1,8 +1,8 @@
 """``vosfsd import``: register a directory tree that exists already, read-only, without copying a byte.
 
 Every file becomes a data node over a blob that is a symbolic link to it.  The nodes are immutable, so nothing in
-the space can change or delete them one by one; deleteNode of the container removes the whole tree, which takes the
-links away and leaves the files alone.
+the space can change or delete them.  To undo it, the owner sets the container's property ``core#immutable`` to false
+and deletes it: that takes the links away and leaves the files alone.
 """
 
 import os

@@ -27,6 +27,7 @@ from tests.server.support import (
     make_user,
     node,
     store,
+    update,
     upload,
     vosfsd,
     where,
@@ -218,6 +219,8 @@ def test_an_imported_tree(daemon: Daemon, tree: Path) -> None:
     ]:
         assert is_fault(daemon.request(method, path, body), 403, "PermissionDenied"), (method, path)
     assert fetch(daemon, "/archive/sub/f1") == (tree / "sub" / "f1").read_bytes()
+    assert is_fault(daemon.request("DELETE", "/nodes/archive"), 403, "PermissionDenied")
+    assert update(daemon, "/archive", "ContainerNode", {"immutable": "false"})[0] == 200
     assert daemon.request("DELETE", "/nodes/archive")[0] == 204
     assert daemon.request("GET", "/files/archive/sub/f1")[0] == 404
     assert vosfsd("gc", *where(daemon)).returncode == 0

@@ -180,7 +180,7 @@ class MemoryStore:
     async def remove(self, parent: int, name: bytes, kind: str, caller: Caller = ANYONE) -> Node:
         names = self._writable(parent, caller)
         node = self._child(parent, name)
-        if node.immutable and kind != "tree":
+        if node.immutable:
             raise Immutable(f"{name!r} is read-only")
         if kind == "leaf" and node.kind == CONTAINER:
             raise IsContainer(f"{name!r} is a container")

@@ -318,8 +318,7 @@ def remove(f: Frame, parent: int, name: bytes, kind: str) -> Transaction[Node]:
     if not rows:
         raise NodeNotFound(repr(name))
     node = Node(*rows[0])
-    if node.immutable and kind != "tree":
-        # A registered tree goes as a whole or not at all: its top stands in a container that can change.
+    if node.immutable:
         raise Immutable(f"{name!r} is read-only")
     if kind == "leaf" and node.kind == CONTAINER:
         raise IsContainer(f"{name!r} is a container")
@@ -470,6 +469,7 @@ def set_properties(f: Frame, id: int, change: dict[str, str | None], clear: bool
 def commit(
     f: Frame, id: int, base_version: int | None, length: int, changes: list[Extent], blobs: list[Blob],
     mtime_ns: int | None, md5: str,
+    log: bool = True,
 ) -> Transaction[Content]:  # fmt: skip
     node = yield from _changeable(f, id, WRITE)
     if node.kind != DATA:
@@ -495,7 +495,8 @@ def commit(
         "UPDATE node SET length = ?, version = version + 1, mtime_ns = ?, ctime_ns = ?, md5 = ? WHERE space = ? AND id = ?",
         (length, mtime_ns, f.now_ns, md5, f.space, id),
     )
-    yield from _log(f, id)
+    if log:
+        yield from _log(f, id)
     node = msgspec.structs.replace(
         node, length=length, version=node.version + 1, mtime_ns=mtime_ns, ctime_ns=f.now_ns, md5=md5
     )
@@ -538,9 +539,10 @@ def put_data(
             yield from set_properties(f, node.id, {}, True)
     else:
         node = yield from create(f, parent, name, new)
+    made = not rows
     # A hole over everything first: the new bytes replace the old, they do not lie on top of them.
     changes = [Extent(0, max(node.length, length, 1)), *extents]
-    return (yield from commit(f, node.id, None, length, changes, blobs, None, md5))
+    return (yield from commit(f, node.id, None, length, changes, blobs, None, md5, log=not made))
 
 
 def update(f: Frame, id: int, attributes: Attributes, change: dict[str, str | None]) -> Transaction[Node]:
