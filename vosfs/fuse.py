@@ -12,6 +12,7 @@ import logging
 import os
 import select
 import stat
+import time
 import types
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar, cast
@@ -70,8 +71,6 @@ class Operations(pyfuse3.Operations):
 
     supports_dot_lookup = True
     enable_writeback_cache = False
-    enable_acl = True
-    """Nodes have no ACLs, and this lets the kernel remember that: else ``ls -l`` asks for one per file, every time."""
 
     def __init__(self, filesystem: FileSystem, uid: int, gid: int, about: dict[str, object]) -> None:
         super().__init__()
@@ -272,8 +271,9 @@ class Operations(pyfuse3.Operations):
 
     async def getxattr(self, inode: int, name: bytes, ctx: Any) -> bytes:
         if name[:5] != b"user.":
-            # security.capability before every write, security.selinux for every line of ls -l: straight back.
-            raise pyfuse3.FUSEError(errno.ENODATA)
+            # The kernel asks for security.capability before every write.  EOPNOTSUPP rather than ENODATA: ls then asks
+            # for a label and an ACL once per file system, not once per file (0.57 s against 0.05 for 5 000 names).
+            raise pyfuse3.FUSEError(errno.EOPNOTSUPP)
         return await self._get_property(inode, name)
 
     @answers
@@ -372,25 +372,46 @@ class _Turn:
 
 REQUESTS_IN_A_ROW = 32
 """Before other tasks get a turn."""
+QUICK_S = 60e-6
+"""A request that was answered sooner was answered from memory, and the caller's next one is on its way."""
+SPIN_S = 40e-6
+"""How long to look out for it: sleeping and being woken costs both sides 25 µs each on an idle machine (a getxattr
+takes 57 µs instead of 12, and there is one before every write)."""
 
 
-def _quick_wait() -> Callable[[int], Awaitable[None]]:
-    poller = select.poll()
-    state = {"fd": -1, "row": 0}
+class _QuickWait:
+    """Waits for the FUSE descriptor: by poll(2) while requests come thick, through trio when they do not."""
 
-    async def wait_readable(fd: int) -> None:
-        if state["fd"] != fd:
-            if state["fd"] >= 0:
-                poller.unregister(state["fd"])
-            poller.register(fd, select.POLLIN)
-            state["fd"] = fd
-        state["row"] += 1
-        if state["row"] < REQUESTS_IN_A_ROW and poller.poll(0):
+    def __init__(self) -> None:
+        self._poller = select.poll()
+        self._fd = -1
+        self._row = 0
+        self._began = 0.0
+        """When the last request arrived."""
+
+    async def __call__(self, fd: int) -> None:
+        if self._fd != fd:
+            if self._fd >= 0:
+                self._poller.unregister(self._fd)
+            self._poller.register(fd, select.POLLIN)
+            self._fd = fd
+        self._row += 1
+        if self._row < REQUESTS_IN_A_ROW and self._poll():
             return
-        state["row"] = 0
+        self._row = 0
         await trio.lowlevel.wait_readable(fd)
+        self._began = time.perf_counter()
 
-    return wait_readable
+    def _poll(self) -> bool:
+        poll, clock = self._poller.poll, time.perf_counter
+        now = clock()
+        end = now + SPIN_S if now - self._began < QUICK_S else now
+        while True:
+            if poll(0):
+                self._began = clock()
+                return True
+            if clock() >= end:
+                return False
 
 
 def hasten() -> None:
@@ -399,7 +420,7 @@ def hasten() -> None:
         current_task=trio.lowlevel.current_task,
         current_trio_token=trio.lowlevel.current_trio_token,
         notify_closing=trio.lowlevel.notify_closing,
-        wait_readable=_quick_wait(),
+        wait_readable=_QuickWait(),
     )
     shim = types.ModuleType("trio_for_pyfuse3")
     shim.__getattr__ = lambda name: getattr(trio, name)  # type: ignore[method-assign]
