@@ -488,23 +488,31 @@ class HttpClient:
         more on a new connection when a kept one breaks.
         """
         message = b"%sContent-Length: %d\r\n\r\n%s" % (head, len(body), body)
-        try:
-            # The wait for a connection counts too: behind sixteen hung requests the seventeenth must not start anew.
-            with trio.fail_after(deadline_s or self.deadline_s):
-                async with self._slots:
-                    stream = self._reusable()
-                    if stream is not None:
-                        try:
-                            return await self._exchange(stream, message, method, into)
-                        except _FAILED as exc:
-                            if not idempotent:
-                                raise ServiceUnavailable(f"{self.origin}: {_reason(exc)}") from exc
-                    try:
-                        return await self._exchange(await self._connect(), message, method, into)
-                    except _FAILED as exc:
-                        raise ServiceUnavailable(f"{self.origin}: {_reason(exc)}") from exc
-        except trio.TooSlowError as exc:
-            raise TimedOut(f"{self.origin}: no answer within the deadline") from exc
+        # The wait for a connection counts too: behind sixteen hung requests the seventeenth must not start anew.
+        # A bare scope and a slot taken without a checkpoint, because this is in every look-up's path: 20 µs less.
+        with trio.CancelScope(deadline=trio.current_time() + (deadline_s or self.deadline_s)) as scope:
+            try:
+                self._slots.acquire_nowait()
+            except trio.WouldBlock:
+                await self._slots.acquire()
+            try:
+                return await self._attempt(message, method, idempotent, into)
+            except _FAILED as exc:
+                raise ServiceUnavailable(f"{self.origin}: {_reason(exc)}") from exc
+            finally:
+                self._slots.release()
+        assert scope.cancelled_caught
+        raise TimedOut(f"{self.origin}: no answer within the deadline")
+
+    async def _attempt(self, message: bytes, method: str, idempotent: bool, into: memoryview | None) -> Answer:
+        stream = self._reusable()
+        if stream is not None:
+            try:
+                return await self._exchange(stream, message, method, into)
+            except _FAILED:
+                if not idempotent:
+                    raise
+        return await self._exchange(await self._connect(), message, method, into)
 
     async def _exchange(self, stream: Stream, message: bytes, method: str, into: memoryview | None) -> Answer:
         done = False
