@@ -67,9 +67,13 @@ def opened(cfg: Config) -> Iterator[tuple[SqlStore, PosixBackend]]:
         store = PostgresStore(cfg.database.dsn)
     else:
         store = SqliteStore(cfg.base / cfg.database.file)
+    backend = None
     try:
-        yield store, PosixBackend(cfg.base / cfg.storage.directory)
+        backend = PosixBackend(cfg.base / cfg.storage.directory)
+        yield store, backend
     finally:
+        if backend is not None:
+            backend.close()
         store.close()
 
 

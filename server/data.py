@@ -179,18 +179,19 @@ def parse_range(header: str, length: int) -> tuple[int, int] | None:
 class _Sender:
     """Sends slices of content over a socket, from a worker thread."""
 
-    def __init__(self, service: Service, slices: list[Extent]) -> None:
+    def __init__(self, service: Service) -> None:
         self._open = service.backend.open
-        self._slices = slices
         self._readers: dict[str, BlobReader] = {}
+        self.slices: list[Extent] = []
 
     def check(self) -> None:
         """Open the first blob, so that missing bytes are a fault and not a broken body."""
-        for piece in self._slices[:1]:
+        for piece in self.slices[:1]:
             if piece.locator:
-                self._reader(piece.locator)
+                self.reader(piece.locator)
 
-    def _reader(self, locator: str) -> BlobReader:
+    def reader(self, locator: str) -> BlobReader:
+        """The open blob."""
         reader = self._readers.get(locator)
         if reader is None:
             # Extents of one blob are neighbours: one open reader is enough.
@@ -199,14 +200,14 @@ class _Sender:
         return reader
 
     def send(self, sock: socket.socket) -> wire.Moving:
-        for piece in self._slices:
+        for piece in self.slices:
             if piece.data:
                 yield from wire.send_bytes(sock, piece.data)
             elif not piece.locator:
                 for at in range(piece.start, piece.stop, len(HOLE_BYTES)):
                     yield from wire.send_bytes(sock, HOLE_BYTES[: piece.stop - at])
             else:
-                reader = self._reader(piece.locator)
+                reader = self.reader(piece.locator)
                 stop = piece.offset + piece.stop - piece.start
                 if reader.fileno() >= 0:
                     yield from wire.send_file(sock, reader.fileno(), piece.offset, stop)
@@ -221,11 +222,12 @@ class _Sender:
 
 
 async def send(
-    service: Service, request: Request, extents: list[Extent], length: int, headers: list[tuple[str, str]], tag: str
+    request: Request, extents: list[Extent], length: int, headers: list[tuple[str, str]], tag: str, sender: _Sender
 ) -> Response:
-    """Answer GET or HEAD with bytes of a content, or the range that was asked for."""
+    """Answer GET or HEAD with bytes of a content, or the range that was asked for.  The answer owns ``sender``."""
     headers = [("Accept-Ranges", "bytes"), ("ETag", tag), *headers]
     if _matches(request.header(b"if-none-match"), tag):
+        sender.close()
         return Response(304, headers)
     start, stop, status = 0, length, 200
     wanted = request.header(b"range")
@@ -233,6 +235,7 @@ async def send(
         try:
             found = parse_range(wanted, length)
         except ValueError:
+            sender.close()
             return text(
                 416, f"InvalidArgument the content has {length} bytes\n", [("Content-Range", f"bytes */{length}")]
             )
@@ -240,10 +243,10 @@ async def send(
             start, stop = found
             status = 206
             headers.append(("Content-Range", f"bytes {start}-{stop - 1}/{length}"))
-    slices = content.slices(extents, start, stop)
-    if all(piece.data for piece in slices):
-        return Response(status, headers, b"".join(piece.data for piece in slices))
-    sender = _Sender(service, slices)
+    sender.slices = content.slices(extents, start, stop)
+    if all(piece.data for piece in sender.slices):
+        sender.close()
+        return Response(status, headers, b"".join(piece.data for piece in sender.slices))
     if request.method != "HEAD":
         await trio.to_thread.run_sync(sender.check)
     return Response(status, headers, Runs(stop - start, sender.send, sender.close))
@@ -269,7 +272,7 @@ async def get(service: Service, request: Request, found: Content, name: bytes) -
         ("Content-Security-Policy", "sandbox"),
         *digest_header(node),
     ]
-    return await send(service, request, found.extents, node.length, headers, etag(node))
+    return await send(request, found.extents, node.length, headers, etag(node), _Sender(service))
 
 
 # -- the three kinds of URL --------------------------------------------------------------------------------------
@@ -346,7 +349,6 @@ async def blobs(service: Service, request: Request, name: str) -> Response:
         signer = service.signer
         return packed(Stored(signer.receipt(blob, subject.user), signer.lease(blob.locator)), 201)
     locator = service.signer.leased(name)
-    reader = await trio.to_thread.run_sync(service.backend.open, locator)
-    length = reader.length
-    reader.close()
-    return await send(service, request, [Extent(0, length, locator)], length, [], f'"{locator}"')
+    sender = _Sender(service)
+    reader = await trio.to_thread.run_sync(sender.reader, locator)
+    return await send(request, [Extent(0, reader.length, locator)], reader.length, [], f'"{locator}"', sender)

@@ -137,8 +137,11 @@ async def _connect(options: Options, clients: list[Closing]) -> tuple[Tree, Blob
     offered = await session.capabilities()
 
     def client(url: str) -> tuple[HttpClient, str]:
-        # One for messages and one for bytes, even to the same origin: uploads must not keep look-ups waiting.
         made = HttpClient(url, options.deadline_s)
+        for known in clients:
+            if isinstance(known, HttpClient) and known.origin == made.origin:
+                # Slots apart for messages and bytes: uploads must not keep look-ups waiting.
+                made = known.beside()
         clients.append(made)
         return made, url.removeprefix(made.origin)
 

@@ -8,6 +8,7 @@ What llhttp leaves open and request smuggling needs is refused here: missing or 
 but a single ``chunked``, bodies beside both length and coding, chunk extensions, heads over the named limits.
 """
 
+import copy
 import os
 import select
 import socket
@@ -431,6 +432,12 @@ class HttpClient:
         self._idle: list[Stream] = []
         """INVARIANT: connected, nothing pending, not in use."""
         self._slots = trio.CapacityLimiter(CONNECTIONS_MAX)
+
+    def beside(self) -> "HttpClient":
+        """A client of the same origin that shares the idle connections and has slots of its own."""
+        other = copy.copy(self)
+        other._slots = trio.CapacityLimiter(CONNECTIONS_MAX)
+        return other
 
     def close(self) -> None:
         """Drop the idle connections."""

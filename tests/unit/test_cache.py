@@ -96,7 +96,7 @@ def test_a_random_reader_gets_nothing() -> None:
 
 def test_the_kernel_may_reorder_within_a_window() -> None:
     ahead = ReadAhead()
-    assert ahead.plan(0, 131072, 100 * MIB) is not None
+    assert ahead.plan(0, 131072, 100 * MIB) is None, "one read is no sequence"
     ahead.plan(262144, 393216, 100 * MIB)
     ahead.plan(131072, 262144, 100 * MIB)
     plans = [ahead.plan(at, at + 131072, 100 * MIB) for at in range(393216, 8 * MIB, 131072)]
@@ -234,7 +234,7 @@ async def test_the_cache_stays_below_its_limit(tmp_path: Path) -> None:
         assert cache.used_bytes <= 10_000
     assert cache.read_now("b0", 0, 10) is None
     assert cache.read_now("b19", 0, 10) == expected(0, 10)
-    assert len(os.listdir(tmp_path)) <= 10
+    assert len(os.listdir(tmp_path)) <= 10 + 1, "and one made ahead"
     cache.close()
 
 

@@ -11,12 +11,17 @@ import errno
 import os
 import re
 import secrets
+import threading
 import zlib
+from collections import OrderedDict
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from vosfs.errors import DataCorrupt, StorageFull
 from vosfs.metadata.node import Blob
+
+OPEN_MAX = 200
+"""Blobs kept open for their next range: a cold path costs four disk reads, 1.5 ms."""
 
 _LOCATOR = re.compile(r"[0-9a-f]{32}(?:-([0-9]+)-(-?[0-9]+))?")
 
@@ -30,7 +35,7 @@ class _Writer:
         self._backend = backend
         self._locator = secrets.token_hex(16)
         self._path = backend.root / "incoming" / self._locator
-        self._fd = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        self._fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         self._length = 0
         self._crc32 = 0
 
@@ -51,8 +56,7 @@ class _Writer:
     def finish(self, durable: bool) -> Blob:
         if durable:
             os.fdatasync(self._fd)
-        os.close(self._fd)
-        self._fd = -1
+        fd, self._fd = self._fd, -1
         path = self._backend.path(self._locator)
         try:
             os.rename(self._path, path)
@@ -61,6 +65,7 @@ class _Writer:
             os.rename(self._path, path)
         if durable:
             self._backend.sync_directories({path.parent})
+        self._backend.keep_open(self._locator, fd)
         return Blob(self._locator, self._length, self._crc32)
 
     def abort(self) -> None:
@@ -109,7 +114,12 @@ class PosixBackend:
     """Backend (see ``backend.py`` for every method's contract) in a directory of its own."""
 
     def __init__(self, root: str | Path) -> None:
+        # Constants
         self.root = Path(root)
+        # Mutable state
+        self._guard = threading.Lock()
+        self._kept: OrderedDict[str, int] = OrderedDict()
+        """Locator -> descriptor, by last use; INVARIANT: at most OPEN_MAX, none of a registered file."""
         for name in ("blobs", "incoming"):
             (self.root / name).mkdir(parents=True, exist_ok=True, mode=0o700)
 
@@ -141,13 +151,40 @@ class PosixBackend:
         path.symlink_to(file.resolve())
         return Blob(locator, status.st_size, 0)
 
+    def keep_open(self, locator: str, fd: int) -> None:
+        """Take over a descriptor of a blob, for readers to come."""
+        with self._guard:
+            old = self._kept.pop(locator, -1)
+            self._kept[locator] = fd
+            if old < 0 and len(self._kept) > OPEN_MAX:
+                old = self._kept.popitem(last=False)[1]
+        if old >= 0:
+            os.close(old)
+
     def open(self, locator: str) -> _Reader:
         path = self.path(locator)
+        with self._guard:
+            kept = self._kept.get(locator, -1)
+            if kept >= 0:
+                self._kept.move_to_end(locator)
+                return _Reader(locator, os.dup(kept))
         follow = 0 if "-" in locator else os.O_NOFOLLOW
         try:
-            return _Reader(locator, os.open(path, os.O_RDONLY | os.O_CLOEXEC | follow))
+            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | follow)
         except OSError as exc:
             raise DataCorrupt(f"blob {locator} cannot be opened: {exc.strerror}") from exc
+        if not follow:
+            # A registered file may be replaced under its name, and that must be noticed.
+            return _Reader(locator, fd)
+        reader = _Reader(locator, os.dup(fd))
+        self.keep_open(locator, fd)
+        return reader
+
+    def close(self) -> None:
+        """Close the kept descriptors."""
+        with self._guard:
+            while self._kept:
+                os.close(self._kept.popitem()[1])
 
     def sync(self, locators: Iterable[str]) -> None:
         directories = set()
@@ -165,6 +202,10 @@ class PosixBackend:
         self.sync_directories(directories)
 
     def remove(self, locator: str) -> None:
+        with self._guard:
+            kept = self._kept.pop(locator, -1)
+        if kept >= 0:
+            os.close(kept)
         self.path(locator).unlink(missing_ok=True)
 
     def locators(self, before_ns: int) -> Iterator[str]:

@@ -10,17 +10,21 @@ SEQUENTIAL_SLACK = 1 << 20
 class ReadAhead:
     """Follows the reads of one handle; a sequential one doubles its window at each step."""
 
-    __slots__ = ("_next", "_window", "_ahead")
+    __slots__ = ("_next", "_window", "_ahead", "_begun")
 
     def __init__(self) -> None:
         self._next = 0
         self._window = 0
         self._ahead = 0
         """Everything below this was asked for already."""
+        self._begun = False
 
     def plan(self, start: int, stop: int, length: int) -> tuple[int, int] | None:
         """After a read of ``[start, stop)`` of ``length`` bytes: what to fetch now, or None."""
-        if abs(start - self._next) > SEQUENTIAL_SLACK:
+        # One read is no sequence: most small files, and every look at a header, end there, and the first byte must not
+        # share the way with a megabyte that nobody may want.
+        if not self._begun or abs(start - self._next) > SEQUENTIAL_SLACK:
+            self._begun = True
             self._next, self._window, self._ahead = stop, 0, stop
             return None
         self._next = max(stop, self._next)
