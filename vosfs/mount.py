@@ -17,6 +17,7 @@ from vosfs import fuse
 from vosfs.backends.blobs import Blobs, GatewayBlobs
 from vosfs.cache.blocks import BlockCache
 from vosfs.cache.file import FileTable, Replacer
+from vosfs.client import HttpClient
 from vosfs.errors import QuietError, Stale, VOSpaceError
 from vosfs.filesystem import DEADLINE_S, FileSystem
 from vosfs.metadata.cached import CachedTree
@@ -25,7 +26,6 @@ from vosfs.metadata.messages import PROTOCOL, WAIT_S_MAX
 from vosfs.metadata.node import ROOT_ID, Cursor
 from vosfs.metadata.store import Tree
 from vosfs.session import NODES, Session
-from vosfs.wire import HttpClient
 
 log = logging.getLogger(__name__)
 

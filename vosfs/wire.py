@@ -1,4 +1,4 @@
-"""HTTP/1.1 on trio sockets: framing for both sides, and the client.
+"""HTTP/1.1 on trio sockets: framing, and moving of bodies, for both sides.
 
 The only module that knows httptools (llhttp).  A parser sees one head at a time; bodies are counted here, received
 straight into the caller's buffer, and bulk ones are moved by one worker thread each: 0.3 s of CPU per GiB, against
@@ -8,20 +8,18 @@ What llhttp leaves open and request smuggling needs is refused here: missing or 
 but a single ``chunked``, bodies beside both length and coding, chunk extensions, heads over the named limits.
 """
 
-import copy
 import os
 import select
 import socket
 import ssl
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
-from urllib.parse import urlsplit
 
 import httptools
 import trio
 
-from vosfs.errors import InvalidArgument, ProtocolError, ServiceUnavailable, TimedOut, TooLarge
+from vosfs.errors import ProtocolError, TimedOut, TooLarge
 
 HEAD_BYTES_MAX = 32 * 1024
 """Request line and headers together (nginx: 32 KiB, Apache: 8 KiB a line)."""
@@ -37,11 +35,6 @@ PATIENCE_MS = 20
 """How long a worker thread waits for a slow peer before trio does."""
 STALL_S = 30.0
 """A peer that moves no byte of a body for this long is given up."""
-CONNECT_S = 10.0
-CONNECTIONS_MAX = 16
-"""Of one client to one server, idle ones included."""
-ANSWER_BYTES_MAX = 64 << 20
-"""Longest answer that is read into memory whole."""
 
 Headers = dict[bytes, bytes]
 
@@ -298,7 +291,7 @@ class Chunks:
 # -- moving bodies, in worker threads ----------------------------------------------------------------------------
 
 
-def _readable(sock: socket.socket) -> bool:
+def readable(sock: socket.socket) -> bool:
     """Whether a read would not wait.  poll(2): select(2) cannot take descriptors above 1023."""
     poller = select.poll()
     poller.register(sock, select.POLLIN)
@@ -372,7 +365,7 @@ def send_file(sock: socket.socket, fd: int, start: int, stop: int, heed: bool = 
     """Send bytes of a file; with ``heed``, stop when the peer talks back."""
     tls = isinstance(sock, ssl.SSLSocket)
     while start < stop:
-        if heed and _readable(sock):
+        if heed and readable(sock):
             return
         try:
             if tls:
@@ -390,243 +383,6 @@ def send_file(sock: socket.socket, fd: int, start: int, stop: int, heed: bool = 
         start += count
 
 
-# -- the client --------------------------------------------------------------------------------------------------
-
-
-class Answer:
-    """A response whose body was read."""
-
-    __slots__ = ("status", "headers", "body")
-
-    def __init__(self, status: int, headers: Headers, body: bytes) -> None:
-        self.status = status
-        self.headers = headers
-        self.body = body
-
-
-Segment = tuple[int, int, int]
-"""(descriptor, start, stop): a run of a file to send."""
-
-_FAILED = (OSError, trio.BrokenResourceError, trio.ClosedResourceError, ProtocolError)
-
-
-class HttpClient:
-    """Kept connections to one origin.
-
-    Every call has a deadline for its answer's head, and one for each stall of a body.  Raises ServiceUnavailable,
-    TimedOut and ProtocolError; HTTP errors are answers.
-    """
-
-    def __init__(self, origin: str, deadline_s: float = STALL_S, context: ssl.SSLContext | None = None) -> None:
-        parts = urlsplit(origin)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise InvalidArgument(f"{origin!r} is not an http or https URL")
-        # Constants
-        self.origin = f"{parts.scheme}://{parts.netloc}"
-        self.deadline_s = deadline_s
-        self._host = parts.hostname
-        self._port = parts.port or (443 if parts.scheme == "https" else 80)
-        self._tls = (context or ssl.create_default_context()) if parts.scheme == "https" else None
-        self._host_header = parts.netloc.rpartition("@")[2].encode("ascii")
-        # Mutable state
-        self._idle: list[Stream] = []
-        """INVARIANT: connected, nothing pending, not in use."""
-        self._slots = trio.CapacityLimiter(CONNECTIONS_MAX)
-
-    def beside(self) -> "HttpClient":
-        """A client of the same origin that shares the idle connections and has slots of its own."""
-        other = copy.copy(self)
-        other._slots = trio.CapacityLimiter(CONNECTIONS_MAX)
-        return other
-
-    def close(self) -> None:
-        """Drop the idle connections."""
-        while self._idle:
-            self._idle.pop().close()
-
-    def head(self, method: str, target: str, headers: Iterable[tuple[str, str]] = ()) -> bytes:
-        """The invariable part of a request head, for callers who send many alike."""
-        lines = [f"{method} {target} HTTP/1.1", f"Host: {self._host_header.decode('ascii')}"]
-        lines += [f"{name}: {value}" for name, value in headers]
-        if any("\r" in line or "\n" in line for line in lines):
-            raise InvalidArgument("a header holds a line break")
-        return ("\r\n".join(lines) + "\r\n").encode("latin-1")
-
-    async def _connect(self) -> Stream:
-        try:
-            with trio.fail_after(min(CONNECT_S, self.deadline_s)):
-                stream = await trio.open_tcp_stream(self._host, self._port)
-                # The socket leaves trio's object: from here on it is ours.
-                raw = socket.socket(fileno=os.dup(stream.socket.fileno()))
-                stream.socket.close()
-                raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-                if self._tls is not None:
-                    raw.setblocking(False)
-                    raw = self._tls.wrap_socket(raw, server_hostname=self._host, do_handshake_on_connect=False)
-                    await handshake(raw)
-                return Stream(raw)
-        except trio.TooSlowError as exc:
-            raise TimedOut(f"{self.origin}: no connection within the deadline") from exc
-        except OSError as exc:
-            raise ServiceUnavailable(f"{self.origin}: {_reason(exc)}") from exc
-
-    def _reusable(self) -> Stream | None:
-        while self._idle:
-            stream = self._idle.pop()
-            # Readable while idle: the server closed it, or speaks out of turn.
-            if _readable(stream.sock):
-                stream.close()
-                continue
-            return stream
-        return None
-
-    async def request(
-        self,
-        head: bytes,
-        body: bytes = b"",
-        method: str = "POST",
-        idempotent: bool = False,
-        into: memoryview | None = None,
-        deadline_s: float | None = None,
-    ) -> Answer:
-        """One request (``head`` from ``head()``) and its answer.
-
-        With ``into``, a 206 body must fill it exactly and ``Answer.body`` is then empty.  ``idempotent``: try once
-        more on a new connection when a kept one breaks.
-        """
-        message = b"%sContent-Length: %d\r\n\r\n%s" % (head, len(body), body)
-        # The wait for a connection counts too: behind sixteen hung requests the seventeenth must not start anew.
-        # A bare scope and a slot taken without a checkpoint, because this is in every look-up's path: 20 µs less.
-        with trio.CancelScope(deadline=trio.current_time() + (deadline_s or self.deadline_s)) as scope:
-            try:
-                self._slots.acquire_nowait()
-            except trio.WouldBlock:
-                await self._slots.acquire()
-            try:
-                return await self._attempt(message, method, idempotent, into)
-            except _FAILED as exc:
-                raise ServiceUnavailable(f"{self.origin}: {_reason(exc)}") from exc
-            finally:
-                self._slots.release()
-        assert scope.cancelled_caught
-        raise TimedOut(f"{self.origin}: no answer within the deadline")
-
-    async def _attempt(self, message: bytes, method: str, idempotent: bool, into: memoryview | None) -> Answer:
-        stream = self._reusable()
-        if stream is not None:
-            try:
-                return await self._exchange(stream, message, method, into)
-            except _FAILED:
-                if not idempotent:
-                    raise
-        return await self._exchange(await self._connect(), message, method, into)
-
-    async def _exchange(self, stream: Stream, message: bytes, method: str, into: memoryview | None) -> Answer:
-        done = False
-        try:
-            await stream.send(message)
-            answer, done = await self._answer(stream, method, into)
-            return answer
-        finally:
-            if done:
-                self._idle.append(stream)
-            else:
-                stream.close()
-
-    async def upload(self, head: bytes, segments: list[Segment], method: str = "PUT") -> Answer:
-        """Send runs of files as one body; the answer may come early (a refusal)."""
-        length = sum(stop - start for _, start, stop in segments)
-        message = b"%sContent-Length: %d\r\n\r\n" % (head, length)
-        async with self._slots:
-            stream = self._reusable() or await self._connect()
-            done = False
-            try:
-                with trio.fail_after(self.deadline_s):
-                    await stream.send(message)
-
-                for fd, start, stop in segments:
-                    await move(stream.sock, send_file(stream.sock, fd, start, stop, True))
-                with trio.fail_after(self.deadline_s):
-                    answer, done = await self._answer(stream, method, None)
-                    # A refusal may have come before the body's end: then the connection is in the middle of it.
-                    done = done and answer.status < 300
-                return answer
-            except trio.TooSlowError as exc:
-                raise TimedOut(f"{self.origin}: no answer within the deadline") from exc
-            except _FAILED as exc:
-                raise ServiceUnavailable(f"{self.origin}: {_reason(exc)}") from exc
-            finally:
-                if done:
-                    self._idle.append(stream)
-                else:
-                    stream.close()
-
-    async def _answer(self, stream: Stream, method: str, into: memoryview | None) -> tuple[Answer, bool]:
-        """Read an answer; whether the connection can be used again."""
-        while True:
-            data = await stream.receive_head()
-            if not data:
-                raise ProtocolError("connection closed before an answer")
-            head = parse_response(data, method)
-            if head.status >= 200:
-                break
-        if head.chunked:
-            body = await _whole(Chunks(stream))
-        elif head.length is None:
-            body = await _rest(stream)
-            return Answer(head.status, head.headers, body), False
-        elif into is not None and head.status == 206:
-            if head.length != len(into):
-                raise ProtocolError(f"{head.length} bytes came, {len(into)} were asked for")
-            await _fill(stream, into)
-            body = b""
-        else:
-            if head.length > ANSWER_BYTES_MAX:
-                raise TooLarge(f"answer of {head.length} bytes")
-            body = stream.take(head.length)
-            if len(body) < head.length:
-                buffer = bytearray(head.length)
-                buffer[: len(body)] = body
-                await _fill(stream, memoryview(buffer)[len(body) :])
-                body = bytes(buffer)
-        return Answer(head.status, head.headers, body), head.keep_alive and not stream.pending
-
-
-async def _fill(stream: Stream, view: memoryview) -> None:
-    first = stream.take(len(view))
-    view[: len(first)] = first
-    at = len(first)
-    while at < len(view):
-        try:
-            count = stream.sock.recv_into(view[at:])
-        except (BlockingIOError, ssl.SSLWantReadError):
-            with trio.fail_after(STALL_S):
-                await trio.lowlevel.wait_readable(stream.sock)
-            continue
-        if count == 0:
-            raise ProtocolError("connection closed inside a body")
-        at += count
-
-
-async def _whole(chunks: Chunks) -> bytes:
-    parts, size = [], 0
-    while data := await chunks.read():
-        size += len(data)
-        if size > ANSWER_BYTES_MAX:
-            raise TooLarge("answer is too long")
-        parts.append(data)
-    return b"".join(parts)
-
-
-async def _rest(stream: Stream) -> bytes:
-    body = stream.take(len(stream.pending))
-    while data := await stream.receive():
-        body += data
-        if len(body) > ANSWER_BYTES_MAX:
-            raise TooLarge("answer is too long")
-    return body
-
-
 async def handshake(sock: socket.socket) -> None:
     """Finish a TLS handshake on a non-blocking socket."""
     assert isinstance(sock, ssl.SSLSocket)
@@ -638,15 +394,6 @@ async def handshake(sock: socket.socket) -> None:
             await trio.lowlevel.wait_readable(sock)
         except ssl.SSLWantWriteError:
             await trio.lowlevel.wait_writable(sock)
-
-
-def _reason(exc: BaseException) -> str:
-    if isinstance(exc, OSError) and exc.strerror:
-        return exc.strerror
-    if isinstance(exc, BaseExceptionGroup):
-        return _reason(exc.exceptions[0])
-    cause = exc.__cause__
-    return _reason(cause) if isinstance(cause, (OSError, BaseExceptionGroup)) else str(exc)
 
 
 def http_date(seconds: float) -> str:

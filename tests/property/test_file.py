@@ -15,13 +15,13 @@ from vosfs.backends.blobs import LocalBlobs
 from vosfs.backends.memory import MemoryBackend
 from vosfs.cache.blocks import BlockCache
 from vosfs.cache.file import CachedFile, FileTable
+from vosfs.client import Segment
 from vosfs.errors import Stale, TransferFailed
 from vosfs.metadata import content
 from vosfs.metadata.cached import CachedTree
 from vosfs.metadata.memory import MemoryStore
 from vosfs.metadata.messages import Stored
 from vosfs.metadata.node import DATA, ROOT_ID, Content, Extent, NewNode
-from vosfs.wire import Segment
 
 MAX = 300_000
 LIMIT_BYTES = 200_000

@@ -13,7 +13,7 @@ LAYERS = [
     {"vosfs"},
     {"vosfs.errors", "vosfs.log"},
     {"vosfs.uri", "vosfs.config", "vosfs.wire", "vosfs.metadata", "vosfs.backends", "vosfs.cache"},
-    {"vosfs.metadata.node", "vosfs.cache.ranges", "vosfs.cache.readahead", "vosfs.cache.scratch"},
+    {"vosfs.client", "vosfs.metadata.node", "vosfs.cache.ranges", "vosfs.cache.readahead", "vosfs.cache.scratch"},
     {"vosfs.metadata.content", "vosfs.metadata.xattr", "vosfs.metadata.xml", "vosfs.metadata.store", "vosfs.backends.backend"},
     {"vosfs.metadata.messages", "vosfs.metadata.sql", "vosfs.backends.memory", "vosfs.backends.posix"},
     {"vosfs.metadata.memory", "vosfs.metadata.sqlstore", "vosfs.metadata.gateway", "vosfs.session", "vosfs.backends.blobs"},

@@ -12,8 +12,8 @@ from vosfs.cache.blocks import BLOCK_BYTES, SEGMENT_BYTES, BlockCache
 from vosfs.cache.ranges import Ranges
 from vosfs.cache.readahead import SEQUENTIAL_SLACK, WINDOW_BYTES_MAX, WINDOW_BYTES_MIN, ReadAhead
 from vosfs.cache.scratch import MEMORY_BYTES_MAX, Scratch
+from vosfs.client import Segment
 from vosfs.metadata.messages import Stored
-from vosfs.wire import Segment
 
 MIB = 1 << 20
 

@@ -9,6 +9,7 @@ import trio.testing
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from vosfs.client import HttpClient
 from vosfs.errors import InvalidArgument, ProtocolError, TooLarge, VOSpaceError
 from vosfs.wire import (
     CHUNK_LINE_BYTES_MAX,
@@ -16,7 +17,6 @@ from vosfs.wire import (
     HEADERS_MAX,
     TRAILER_BYTES_MAX,
     Chunks,
-    HttpClient,
     Stream,
     http_date,
     move,

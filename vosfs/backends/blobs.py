@@ -11,9 +11,9 @@ import msgspec
 import trio
 
 from vosfs.backends.backend import Backend
+from vosfs.client import Answer, HttpClient, Segment
 from vosfs.errors import BY_FAULT, ProtocolError, ServiceUnavailable, Stale, StorageFull, VOSpaceError
 from vosfs.metadata.messages import Stored
-from vosfs.wire import Answer, HttpClient, Segment
 
 
 def blob_of(name: str) -> str:

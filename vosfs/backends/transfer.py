@@ -4,13 +4,13 @@ import time
 from urllib.parse import urlsplit
 
 from vosfs.backends.blobs import blob_of
+from vosfs.client import HttpClient, Segment
 from vosfs.errors import OperationNotSupported, ProtocolError, ProtocolNotSupported, Stale
 from vosfs.metadata import xml
 from vosfs.metadata.messages import Stored
 from vosfs.metadata.node import CORE
 from vosfs.metadata.vospace import VOSpaceTree, fault_of
 from vosfs.session import Reply
-from vosfs.wire import HttpClient, Segment
 
 ENDPOINT_S = 300.0
 """How long a negotiated end-point is used again."""

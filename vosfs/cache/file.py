@@ -20,11 +20,11 @@ from vosfs.backends.blobs import Blobs
 from vosfs.cache.blocks import BlockCache
 from vosfs.cache.ranges import Ranges
 from vosfs.cache.scratch import Scratch
+from vosfs.client import Segment
 from vosfs.errors import NodeNotFound, Stale, VOSpaceError
 from vosfs.metadata import content
 from vosfs.metadata.cached import CachedTree
 from vosfs.metadata.node import Blob, Content, Extent, Node
-from vosfs.wire import Segment
 
 STREAM_BYTES = 32 << 20
 """A file with this much dirty starts to upload before it is closed."""

@@ -5,6 +5,7 @@ from typing import Any
 
 import msgspec
 
+from vosfs.client import HttpClient
 from vosfs.errors import BY_NAME, NotAuthenticated, ProtocolError, ServiceUnavailable
 from vosfs.metadata import messages as m
 from vosfs.metadata.node import (
@@ -20,7 +21,6 @@ from vosfs.metadata.node import (
     Usage,
 )
 from vosfs.metadata.store import ANYONE, CHANGES_MAX, Caller
-from vosfs.wire import HttpClient
 
 _encode = msgspec.msgpack.Encoder().encode
 _DECODERS = {kind: msgspec.msgpack.Decoder(result).decode for kind, result in m.RESULTS.items()}
