@@ -302,9 +302,11 @@ def test_gc_collects_what_is_old(make_daemon: Callable[..., Daemon]) -> None:
 def test_a_broken_storage_is_a_fault(make_daemon: Callable[..., Daemon]) -> None:
     daemon = make_daemon()
     store(daemon, "/f", bytes(100_000))
+    daemon.stop()
     shutil.rmtree(daemon.directory / "storage" / "blobs")
+    daemon = make_daemon()
     answer = daemon.request("GET", "/files/f")
-    assert is_fault(answer, 500, "InternalFault")
+    assert is_fault((answer[0], answer[1], answer[2][:500]), 500, "InternalFault")
     assert str(daemon.directory).encode() not in answer[2]
     assert_sound(daemon)
 
