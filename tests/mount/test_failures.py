@@ -154,15 +154,20 @@ def test_the_cache_stays_under_its_limit(daemon: Daemon, make_mount: Callable[..
     assert most <= 128 + 40, f"{most} MiB"
 
 
+def _errno_of(point: Path) -> int:
+    try:
+        os.listdir(point)
+    except OSError as exc:
+        return exc.errno or 0
+    return 0
+
+
 def test_a_killed_mount_is_cleared_and_mounted_again(daemon: Daemon, make_mount: Callable[..., Path]) -> None:
     point = make_mount(daemon)
     (point / "f").write_bytes(b"saved")
     status = json.loads(os.getxattr(point, "user.vosfs.status"))
     os.kill(status["pid"], signal.SIGKILL)
-    eventually(
-        "the mount is dead",
-        lambda: not Path(f"/proc/{status['pid']}/fd").exists() or not os.listdir(f"/proc/{status['pid']}/fd"),
-    )
+    eventually("the mount is dead", lambda: _errno_of(point) == errno.ENOTCONN)
     done = subprocess.run([BIN / "vosfs", "umount", point], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert (make_mount(daemon) / "f").read_bytes() == b"saved"
@@ -233,5 +238,6 @@ def test_a_registered_tree_is_readable_and_read_only(
     ):
         with pytest.raises(OSError) as caught:
             refused()
-        assert caught.value.errno == errno.EROFS
+        # A user who is not root already meets the missing write bits.
+        assert caught.value.errno == errno.EROFS or (os.getuid() and caught.value.errno in (errno.EACCES, errno.EPERM))
     assert (source / "sub/data").read_bytes() == b"d" * 100_000
