@@ -31,6 +31,7 @@ log = logging.getLogger(__name__)
 
 CACHE_BYTES = 10 << 30
 """Default limit of the block cache; at most half of what the disk has free."""
+CLOSE_S = 2.0
 RETRY_S_MIN, RETRY_S_MAX = 0.2, 5.0
 """Between attempts to reach the change feed."""
 
@@ -67,9 +68,10 @@ async def run(options: Options, report: Callable[[str], None]) -> None:
     """
     cache = _private_cache(options.cache_dir)
     clients: list[Closing] = []
+    sessions: list[Session] = []
     try:
         try:
-            tree, blobs, cursor, what = await _connect(options, clients)
+            tree, blobs, cursor, what = await _connect(options, clients, sessions)
             cached = CachedTree(tree)
             await cached.children(ROOT_ID, b"", 1)
         except VOSpaceError as exc:
@@ -111,6 +113,9 @@ async def run(options: Options, report: Callable[[str], None]) -> None:
     finally:
         for client in clients:
             client.close()
+        with trio.CancelScope(shield=True, deadline=trio.current_time() + CLOSE_S):
+            for session in sessions:
+                await session.close()
         shutil.rmtree(cache, ignore_errors=True)
 
 
@@ -131,9 +136,12 @@ def _private_cache(directory: Path) -> Path:
     return cache
 
 
-async def _connect(options: Options, clients: list[Closing]) -> tuple[Tree, Blobs, Cursor | None, str]:
+async def _connect(
+    options: Options, clients: list[Closing], sessions: list[Session]
+) -> tuple[Tree, Blobs, Cursor | None, str]:
     """The best tree and blobs that a service offers."""
     session = Session(options.url, options.token, options.deadline_s)
+    sessions.append(session)
     offered = await session.capabilities()
 
     def client(url: str) -> tuple[HttpClient, str]:

@@ -63,6 +63,10 @@ class Session:
         self._token = token
         self._deadline_s = deadline_s
 
+    async def close(self) -> None:
+        """Close the idle connections."""
+        await self._asks.close()
+
     async def request(
         self, method: str, url: str, body: bytes = b"", content_type: str = "", params: dict[str, str] | None = None
     ) -> Reply:
