@@ -175,7 +175,7 @@ class HttpClient:
                     await stream.send(message)
 
                 for fd, start, stop in segments:
-                    await move(stream.sock, send_file(stream.sock, fd, start, stop, True))
+                    await move(stream.sock, send_file(stream.sock, fd, start, stop, True), stall_s=self.deadline_s)
                 with trio.fail_after(self.deadline_s):
                     answer, done = await self._answer(stream, method, None)
                     # A refusal may have come before the body's end: then the connection is in the middle of it.

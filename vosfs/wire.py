@@ -310,14 +310,16 @@ Moving = Iterator[int]
 waits instead: forty slow clients must not hold forty threads."""
 
 
-async def move(sock: socket.socket, moving: Moving, limiter: trio.CapacityLimiter | None = None) -> None:
-    """See a body through.  TimedOut when no byte moves for STALL_S."""
+async def move(
+    sock: socket.socket, moving: Moving, limiter: trio.CapacityLimiter | None = None, stall_s: float = STALL_S
+) -> None:
+    """See a body through.  TimedOut when no byte moves for ``stall_s``."""
     while event := await trio.to_thread.run_sync(next, moving, 0, limiter=limiter):
         wait = trio.lowlevel.wait_readable if event == select.POLLIN else trio.lowlevel.wait_writable
-        with trio.move_on_after(STALL_S) as scope:
+        with trio.move_on_after(stall_s) as scope:
             await wait(sock)
         if scope.cancelled_caught:
-            raise TimedOut(f"no byte moved for {STALL_S:.0f} s")
+            raise TimedOut(f"no byte moved for {stall_s:.0f} s")
 
 
 def receive_body(sock: socket.socket, first: bytes, length: int, sink: Callable[[memoryview], None]) -> Moving:

@@ -83,6 +83,28 @@ def test_a_failed_close_says_so_and_keeps_the_old_content(
         again.stop()
 
 
+def test_a_daemon_that_hangs_in_an_upload_fails_the_close_in_time(
+    daemon: Daemon, make_mount: Callable[..., Path]
+) -> None:
+    point = make_mount(daemon, "mnt", f"deadline={DEADLINE_S}")
+    (point / "f").write_bytes(b"old")
+    fd = os.open(point / "f", os.O_WRONLY | os.O_TRUNC)
+    for at in range(0, 40 * MIB, MIB):
+        os.pwrite(fd, b"n" * MIB, at)
+    daemon.process.send_signal(signal.SIGSTOP)
+    try:
+        for at in range(40 * MIB, 100 * MIB, MIB):
+            os.pwrite(fd, b"n" * MIB, at)
+        began = time.monotonic()
+        with pytest.raises(OSError) as caught:
+            os.close(fd)
+        assert caught.value.errno == errno.ETIMEDOUT
+        assert time.monotonic() - began < 3 * DEADLINE_S
+    finally:
+        daemon.process.send_signal(signal.SIGCONT)
+    eventually("the old content is there", lambda: daemon.request("GET", "/files/f")[2] == b"old")
+
+
 def test_fsync_reports_too(daemon: Daemon, make_mount: Callable[..., Path]) -> None:
     point = make_mount(daemon, "mnt", f"deadline={DEADLINE_S}")
     fd = os.open(point / "f", os.O_WRONLY | os.O_CREAT)

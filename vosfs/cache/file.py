@@ -86,6 +86,8 @@ class CachedFile:
         self._lock = trio.Lock()
         """Held while uploading and committing: one at a time, in order."""
         self._uploading = False
+        self._upload_error: VOSpaceError | None = None
+        """How the last early upload failed, for a save that was waiting for it."""
 
     @property
     def changed(self) -> bool:
@@ -249,7 +251,11 @@ class CachedFile:
         self._uploading = True
         try:
             async with self._lock:
-                await self._upload(False, 0)
+                try:
+                    await self._upload(False, 0)
+                except VOSpaceError as exc:
+                    self._upload_error = exc
+                    raise
         finally:
             self._uploading = False
 
@@ -311,7 +317,13 @@ class CachedFile:
 
     async def sync(self, durable: bool) -> None:
         """Commit everything written before this call.  Stale if somebody else committed since the open."""
+        waited = self._lock.locked()
+        self._upload_error = None if not waited else self._upload_error
         async with self._lock:
+            error, self._upload_error = self._upload_error, None
+            if waited and error is not None:
+                # The early upload that this waited for failed: the service is not there, and one deadline is enough.
+                raise error
             if self.unlinked:
                 return
             changed = self.changed
