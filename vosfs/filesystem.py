@@ -391,6 +391,7 @@ class FileSystem:
                 except VOSpaceError as exc:
                     log.error("unsaved bytes of node %d are lost: %s", handle.file.node.id, exc)
             self.files.release(handle.file)
+            self.blocks.make_spare()
 
     # -- directories ---------------------------------------------------------------------------------------------------
 

@@ -68,7 +68,7 @@ class BlockCache:
         self._spare = (Path(), -1)
         """A segment's file made ahead: on a cold disk that takes 1.3 ms, a third of a first read."""
         directory.mkdir(parents=True, exist_ok=True, mode=0o700)
-        self._make_spare()
+        self.make_spare()
 
     def close(self) -> None:
         """Drop everything."""
@@ -104,7 +104,8 @@ class BlockCache:
         self._serial += 1
         return self._directory / f"{self._serial:08x}"
 
-    def _make_spare(self) -> None:
+    def make_spare(self) -> None:
+        """Make the next segment's file, if there is none; for moments when nobody waits for bytes."""
         if self._spare[1] < 0:
             path = self._next_path()
             self._spare = (path, os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
@@ -260,7 +261,6 @@ class BlockCache:
                 self.make_room(stop - start)
                 fd = self._descriptor(key, segment)
                 await trio.to_thread.run_sync(_write, fd, buffer, start - index * SEGMENT_BYTES)
-                self._make_spare()
             for block, bit in zip(range(first, last), bits, strict=True):
                 # Somebody may have learnt meanwhile that the blob reaches further than this block was filled.
                 if stop >= min((block + 1) * BLOCK_BYTES, segment.reach):
