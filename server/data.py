@@ -9,6 +9,7 @@ import hashlib
 import re
 import socket
 import time
+from collections.abc import Callable
 from urllib.parse import quote_from_bytes
 
 import msgspec
@@ -50,8 +51,8 @@ class Received(msgspec.Struct):
     blobs: list[Blob]
 
 
-async def receive(service: Service, request: Request, durable: bool, digest: bool) -> Received:
-    """Take a request's body into the backend.  ProtocolError if it ends early, DigestMismatch, StorageFull."""
+async def receive(service: Service, request: Request) -> Received:
+    """Take a request's body into the backend, durably.  ProtocolError if it ends early, DigestMismatch, StorageFull."""
     if request.length is not None and request.length <= content.INLINE_BYTES_MAX:
         body = await request.read(content.INLINE_BYTES_MAX)
         received = Received(len(body), hashlib.md5(body, usedforsecurity=False).hexdigest(), [], [])
@@ -59,24 +60,30 @@ async def receive(service: Service, request: Request, durable: bool, digest: boo
             received.extents.append(Extent(0, len(body), data=body))
         check_digest(request, received.md5)
         return received
-    writer = await trio.to_thread.run_sync(service.backend.create)
     md5 = hashlib.md5(usedforsecurity=False)
+    blob = await _store(service, request, True, md5.update, lambda: check_digest(request, md5.hexdigest()))
+    extents = [Extent(0, blob.length, blob.locator)] if blob.length else []
+    return Received(blob.length, md5.hexdigest(), extents, [blob])
+
+
+async def _store(
+    service: Service, request: Request, durable: bool,
+    seen: Callable[[memoryview], None] = lambda data: None, check: Callable[[], None] = lambda: None,
+) -> Blob:  # fmt: skip
+    """A request's body as a blob.  ``seen`` is shown the bytes as they come, ``check`` may refuse them at the end."""
+    writer = await trio.to_thread.run_sync(service.backend.create)
 
     def sink(data: memoryview) -> None:
-        if digest:
-            md5.update(data)
+        seen(data)
         writer.write(data)
 
     try:
         await request.receive(sink)
-        if digest:
-            check_digest(request, md5.hexdigest())
-        blob = await trio.to_thread.run_sync(writer.finish, durable)
+        check()
+        return await trio.to_thread.run_sync(writer.finish, durable)
     finally:
         with trio.CancelScope(shield=True):
             await trio.to_thread.run_sync(writer.abort)
-    extents = [Extent(0, blob.length, blob.locator)] if blob.length else []
-    return Received(blob.length, md5.hexdigest() if digest else "", extents, [blob])
 
 
 def check_digest(request: Request, md5: str) -> None:
@@ -130,7 +137,7 @@ async def put(
         if request.header(b"x-put-txn-op") == "start" and request.length == 0:
             # The vos client announces a long upload: it must not empty the file (clients-and-demands, section 1.5).
             return Response(200)
-    received = await receive(service, request, True, True)
+    received = await receive(service, request)
     new = NewNode(
         DATA, owner=subject.user, content_type=_content_type(request), public=parent.public,
         group_read=parent.group_read, group_write=parent.group_write,
@@ -338,14 +345,7 @@ async def blobs(service: Service, request: Request, name: str) -> Response:
         subject, _ = await service.caller(request)
         if subject.anonymous:
             raise PermissionDenied("anonymous may not upload")
-        durable = "durable=1" in request.query.split("&")
-        writer = await trio.to_thread.run_sync(service.backend.create)
-        try:
-            await request.receive(writer.write)
-            blob = await trio.to_thread.run_sync(writer.finish, durable)
-        finally:
-            with trio.CancelScope(shield=True):
-                await trio.to_thread.run_sync(writer.abort)
+        blob = await _store(service, request, "durable=1" in request.query.split("&"))
         signer = service.signer
         return packed(Stored(signer.receipt(blob, subject.user), signer.lease(blob.locator)), 201)
     locator = service.signer.leased(name)

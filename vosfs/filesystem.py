@@ -11,7 +11,6 @@ from collections.abc import Callable
 
 import trio
 
-from vosfs.backends.blobs import Blobs
 from vosfs.cache.blocks import BlockCache
 from vosfs.cache.file import STREAM_BYTES, CachedFile, FileTable
 from vosfs.cache.readahead import ReadAhead
@@ -83,7 +82,7 @@ class FileSystem:
     """One space as a POSIX tree.  Raises VOSpaceError."""
 
     def __init__(
-        self, tree: CachedTree, blobs: Blobs, blocks: BlockCache, files: FileTable, nursery: trio.Nursery,
+        self, tree: CachedTree, blocks: BlockCache, files: FileTable, nursery: trio.Nursery,
         read_only: bool = False,
     ) -> None:  # fmt: skip
         # Dependencies

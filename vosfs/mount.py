@@ -81,7 +81,7 @@ async def run(options: Options, report: Callable[[str], None]) -> None:
         replacer = None if isinstance(blobs, GatewayBlobs) else cast(Replacer, blobs)
         files = FileTable(cached, blobs, blocks, cache / "scratch", limit // 2, replacer)
         async with trio.open_nursery() as nursery:
-            filesystem = FileSystem(cached, blobs, blocks, files, nursery, options.read_only)
+            filesystem = FileSystem(cached, blocks, files, nursery, options.read_only)
             about = {
                 "url": options.url, "pid": os.getpid(), "binding": what, "mountpoint": str(options.mountpoint),
                 "cache_dir": str(options.cache_dir), "since": time.time(),

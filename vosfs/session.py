@@ -35,7 +35,6 @@ ANSWER_BYTES_MAX = 64 << 20
 NODES = "ivo://ivoa.net/std/VOSpace/v2.0#nodes"
 SYNC = "ivo://ivoa.net/std/VOSpace#sync-2.1"
 TRANSFERS = "ivo://ivoa.net/std/VOSpace/v2.0#transfers"
-FILES = "ivo://ivoa.net/std/VOSpace#files-proto"
 
 
 class Reply(msgspec.Struct):

@@ -27,8 +27,6 @@ ROOT_ID = 1
 CORE = "ivo://ivoa.net/vospace/core#"
 """Prefix of the standard property identifiers (VOSpace 2.1 section 3.2.4)."""
 
-ID_MAX = 2**63 - 1
-
 
 class Node(msgspec.Struct, array_like=True):
     """One node as everybody sees it.  Treated as a value: a change makes a new record.

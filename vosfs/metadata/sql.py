@@ -51,8 +51,6 @@ Transaction = Generator[tuple[str, tuple[Any, ...]], Rows, T]
 LINKS_MAX = 65_000
 """Names of one node; what ext4 allows."""
 
-NOW = "now_ns"
-
 
 class Dialect(NamedTuple):
     """Where the engines differ."""
