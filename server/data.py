@@ -187,23 +187,27 @@ class _Sender:
     """Sends slices of content over a socket, from a worker thread."""
 
     def __init__(self, service: Service) -> None:
-        self._open = service.backend.open
+        self._backend = service.backend
         self._readers: dict[str, BlobReader] = {}
         self.slices: list[Extent] = []
 
-    def check(self) -> None:
-        """Open the first blob, so that missing bytes are a fault and not a broken body."""
-        for piece in self.slices[:1]:
-            if piece.locator:
-                self.reader(piece.locator)
+    async def open(self, locator: str) -> BlobReader:
+        """Open the first blob ahead, so that missing bytes are a fault and not a broken body."""
+        reader = self._readers.get(locator)
+        if reader is None:
+            # A thread costs 0.15 ms when it has to be woken.
+            reader = self._backend.open_now(locator)
+            if reader is None:
+                reader = await trio.to_thread.run_sync(self._backend.open, locator)
+            self._readers[locator] = reader
+        return reader
 
-    def reader(self, locator: str) -> BlobReader:
-        """The open blob."""
+    def _reader(self, locator: str) -> BlobReader:
         reader = self._readers.get(locator)
         if reader is None:
             # Extents of one blob are neighbours: one open reader is enough.
             self.close()
-            reader = self._readers[locator] = self._open(locator)
+            reader = self._readers[locator] = self._backend.open(locator)
         return reader
 
     def send(self, sock: socket.socket) -> wire.Moving:
@@ -214,7 +218,7 @@ class _Sender:
                 for at in range(piece.start, piece.stop, len(HOLE_BYTES)):
                     yield from wire.send_bytes(sock, HOLE_BYTES[: piece.stop - at])
             else:
-                reader = self.reader(piece.locator)
+                reader = self._reader(piece.locator)
                 stop = piece.offset + piece.stop - piece.start
                 if reader.fileno() >= 0:
                     yield from wire.send_file(sock, reader.fileno(), piece.offset, stop)
@@ -254,8 +258,9 @@ async def send(
     if all(piece.data for piece in sender.slices):
         sender.close()
         return Response(status, headers, b"".join(piece.data for piece in sender.slices))
-    if request.method != "HEAD":
-        await trio.to_thread.run_sync(sender.check)
+    first = sender.slices[0].locator if sender.slices else ""
+    if first and request.method != "HEAD":
+        await sender.open(first)
     return Response(status, headers, Runs(stop - start, sender.send, sender.close))
 
 
@@ -350,5 +355,5 @@ async def blobs(service: Service, request: Request, name: str) -> Response:
         return packed(Stored(signer.receipt(blob, subject.user), signer.lease(blob.locator)), 201)
     locator = service.signer.leased(name)
     sender = _Sender(service)
-    reader = await trio.to_thread.run_sync(sender.reader, locator)
+    reader = await sender.open(locator)
     return await send(request, [Extent(0, reader.length, locator)], reader.length, [], f'"{locator}"', sender)

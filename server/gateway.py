@@ -20,7 +20,7 @@ from vosfs.backends.backend import Backend
 from vosfs.errors import InvalidArgument, PermissionDenied, VOSpaceError
 from vosfs.metadata import content, xml
 from vosfs.metadata import messages as m
-from vosfs.metadata.node import CONTAINER, CORE, DATA, LINK, ROOT_ID, Blob, Change, Content, Extent, Node, Renamed
+from vosfs.metadata.node import CONTAINER, CORE, DATA, LINK, ROOT_ID, Blob, Change, Content, Extent, Found, Node, Renamed
 from vosfs.metadata.store import CHANGES_MAX, PAGE_NODES_MAX, READ, WRITE, Anyone
 from vosfs.uri import RESERVED_NAMES, check_name
 
@@ -45,7 +45,7 @@ class Gateway:
         self._store = service.store
         self._handlers: dict[type, Callable[[Any, Subject, Anyone], Awaitable[object]]] = {
             m.Hello: self._hello,
-            m.Lookup: lambda r, s, c: self._store.lookup(r.parent, r.name, c),
+            m.Lookup: self._lookup,
             m.Get: lambda r, s, c: self._store.get(r.id, c),
             m.Children: self._children,
             m.Create: self._create,
@@ -119,13 +119,18 @@ class Gateway:
             raise InvalidArgument(f"{r.flag[:40]!r} is not a flag of rename")
         return await self._store.rename(r.parent, r.name, r.to_parent, _name(r.to_name), r.flag, caller)
 
-    def _leased(self, found: Content) -> Content:
+    def _leased(self, extents: list[Extent]) -> list[Extent]:
         lease = self._service.signer.lease
-        names = {locator: lease(locator) for locator in content.locators(found.extents)}
-        return Content(found.node, [content.relocated(e, names[e.locator]) if e.locator else e for e in found.extents])
+        names = {locator: lease(locator) for locator in content.locators(extents)}
+        return [content.relocated(e, names[e.locator]) if e.locator else e for e in extents]
+
+    async def _lookup(self, r: m.Lookup, subject: Subject, caller: Anyone) -> Found:
+        found = await self._store.find(r.parent, r.name, caller)
+        return Found(found.node, None if found.extents is None else self._leased(found.extents))
 
     async def _open(self, r: m.Open, subject: Subject, caller: Anyone) -> Content:
-        return self._leased(await self._store.open(r.id, caller))
+        found = await self._store.open(r.id, caller)
+        return Content(found.node, self._leased(found.extents))
 
     async def _commit(self, r: m.Commit, subject: Subject, caller: Anyone) -> Content:
         if not 0 <= r.length <= LENGTH_MAX or len(r.changes) > content.EXTENTS_MAX:
@@ -154,7 +159,7 @@ class Gateway:
         )
         if len(done.extents) > content.EXTENTS_MAX and self._service.keeps_bytes:
             done = await compact(self._service, done, caller) or done
-        return self._leased(done)
+        return Content(done.node, self._leased(done.extents))
 
     async def _properties(self, r: m.Properties, subject: Subject, caller: Anyone) -> dict[str, str]:
         node = await self._store.get(r.id, caller)

@@ -8,7 +8,7 @@ import copy
 import os
 import socket
 import ssl
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from urllib.parse import urlsplit
 
 import trio
@@ -36,6 +36,9 @@ class Answer:
 
 Segment = tuple[int, int, int]
 """(descriptor, start, stop): a run of a file to send."""
+
+Arrived = Callable[[int], None]
+"""Told how many bytes of a body are here, as they come."""
 
 _FAILED = (OSError, trio.BrokenResourceError, trio.ClosedResourceError, ProtocolError)
 
@@ -118,11 +121,12 @@ class HttpClient:
         idempotent: bool = False,
         into: memoryview | None = None,
         deadline_s: float | None = None,
+        arrived: Arrived = lambda count: None,
     ) -> Answer:
         """One request (``head`` from ``head()``) and its answer.
 
-        With ``into``, a 206 body must fill it exactly and ``Answer.body`` is then empty.  ``idempotent``: try once
-        more on a new connection when a kept one breaks.
+        With ``into``, a 206 body must fill it exactly and ``Answer.body`` is then empty; ``arrived`` is told as it
+        fills.  ``idempotent``: try once more on a new connection when a kept one breaks.
         """
         message = b"%sContent-Length: %d\r\n\r\n%s" % (head, len(body), body)
         # The wait for a connection counts too: behind sixteen hung requests the seventeenth must not start anew.
@@ -133,7 +137,7 @@ class HttpClient:
             except trio.WouldBlock:
                 await self._slots.acquire()
             try:
-                return await self._attempt(message, method, idempotent, into)
+                return await self._attempt(message, method, idempotent, into, arrived)
             except _FAILED as exc:
                 raise ServiceUnavailable(f"{self.origin}: {_reason(exc)}") from exc
             finally:
@@ -141,21 +145,25 @@ class HttpClient:
         assert scope.cancelled_caught
         raise TimedOut(f"{self.origin}: no answer within the deadline")
 
-    async def _attempt(self, message: bytes, method: str, idempotent: bool, into: memoryview | None) -> Answer:
+    async def _attempt(
+        self, message: bytes, method: str, idempotent: bool, into: memoryview | None, arrived: Arrived
+    ) -> Answer:
         stream = self._reusable()
         if stream is not None:
             try:
-                return await self._exchange(stream, message, method, into)
+                return await self._exchange(stream, message, method, into, arrived)
             except _FAILED:
                 if not idempotent:
                     raise
-        return await self._exchange(await self._connect(), message, method, into)
+        return await self._exchange(await self._connect(), message, method, into, arrived)
 
-    async def _exchange(self, stream: Stream, message: bytes, method: str, into: memoryview | None) -> Answer:
+    async def _exchange(
+        self, stream: Stream, message: bytes, method: str, into: memoryview | None, arrived: Arrived
+    ) -> Answer:
         done = False
         try:
             await stream.send(message)
-            answer, done = await self._answer(stream, method, into)
+            answer, done = await self._answer(stream, method, into, arrived)
             return answer
         finally:
             if done:
@@ -177,7 +185,7 @@ class HttpClient:
                 for fd, start, stop in segments:
                     await move(stream.sock, send_file(stream.sock, fd, start, stop, True), stall_s=self.deadline_s)
                 with trio.fail_after(self.deadline_s):
-                    answer, done = await self._answer(stream, method, None)
+                    answer, done = await self._answer(stream, method)
                     # A refusal may have come before the body's end: then the connection is in the middle of it.
                     done = done and answer.status < 300
                 return answer
@@ -191,7 +199,9 @@ class HttpClient:
                 else:
                     stream.close()
 
-    async def _answer(self, stream: Stream, method: str, into: memoryview | None) -> tuple[Answer, bool]:
+    async def _answer(
+        self, stream: Stream, method: str, into: memoryview | None = None, arrived: Arrived = lambda count: None
+    ) -> tuple[Answer, bool]:
         """Read an answer; whether the connection can be used again."""
         while True:
             data = await stream.receive_head()
@@ -208,7 +218,7 @@ class HttpClient:
         elif into is not None and head.status == 206:
             if head.length != len(into):
                 raise ProtocolError(f"{head.length} bytes came, {len(into)} were asked for")
-            await _fill(stream, into)
+            await _fill(stream, into, arrived)
             body = b""
         else:
             if head.length > ANSWER_BYTES_MAX:
@@ -222,10 +232,11 @@ class HttpClient:
         return Answer(head.status, head.headers, body), head.keep_alive and not stream.pending
 
 
-async def _fill(stream: Stream, view: memoryview) -> None:
+async def _fill(stream: Stream, view: memoryview, arrived: Arrived = lambda count: None) -> None:
     first = stream.take(len(view))
     view[: len(first)] = first
     at = len(first)
+    arrived(at)
     while at < len(view):
         try:
             count = stream.sock.recv_into(view[at:])
@@ -236,6 +247,7 @@ async def _fill(stream: Stream, view: memoryview) -> None:
         if count == 0:
             raise ProtocolError("connection closed inside a body")
         at += count
+        arrived(at)
 
 
 async def _whole(chunks: Chunks) -> bytes:

@@ -77,10 +77,10 @@ async def run(options: Options, report: Callable[[str], None]) -> None:
         except VOSpaceError as exc:
             raise QuietError(f"cannot mount {options.url}: {exc}") from exc
         limit = min(options.cache_bytes, shutil.disk_usage(cache).free // 2)
-        blocks = BlockCache(cache / "blocks", blobs, limit // 2)
         replacer = None if isinstance(blobs, GatewayBlobs) else cast(Replacer, blobs)
-        files = FileTable(cached, blobs, blocks, cache / "scratch", limit // 2, replacer)
         async with trio.open_nursery() as nursery:
+            blocks = BlockCache(cache / "blocks", blobs, limit // 2, nursery)
+            files = FileTable(cached, blobs, blocks, cache / "scratch", limit // 2, replacer)
             filesystem = FileSystem(cached, blocks, files, nursery, options.read_only)
             about = {
                 "url": options.url, "pid": os.getpid(), "binding": what, "mountpoint": str(options.mountpoint),

@@ -2,6 +2,8 @@
 
 import os
 import tempfile
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ from vosfs.backends.blobs import LocalBlobs
 from vosfs.backends.memory import MemoryBackend
 from vosfs.cache.blocks import BlockCache
 from vosfs.cache.file import CachedFile, FileTable
-from vosfs.client import Segment
+from vosfs.client import Arrived, Segment
 from vosfs.errors import Stale, TransferFailed
 from vosfs.metadata import content
 from vosfs.metadata.cached import CachedTree
@@ -40,9 +42,9 @@ class GatedBlobs(LocalBlobs):
         if self.gate is not None:
             await self.gate.wait()
 
-    async def fetch(self, name: str, start: int, into: memoryview) -> None:
+    async def fetch(self, name: str, start: int, into: memoryview, arrived: Arrived) -> None:
         await self._wait()
-        await super().fetch(name, start, into)
+        await super().fetch(name, start, into, arrived)
 
     async def store(self, segments: list[Segment], durable: bool) -> Stored:
         await self._wait()
@@ -68,13 +70,13 @@ class GatedStore(MemoryStore):
 class Rig:
     """One file of one mount over a store in memory."""
 
-    def __init__(self, directory: str | Path, limit: int = LIMIT_BYTES) -> None:
+    def __init__(self, directory: Path, nursery: trio.Nursery) -> None:
         self.store = GatedStore()
         self.backend = MemoryBackend()
         self.blobs = GatedBlobs(self.backend)
         self.tree = CachedTree(self.store)
-        self.blocks = BlockCache(Path(directory) / "blocks", self.blobs, 0)
-        self.table = FileTable(self.tree, self.blobs, self.blocks, Path(directory) / "scratch", limit, local=True)
+        self.blocks = BlockCache(directory / "blocks", self.blobs, 0, nursery)
+        self.table = FileTable(self.tree, self.blobs, self.blocks, directory / "scratch", LIMIT_BYTES, local=True)
         self.id = 0
 
     async def open(self) -> CachedFile:
@@ -103,9 +105,21 @@ class Rig:
         self.tree.forget(self.id)
         self.table.changed_elsewhere(self.id)
 
-    def close(self) -> None:
-        self.table.close()
-        self.blocks.close()
+
+@asynccontextmanager
+async def rigged(directory: Path) -> AsyncIterator[Rig]:
+    """A rig, until what it fetches is here."""
+    async with trio.open_nursery() as nursery:
+        rig = Rig(directory, nursery)
+        yield rig
+    rig.table.close()
+    rig.blocks.close()
+
+
+@pytest.fixture
+async def rig(tmp_path: Path) -> AsyncIterator[Rig]:
+    async with rigged(tmp_path) as rig:
+        yield rig
 
 
 OFFSETS = st.one_of(st.integers(0, 50), st.integers(0, MAX), st.sampled_from([16 * 1024, 128 * 1024, 256 * 1024]))
@@ -129,11 +143,8 @@ OPERATION = st.one_of(
 @settings(max_examples=150, deadline=None)
 async def test_a_cached_file_is_a_bytearray(trace: list[tuple[Any, ...]]) -> None:
     with tempfile.TemporaryDirectory() as directory:
-        rig = Rig(directory)
-        try:
+        async with rigged(Path(directory)) as rig:
             await run(rig, trace)
-        finally:
-            rig.close()
         assert rig.table.dirty_bytes == rig.table.local_bytes == 0
 
 
@@ -199,8 +210,7 @@ async def run(rig: Rig, trace: list[tuple[Any, ...]]) -> None:
 BIG = 100_000
 
 
-async def test_a_file_that_is_cut_while_it_is_uploaded_stays_cut(tmp_path: Path) -> None:
-    rig = Rig(tmp_path)
+async def test_a_file_that_is_cut_while_it_is_uploaded_stays_cut(rig: Rig) -> None:
     file = await rig.open()
     file.write(0, b"x" * BIG)
     rig.blobs.gate = trio.Event()
@@ -214,11 +224,9 @@ async def test_a_file_that_is_cut_while_it_is_uploaded_stays_cut(tmp_path: Path)
     assert await file.read(0, BIG) == bytes(BIG)
     await file.sync(False)
     assert await rig.saved() == bytes(BIG)
-    rig.close()
 
 
-async def test_bytes_written_while_they_are_uploaded_are_saved(tmp_path: Path) -> None:
-    rig = Rig(tmp_path)
+async def test_bytes_written_while_they_are_uploaded_are_saved(rig: Rig) -> None:
     file = await rig.open()
     file.write(0, b"x" * BIG)
     rig.blobs.gate = trio.Event()
@@ -232,11 +240,9 @@ async def test_bytes_written_while_they_are_uploaded_are_saved(tmp_path: Path) -
     assert await file.read(0, BIG) == expected and file.changed
     await file.sync(False)
     assert await rig.saved() == expected
-    rig.close()
 
 
-async def test_a_read_goes_on_when_the_file_is_cut_meanwhile(tmp_path: Path) -> None:
-    rig = Rig(tmp_path)
+async def test_a_read_goes_on_when_the_file_is_cut_meanwhile(rig: Rig) -> None:
     file = await rig.open()
     for at in (0, BIG):
         file.write(at, b"x" * BIG)
@@ -259,11 +265,9 @@ async def test_a_read_goes_on_when_the_file_is_cut_meanwhile(tmp_path: Path) -> 
             rig.blobs.gate.set()
     assert len(found) == 1 and set(found[0]) <= {0, ord("x")}
     assert await file.read(0, BIG) == b""
-    rig.close()
 
 
-async def test_an_open_that_took_long_brings_no_older_version(tmp_path: Path) -> None:
-    rig = Rig(tmp_path)
+async def test_an_open_that_took_long_brings_no_older_version(rig: Rig) -> None:
     file = await rig.open()
     file.write(0, b"old")
     await file.sync(False)
@@ -279,11 +283,9 @@ async def test_an_open_that_took_long_brings_no_older_version(tmp_path: Path) ->
     file.write(5, b"!")
     await file.sync(False)
     assert await rig.saved() == b"newer!"
-    rig.close()
 
 
-async def test_a_commit_elsewhere_makes_ours_stale_and_loses_nothing_of_theirs(tmp_path: Path) -> None:
-    rig = Rig(tmp_path)
+async def test_a_commit_elsewhere_makes_ours_stale_and_loses_nothing_of_theirs(rig: Rig) -> None:
     file = await rig.open()
     file.write(0, b"mine")
     await rig.elsewhere(b"theirs")
@@ -293,7 +295,6 @@ async def test_a_commit_elsewhere_makes_ours_stale_and_loses_nothing_of_theirs(t
     rig.table.release(file)
     file = await rig.open()
     assert await file.read(0, 10) == b"theirs" == await rig.saved()
-    rig.close()
 
 
 class WholeFiles:
@@ -310,8 +311,7 @@ class WholeFiles:
         await self._rig.elsewhere(data)
 
 
-async def test_bytes_written_while_the_rest_is_fetched_are_saved(tmp_path: Path) -> None:
-    rig = Rig(tmp_path)
+async def test_bytes_written_while_the_rest_is_fetched_are_saved(rig: Rig) -> None:
     rig.table.replacer = WholeFiles(rig)
     file = await rig.open()
     await rig.elsewhere(b"x" * BIG)
@@ -328,12 +328,10 @@ async def test_bytes_written_while_the_rest_is_fetched_are_saved(tmp_path: Path)
     await file.sync(False)
     expected = b"mine" + b"x" * 46 + b"new" + b"x" * (BIG - 53)
     assert await file.read(0, BIG) == expected == await rig.saved()
-    rig.close()
 
 
 @pytest.mark.parametrize("when", ["while it is fetched", "while it is sent"])
-async def test_a_file_that_is_cut_while_it_is_saved_whole_stays_cut(tmp_path: Path, when: str) -> None:
-    rig = Rig(tmp_path)
+async def test_a_file_that_is_cut_while_it_is_saved_whole_stays_cut(rig: Rig, when: str) -> None:
     whole = rig.table.replacer = WholeFiles(rig)
     file = await rig.open()
     await rig.elsewhere(b"x" * BIG)
@@ -355,13 +353,10 @@ async def test_a_file_that_is_cut_while_it_is_saved_whole_stays_cut(tmp_path: Pa
     await file.sync(False)
     expected = b"mi" + bytes(BIG - 2)
     assert await file.read(0, BIG) == expected == await rig.saved()
-    rig.close()
 
 
-async def test_an_empty_write_changes_nothing(tmp_path: Path) -> None:
-    rig = Rig(tmp_path)
+async def test_an_empty_write_changes_nothing(rig: Rig) -> None:
     file = await rig.open()
     file.write(100, b"")
     file.check()
     assert file.length == 0 and not file.changed
-    rig.close()

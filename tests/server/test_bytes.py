@@ -235,7 +235,7 @@ def test_readers_see_one_content_or_the_other(space: Daemon, folder: str) -> Non
 def test_a_new_file_is_never_seen_empty(space: Daemon, folder: str) -> None:
     # R234: whole old or whole new; a new node appears with its bytes.
     data = content(40_000)
-    top = ask(space, m.Lookup(1, folder[1:].encode()))
+    top = ask(space, m.Lookup(1, folder[1:].encode())).node
     seen = set()
     for number in range(30):
         since = ask(space, m.Hello()).cursor
@@ -347,7 +347,7 @@ def test_stalled_readers_leave_room_for_others(space: Daemon, folder: str) -> No
 
 
 def _data_node(space: Daemon, folder: str, name: bytes) -> Node:
-    top = ask(space, m.Lookup(1, folder[1:].encode()))
+    top = ask(space, m.Lookup(1, folder[1:].encode())).node
     made = ask(space, m.Create(top.id, name, NewNode("data")))
     assert isinstance(made, Node)
     return made

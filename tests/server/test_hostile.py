@@ -516,9 +516,9 @@ def _messages(made: Node, top: Node) -> list[m.Request]:
 
 
 def test_well_formed_messages_that_make_no_sense(space: Daemon, folder: str) -> None:
-    top = ask(space, m.Lookup(1, folder[1:].encode()))
+    top = ask(space, m.Lookup(1, folder[1:].encode())).node
     store(space, f"{folder}/f", b"content")
-    made = ask(space, m.Lookup(top.id, b"f"))
+    made = ask(space, m.Lookup(top.id, b"f")).node
     wrong = []
     for message in _messages(made, top):
         status, _ = ask_raw(space, msgspec.msgpack.encode(message))
@@ -532,13 +532,13 @@ def test_well_formed_messages_that_make_no_sense(space: Daemon, folder: str) -> 
 @pytest.mark.parametrize("field", ["mode", "uid", "gid", "atime_ns", "mtime_ns", "public", "immutable"])
 @pytest.mark.parametrize("value", [BIG, 2**63, SMALL, -1, 1 << 33])
 def test_attributes_are_in_range(space: Daemon, folder: str, field: str, value: int) -> None:
-    made = ask(space, m.Create(ask(space, m.Lookup(1, folder[1:].encode())).id, b"f", NewNode("data")))
+    made = ask(space, m.Create(ask(space, m.Lookup(1, folder[1:].encode())).node.id, b"f", NewNode("data")))
     status, _ = ask_raw(space, msgspec.msgpack.encode(m.SetAttributes(made.id, Attributes(**{field: value}))))
     assert status in (200, 400)
     if field in ("uid", "gid", "mtime_ns"):
         new = msgspec.structs.replace(NewNode("data"), **{field: value})
         assert ask_raw(space, msgspec.msgpack.encode(m.Create(made.id + 0, b"x", new)))[0] in (400, 404)
-        parent = ask(space, m.Lookup(1, folder[1:].encode())).id
+        parent = ask(space, m.Lookup(1, folder[1:].encode())).node.id
         assert ask_raw(space, msgspec.msgpack.encode(m.Create(parent, b"x", new)))[0] in (200, 400)
     after = ask(space, m.Get(made.id))
     assert 0 <= after.mode <= 0o7777 and after.public in (0, 1) and after.immutable in (0, 1)
@@ -548,7 +548,7 @@ def test_attributes_are_in_range(space: Daemon, folder: str, field: str, value: 
 
 @pytest.mark.parametrize("text", ["\x01", "\0", "\ufffe", "a\r\nX: y", "\x1b[2J"])
 def test_what_a_mount_writes_is_still_xml(space: Daemon, folder: str, text: str) -> None:
-    top = ask(space, m.Lookup(1, folder[1:].encode()))
+    top = ask(space, m.Lookup(1, folder[1:].encode())).node
     made = ask(space, m.Create(top.id, b"f", NewNode("data", content_type=text)))
     if isinstance(made, m.Failure):
         made = ask(space, m.Create(top.id, b"f", NewNode("data")))

@@ -285,7 +285,7 @@ def test_a_link_is_shown_not_followed(space: Daemon, folder: str) -> None:
 def full(space: Daemon) -> str:
     """A container of 3000 children."""
     assert create(space, "/full", "ContainerNode")[0] == 201
-    top = ask(space, m.Lookup(1, b"full"))
+    top = ask(space, m.Lookup(1, b"full")).node
     new = NewNode("data", properties={"urn:x:long": "v" * 200})
     with Raw(space) as raw:
         for first in range(0, CHILDREN, 100):
@@ -405,7 +405,7 @@ def test_type_and_uri_stay(space: Daemon, folder: str) -> None:
 
 def test_metadata_changes_ctime_not_mtime(space: Daemon, folder: str) -> None:
     create(space, f"{folder}/d")
-    before = ask(space, m.Lookup(ask(space, m.Lookup(1, folder[1:].encode())).id, b"d"))
+    before = ask(space, m.Lookup(ask(space, m.Lookup(1, folder[1:].encode())).node.id, b"d")).node
     update(space, f"{folder}/d", properties={"title": "t"})
     after = ask(space, m.Get(before.id))
     assert (after.mtime_ns, after.ctime_ns > before.ctime_ns) == (before.mtime_ns, True)

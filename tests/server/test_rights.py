@@ -202,9 +202,9 @@ def test_groups_and_public(shared: Daemon, alice: dict[str, str], bob: dict[str,
 @pytest.fixture(scope="module")
 def ids(shared: Daemon, alice: dict[str, str]) -> dict[str, int]:
     """Node ids of alice's things, and of the container that bob may write to."""
-    homes = ask(shared, m.Lookup(1, b"homes"))
-    top = ask(shared, m.Lookup(homes.id, b"alice"))
-    file = ask(shared, m.Lookup(top.id, b"file"), alice)
+    homes = ask(shared, m.Lookup(1, b"homes")).node
+    top = ask(shared, m.Lookup(homes.id, b"alice")).node
+    file = ask(shared, m.Lookup(top.id, b"file"), alice).node
     return {"homes": homes.id, "alice": top.id, "file": file.id}
 
 

@@ -2,6 +2,7 @@
 
 import os
 import resource
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,8 @@ from vosfs.cache.blocks import BLOCK_BYTES, SEGMENT_BYTES, BlockCache
 from vosfs.cache.ranges import Ranges
 from vosfs.cache.readahead import SEQUENTIAL_SLACK, WINDOW_BYTES_MAX, WINDOW_BYTES_MIN, ReadAhead
 from vosfs.cache.scratch import MEMORY_BYTES_MAX, Scratch
-from vosfs.client import Segment
+from vosfs.client import Arrived, Segment
+from vosfs.errors import ServiceUnavailable
 from vosfs.metadata.messages import Stored
 
 MIB = 1 << 20
@@ -172,16 +174,24 @@ def test_a_spill_that_fails_loses_nothing(tmp_path: Path) -> None:
 
 
 class Gate:
-    """Blobs of which every fetch can be made to wait; the bytes at i are i modulo 251."""
+    """Blobs of which every fetch can be made to wait, or to fail; the bytes at i are i modulo 251."""
 
     def __init__(self) -> None:
+        self.first = 0
+        """How much of a fetch comes before it waits."""
         self.open = trio.Event()
+        self.fail = False
         self.asked: list[tuple[str, int, int]] = []
 
-    async def fetch(self, name: str, start: int, into: memoryview) -> None:
+    async def fetch(self, name: str, start: int, into: memoryview, arrived: Arrived) -> None:
         self.asked.append((name, start, start + len(into)))
+        into[: self.first] = expected(start, start + self.first)
+        arrived(self.first)
         await self.open.wait()
+        if self.fail:
+            raise ServiceUnavailable("told to")
         into[:] = expected(start, start + len(into))
+        arrived(len(into))
 
     async def store(self, segments: list[Segment], durable: bool) -> Stored:
         raise NotImplementedError
@@ -192,9 +202,21 @@ def expected(start: int, stop: int) -> bytes:
     return bytes(at % 251 for at in range(start, stop))
 
 
-async def test_a_block_is_fetched_once(tmp_path: Path) -> None:
-    blobs = Gate()
-    cache = BlockCache(tmp_path, blobs, 0)
+@pytest.fixture
+def blobs() -> Gate:
+    return Gate()
+
+
+@pytest.fixture
+async def cache(tmp_path: Path, blobs: Gate) -> AsyncIterator[BlockCache]:
+    async with trio.open_nursery() as nursery:
+        cache = BlockCache(tmp_path, blobs, 0, nursery)
+        yield cache
+    cache.close()
+    assert os.listdir(tmp_path) == [] and cache.used_bytes == 0
+
+
+async def test_a_block_is_fetched_once(cache: BlockCache, blobs: Gate) -> None:
     results: list[bytes] = []
 
     async def read(start: int, stop: int) -> None:
@@ -208,64 +230,71 @@ async def test_a_block_is_fetched_once(tmp_path: Path) -> None:
     assert sorted(results) == sorted(expected(s, s + 100) for s in (0, 10, 500))
     assert blobs.asked == [("b.lease", 0, 1000)]
     assert await cache.read("b.other-lease", 1000, 900, 1000) == expected(900, 1000)
+    await cache.fill("b", 1000, 0, 1000)
     assert cache.read_now("b", 0, 1000) == expected(0, 1000)
     assert len(blobs.asked) == 1 and cache.used_bytes == 1000
-    cache.close()
-    assert os.listdir(tmp_path) == [] and cache.used_bytes == 0
 
 
-async def test_a_read_across_blocks_and_segments(tmp_path: Path) -> None:
-    blobs = Gate()
+async def test_bytes_are_read_as_they_come(cache: BlockCache, blobs: Gate) -> None:
+    blobs.first = 100
+    with trio.fail_after(5):
+        assert await cache.read("b", 1000, 0, 50) == expected(0, 50)
+        assert await cache.read("b", 1000, 50, 100) == expected(50, 100)
+    with trio.move_on_after(0) as scope:
+        await cache.read("b", 1000, 50, 101)
+    assert scope.cancelled_caught and len(blobs.asked) == 1
     blobs.open.set()
-    cache = BlockCache(tmp_path, blobs, 0)
+    assert await cache.read("b", 1000, 50, 1000) == expected(50, 1000)
+    assert len(blobs.asked) == 1, "the reader who went away did not take the fetch along"
+
+
+async def test_a_fetch_that_fails_halfway_keeps_nothing(cache: BlockCache, blobs: Gate) -> None:
+    blobs.first, blobs.fail = 100, True
+    with trio.fail_after(5):
+        assert await cache.read("b", 1000, 0, 50) == expected(0, 50)
+        blobs.open.set()
+        with pytest.raises(ServiceUnavailable, match="told to"):
+            await cache.fill("b", 1000, 0, 50)
+    assert cache.read_now("b", 0, 50) is None and cache.used_bytes == 0
+    blobs.fail = False
+    assert await cache.read("b", 1000, 0, 1000) == expected(0, 1000)
+
+
+async def test_a_read_across_blocks_and_segments(cache: BlockCache, blobs: Gate) -> None:
+    blobs.open.set()
     start, stop = SEGMENT_BYTES - BLOCK_BYTES - 5, SEGMENT_BYTES + 7
     assert await cache.read("b", SEGMENT_BYTES + 100, start, stop) == expected(start, stop)
     assert len(blobs.asked) == 2, blobs.asked
-    cache.close()
 
 
-async def test_the_cache_stays_below_its_limit(tmp_path: Path) -> None:
-    blobs = Gate()
+async def test_the_cache_stays_below_its_limit(tmp_path: Path, cache: BlockCache, blobs: Gate) -> None:
     blobs.open.set()
-    cache = BlockCache(tmp_path, blobs, 0)
     cache.limit_bytes = 10_000
     for number in range(20):
         assert await cache.read(f"b{number}", 1000, 0, 1000) == expected(0, 1000)
+        await cache.fill(f"b{number}", 1000, 0, 1000)
         assert cache.used_bytes <= 10_000
     assert cache.read_now("b0", 0, 10) is None
     assert cache.read_now("b19", 0, 10) == expected(0, 10)
     assert len(os.listdir(tmp_path)) <= 10 + 1, "and one made ahead"
-    cache.close()
 
 
-async def test_a_failed_fetch_is_tried_again(tmp_path: Path) -> None:
-    class Failing(Gate):
-        async def fetch(self, name: str, start: int, into: memoryview) -> None:
-            await super().fetch(name, start, into)
-            if len(self.asked) == 1:
-                raise OSError("once")
-
-    blobs = Failing()
+async def test_a_failed_fetch_is_tried_again(cache: BlockCache, blobs: Gate) -> None:
     blobs.open.set()
-    cache = BlockCache(tmp_path, blobs, 0)
-    with pytest.raises(OSError, match="once"):
+    blobs.fail = True
+    with pytest.raises(ServiceUnavailable, match="told to"):
         await cache.read("b", 100, 0, 100)
+    blobs.fail = False
     assert await cache.read("b", 100, 0, 100) == expected(0, 100)
-    cache.close()
 
 
-async def test_a_blob_that_turns_out_longer(tmp_path: Path) -> None:
-    blobs = Gate()
+async def test_a_blob_that_turns_out_longer(cache: BlockCache, blobs: Gate) -> None:
     blobs.open.set()
-    cache = BlockCache(tmp_path, blobs, 0)
     assert await cache.read("b", 100, 0, 100) == expected(0, 100)
     assert await cache.read("b", 300, 50, 300) == expected(50, 300)
-    cache.close()
 
 
-async def test_a_blob_that_turns_out_longer_while_it_is_fetched(tmp_path: Path) -> None:
-    blobs = Gate()
-    cache = BlockCache(tmp_path, blobs, 0)
+async def test_a_blob_that_turns_out_longer_while_it_is_fetched(cache: BlockCache, blobs: Gate) -> None:
     results: dict[int, bytes] = {}
 
     async def read(length: int) -> None:
@@ -279,4 +308,3 @@ async def test_a_blob_that_turns_out_longer_while_it_is_fetched(tmp_path: Path) 
             await trio.testing.wait_all_tasks_blocked()
             blobs.open.set()
     assert results == {100: expected(0, 100), 300: expected(0, 300)}
-    cache.close()

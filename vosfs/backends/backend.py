@@ -48,6 +48,9 @@ class Backend(Protocol):
     def open(self, locator: str) -> BlobReader:
         """Open a blob.  DataCorrupt if it is not there: a node says that it must be."""
 
+    def open_now(self, locator: str) -> BlobReader | None:
+        """The same without waiting: None if that is not possible.  The one method for the event loop."""
+
     def sync(self, locators: Iterable[str]) -> None:
         """Make blobs durable that were finished without."""
 

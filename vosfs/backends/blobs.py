@@ -11,7 +11,7 @@ import msgspec
 import trio
 
 from vosfs.backends.backend import Backend
-from vosfs.client import Answer, HttpClient, Segment
+from vosfs.client import Answer, Arrived, HttpClient, Segment
 from vosfs.errors import BY_FAULT, ProtocolError, ServiceUnavailable, Stale, StorageFull, VOSpaceError
 from vosfs.metadata.messages import Stored
 
@@ -24,8 +24,8 @@ def blob_of(name: str) -> str:
 class Blobs(Protocol):
     """Where the mount's bytes come from and go to."""
 
-    async def fetch(self, name: str, start: int, into: memoryview) -> None:
-        """Fill ``into`` with a blob's bytes from ``start`` on.  Stale if the lease has ended."""
+    async def fetch(self, name: str, start: int, into: memoryview, arrived: Arrived) -> None:
+        """Fill ``into`` with a blob's bytes from ``start`` on, telling ``arrived``.  Stale if the lease has ended."""
 
     async def store(self, segments: list[Segment], durable: bool) -> Stored:
         """Make one blob of runs of local files, one after the other."""
@@ -47,15 +47,15 @@ class GatewayBlobs:
             for durable in (False, True)
         }
 
-    async def fetch(self, name: str, start: int, into: memoryview) -> None:
+    async def fetch(self, name: str, start: int, into: memoryview, arrived: Arrived) -> None:
         head = self._client.head("GET", f"{self._path}/{name}", [("Range", f"bytes={start}-{start + len(into) - 1}")])
-        answer = await self._client.request(head, b"", "GET", idempotent=True, into=into)
-        if answer.status not in (200, 206):
-            if answer.status == 403:
-                raise Stale("the lease of a blob has ended")
-            raise _error(answer)
-        if answer.status == 200 and start:
+        answer = await self._client.request(head, b"", "GET", idempotent=True, into=into, arrived=arrived)
+        if answer.status == 403:
+            raise Stale("the lease of a blob has ended")
+        if answer.status == 200:
             raise ProtocolError("the service ignored a range")
+        if answer.status != 206:
+            raise _error(answer)
 
     async def store(self, segments: list[Segment], durable: bool) -> Stored:
         answer = await self._client.upload(self._put[durable or self._always_durable], segments)
@@ -83,7 +83,7 @@ class LocalBlobs:
     def __init__(self, backend: Backend) -> None:
         self._backend = backend
 
-    async def fetch(self, name: str, start: int, into: memoryview) -> None:
+    async def fetch(self, name: str, start: int, into: memoryview, arrived: Arrived) -> None:
         def read() -> None:
             reader = self._backend.open(blob_of(name))
             try:
@@ -92,6 +92,7 @@ class LocalBlobs:
                 reader.close()
 
         await trio.to_thread.run_sync(read)
+        arrived(len(into))
 
     async def store(self, segments: list[Segment], durable: bool) -> Stored:
         def write() -> Stored:

@@ -61,6 +61,9 @@ class MemoryBackend:
         except KeyError:
             raise DataCorrupt(f"blob {locator} is missing") from None
 
+    def open_now(self, locator: str) -> _Reader:
+        return self.open(locator)
+
     def sync(self, locators: Iterable[str]) -> None:
         pass
 

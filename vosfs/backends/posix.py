@@ -163,11 +163,9 @@ class PosixBackend:
 
     def open(self, locator: str) -> _Reader:
         path = self.path(locator)
-        with self._guard:
-            kept = self._kept.get(locator, -1)
-            if kept >= 0:
-                self._kept.move_to_end(locator)
-                return _Reader(locator, os.dup(kept))
+        kept = self.open_now(locator)
+        if kept is not None:
+            return kept
         follow = 0 if "-" in locator else os.O_NOFOLLOW
         try:
             fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | follow)
@@ -179,6 +177,14 @@ class PosixBackend:
         reader = _Reader(locator, os.dup(fd))
         self.keep_open(locator, fd)
         return reader
+
+    def open_now(self, locator: str) -> _Reader | None:
+        with self._guard:
+            kept = self._kept.get(locator, -1)
+            if kept < 0:
+                return None
+            self._kept.move_to_end(locator)
+            return _Reader(locator, os.dup(kept))
 
     def close(self) -> None:
         """Close the kept descriptors."""

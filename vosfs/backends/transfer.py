@@ -4,7 +4,7 @@ import time
 from urllib.parse import urlsplit
 
 from vosfs.backends.blobs import blob_of
-from vosfs.client import HttpClient, Segment
+from vosfs.client import Arrived, HttpClient, Segment
 from vosfs.errors import OperationNotSupported, ProtocolError, ProtocolNotSupported, Stale
 from vosfs.metadata import xml
 from vosfs.metadata.messages import Stored
@@ -67,7 +67,7 @@ class TransferBlobs:
                 return endpoint.text.strip()
         raise ProtocolNotSupported("the service offered no HTTP end-point")
 
-    async def fetch(self, name: str, start: int, into: memoryview) -> None:
+    async def fetch(self, name: str, start: int, into: memoryview, arrived: Arrived) -> None:
         blob = blob_of(name)
         known = self._endpoints.get(blob)
         if known is None or known[1] < time.monotonic():
@@ -80,12 +80,14 @@ class TransferBlobs:
         head = client.head("GET", target, [("Range", f"bytes={start}-{stop - 1}")])
         answer = await client.request(head, b"", "GET", idempotent=True, into=into)
         if answer.status == 206:
+            arrived(len(into))
             return
         if answer.status == 200:
             # No ranges there: the whole file came, if it is short enough to be taken whole.
             if len(answer.body) < stop:
                 raise Stale("the file is shorter than it was")
             into[:] = answer.body[start:stop]
+            arrived(len(into))
             return
         self._endpoints.pop(blob, None)
         if answer.status == 416:

@@ -23,6 +23,8 @@ NODES_MAX = 50_000
 CONTAINERS_MAX = 4_000
 COMPLETE_MAX = 20_000
 """Longest listing that is kept whole."""
+CONTENTS_MAX = 256
+"""Contents that look-ups brought along: 4 MiB at most."""
 NAMES_MAX = 100_000
 """Names remembered in all containers together."""
 
@@ -53,6 +55,8 @@ class CachedTree:
         """Whether a feed invalidates what changes elsewhere."""
         self._nodes: OrderedDict[int, tuple[Node, float]] = OrderedDict()
         self._names: OrderedDict[int, _Names] = OrderedDict()
+        self._contents: OrderedDict[int, Content] = OrderedDict()
+        """What look-ups brought along, until it is opened or the node changes."""
         self._count = 0
         """INVARIANT: sum of len(ids) over ``_names``, at most NAMES_MAX."""
         self._mutations = 0
@@ -114,6 +118,7 @@ class CachedTree:
         """A node changed elsewhere, or an operation on it ended in doubt."""
         self._epoch += 1
         self._nodes.pop(id, None)
+        self._contents.pop(id, None)
         self._drop_names(id)
 
     def forget_name(self, parent: int, name: bytes) -> None:
@@ -130,6 +135,7 @@ class CachedTree:
         """Nothing is known any more (the feed lost its place)."""
         self._epoch += 1
         self._nodes.clear()
+        self._contents.clear()
         self._names.clear()
         self._count = 0
 
@@ -137,6 +143,7 @@ class CachedTree:
         """Apply one row of the change log."""
         self._epoch += 1
         self._nodes.pop(change.node, None)
+        self._contents.pop(change.node, None)
         if change.parent:
             self.forget_name(change.parent, change.name)
 
@@ -166,14 +173,19 @@ class CachedTree:
                 return node
         epoch = self._epoch
         try:
-            node = await self.inner.lookup(parent, name)
+            found = await self.inner.find(parent, name)
         except NodeNotFound:
             if epoch == self._epoch and self.live:
                 self._set_name(parent, name, 0)
             raise
+        node = found.node
         if epoch == self._epoch:
             self._set_name(parent, name, node.id)
             self.remember(node)
+            if found.extents is not None and self.live:
+                self._contents[node.id] = Content(node, found.extents)
+                if len(self._contents) > CONTENTS_MAX:
+                    self._contents.popitem(last=False)
         return node
 
     async def get(self, id: int) -> Node:
@@ -291,6 +303,9 @@ class CachedTree:
             self._mutations += 1
 
     async def open(self, id: int) -> Content:
+        known, node = self._contents.pop(id, None), self.peek(id)
+        if known is not None and node is not None and self.live and known.node.version == node.version:
+            return Content(node, known.extents)
         epoch = self._epoch
         found = await self.inner.open(id)
         if epoch == self._epoch:

@@ -15,6 +15,7 @@ from vosfs.metadata.node import (
     Content,
     Cursor,
     Extent,
+    Found,
     NewNode,
     Node,
     Renamed,
@@ -69,6 +70,9 @@ class GatewayTree:
             ) from None
 
     async def lookup(self, parent: int, name: bytes, caller: Caller = ANYONE) -> Node:
+        return (await self.find(parent, name)).node
+
+    async def find(self, parent: int, name: bytes, caller: Caller = ANYONE) -> Found:
         return await self._call(m.Lookup(parent, name))
 
     async def get(self, id: int, caller: Caller = ANYONE) -> Node:

@@ -33,12 +33,13 @@ from vosfs.metadata.node import (
     Content,
     Cursor,
     Extent,
+    Found,
     NewNode,
     Node,
     Renamed,
     Usage,
 )
-from vosfs.metadata.sql import LINKS_MAX, OWNER_FIELDS, new_id
+from vosfs.metadata.sql import LINKS_MAX, OWNER_FIELDS, found_extents, new_id
 from vosfs.metadata.store import ANYONE, CHANGES_MAX, OWN, READ, WRITE, Caller
 
 replace = msgspec.structs.replace
@@ -128,6 +129,10 @@ class MemoryStore:
         self._children(parent)
         caller.permit(self._nodes[parent], READ)
         return self._child(parent, name)
+
+    async def find(self, parent: int, name: bytes, caller: Caller = ANYONE) -> Found:
+        node = await self.lookup(parent, name, caller)
+        return Found(node, found_extents(node, self._extents.get(node.id, []), caller))
 
     async def get(self, id: int, caller: Caller = ANYONE) -> Node:
         return self._node(id)

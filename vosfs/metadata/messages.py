@@ -15,6 +15,7 @@ from vosfs.metadata.node import (
     Content,
     Cursor,
     Extent,
+    Found,
     Id,
     NewNode,
     Node,
@@ -178,7 +179,7 @@ AnyRequest = (
 )  # fmt: skip
 
 RESULTS: dict[type, object] = {
-    Hello: Greeting, Lookup: Node, Get: Node, Children: list[Entry], Create: Node, Link: Node, Remove: Node,
+    Hello: Greeting, Lookup: Found, Get: Node, Children: list[Entry], Create: Node, Link: Node, Remove: Node,
     Rename: Renamed, SetAttributes: Node, Open: Content, Commit: Content, Properties: dict[str, str],
     SetProperties: Node, SpaceUsage: Usage, Sync: None, Renew: list[str], Changes: ChangePage,
 }  # fmt: skip

@@ -88,6 +88,14 @@ class Content(msgspec.Struct, array_like=True):
     extents: list[Extent]
 
 
+class Found(msgspec.Struct, array_like=True):
+    """What a look-up found."""
+
+    node: Node
+    extents: list[Extent] | None
+    """Of a data node whose list is short and whose bytes the caller may read; else None, and ``open`` tells."""
+
+
 class Renamed(msgspec.Struct, array_like=True):
     """What rename(2) did."""
 

@@ -38,11 +38,12 @@ from vosfs.metadata.node import (
     Content,
     Cursor,
     Extent,
+    Found,
     NewNode,
     Node,
     Renamed,
 )
-from vosfs.metadata.store import OWN, READ, WRITE, Caller
+from vosfs.metadata.store import FOUND_BYTES_MAX, FOUND_EXTENTS_MAX, OWN, READ, WRITE, Caller
 
 T = TypeVar("T")
 Rows = list[Any]
@@ -112,6 +113,7 @@ NODE_COLUMNS = ", ".join("n." + field for field in Node.__struct_fields__)
 _NODE = f"SELECT {NODE_COLUMNS} FROM node n WHERE n.space = ? AND n.id = ?"
 _CHILD = f"SELECT {NODE_COLUMNS} FROM name m JOIN node n ON n.space = m.space AND n.id = m.node WHERE m.space = ? AND m.parent = ? AND m.name = ?"
 _CHILDREN = f"SELECT m.name, {NODE_COLUMNS} FROM name m JOIN node n ON n.space = m.space AND n.id = m.node WHERE m.space = ? AND m.parent = ? AND m.name {{op}} ? ORDER BY m.name LIMIT ?"
+_FIND = f"SELECT {NODE_COLUMNS}, e.start, e.stop, e.locator, e.start_in_blob, e.data FROM name m JOIN node n ON n.space = m.space AND n.id = m.node LEFT JOIN extent e ON e.space = n.space AND e.node = n.id WHERE m.space = ? AND m.parent = ? AND m.name = ? ORDER BY e.start LIMIT ?"
 _AFTER, _FROM = _CHILDREN.replace("{op}", ">"), _CHILDREN.replace("{op}", ">=")
 # A container's parent is in its row: no index on names by node, one page fewer to write at every create and rename.
 _INSERT_NODE = f"INSERT INTO node (space, {', '.join(Node.__struct_fields__)}, parent) VALUES ({', '.join('?' * (len(Node.__struct_fields__) + 2))})"
@@ -162,6 +164,30 @@ def lookup(f: Frame, parent: int, name: bytes) -> Transaction[Node]:
     if not rows:
         raise NodeNotFound(repr(name))
     return Node(*rows[0])
+
+
+def find(f: Frame, parent: int, name: bytes) -> Transaction[Found]:
+    container = yield from _container(f, parent)
+    f.caller.permit(container, READ)
+    # One statement, so that node and extents are of one moment.
+    rows = yield _FIND, (f.space, parent, name, FOUND_EXTENTS_MAX + 1)
+    if not rows:
+        raise NodeNotFound(repr(name))
+    node = Node(*rows[0][:-5])
+    extents = [Extent(a, b, locator, at, bytes(data)) for *_, a, b, locator, at, data in rows if a is not None]
+    return Found(node, found_extents(node, extents, f.caller))
+
+
+def found_extents(node: Node, extents: list[Extent], caller: Caller) -> list[Extent] | None:
+    """What of a node's extents a look-up answers with."""
+    short = len(extents) <= FOUND_EXTENTS_MAX and sum(len(e.data) for e in extents) <= FOUND_BYTES_MAX
+    if node.kind != DATA or not short:
+        return None
+    try:
+        caller.permit(node, READ)
+    except PermissionDenied:
+        return None
+    return extents
 
 
 def children(f: Frame, parent: int, after: bytes, limit: int) -> Transaction[list[tuple[bytes, Node]]]:
@@ -693,7 +719,7 @@ def pick(f: Frame, table: str, columns: str, where: dict[str, Any]) -> Transacti
 Script = Callable[..., Transaction[Any]]
 
 READS: frozenset[Script] = frozenset((
-    get, lookup, children, children_with_properties, resolve, properties, changes, cursor, referenced, unreferenced,
+    get, lookup, find, children, children_with_properties, resolve, properties, changes, cursor, referenced, unreferenced,
     used, secret, pick,
 ))  # fmt: skip
 """Scripts that only look: single statements, or ones that need not see the same moment.  All others begin a

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 from vosfs.metadata import sql
-from vosfs.metadata.node import Attributes, Blob, Change, Content, Cursor, Extent, NewNode, Node, Renamed, Usage
+from vosfs.metadata.node import Attributes, Blob, Change, Content, Cursor, Extent, Found, NewNode, Node, Renamed, Usage
 from vosfs.metadata.store import ANYONE, CHANGES_MAX, Caller
 
 
@@ -36,6 +36,9 @@ class SqlStore:
 
     async def lookup(self, parent: int, name: bytes, caller: Caller = ANYONE) -> Node:
         return await self._run(sql.lookup, caller, False, parent, name)
+
+    async def find(self, parent: int, name: bytes, caller: Caller = ANYONE) -> Found:
+        return await self._run(sql.find, caller, False, parent, name)
 
     async def get(self, id: int, caller: Caller = ANYONE) -> Node:
         return await self._run(sql.get, caller, False, id)

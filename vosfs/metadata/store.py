@@ -14,13 +14,17 @@ Contract, proved for every adapter by ``tests/store``:
 from collections.abc import Callable
 from typing import Protocol
 
-from vosfs.metadata.node import Attributes, Blob, Change, Content, Cursor, Extent, NewNode, Node, Renamed, Usage
+from vosfs.metadata.node import Attributes, Blob, Change, Content, Cursor, Extent, Found, NewNode, Node, Renamed, Usage
 
 READ, WRITE, OWN = "read", "write", "own"
 """Rights: see a node's bytes or children; change them; change who may."""
 
 PAGE_NODES_MAX = 1000
 """Longest page of a listing: 0.6 ms of SQLite in the event loop."""
+
+FOUND_EXTENTS_MAX = 8
+"""Longest list, and FOUND_BYTES_MAX the most inline bytes, that a look-up answers with."""
+FOUND_BYTES_MAX = 16 * 1024
 
 CHANGES_MAX = 1000
 """Longest page of the change log."""
@@ -55,6 +59,9 @@ class Tree(Protocol):
 
     async def lookup(self, parent: int, name: bytes, caller: Caller = ANYONE) -> Node:
         """The child ``name`` of a container.  NodeNotFound, NotContainer."""
+
+    async def find(self, parent: int, name: bytes, caller: Caller = ANYONE) -> Found:
+        """``lookup`` and, where that costs next to nothing more, ``open``: most files are looked up to be opened."""
 
     async def get(self, id: int, caller: Caller = ANYONE) -> Node:
         """One node.  NodeNotFound."""

@@ -42,6 +42,7 @@ from vosfs.metadata.node import (
     Content,
     Cursor,
     Extent,
+    Found,
     NewNode,
     Node,
     Renamed,
@@ -141,6 +142,9 @@ class VOSpaceTree:
     async def lookup(self, parent: int, name: bytes, caller: Caller = ANYONE) -> Node:
         path = (*self.path(parent), name)
         return self._node(await self._document(path, {"limit": "0"}), self._id(parent, name), path)
+
+    async def find(self, parent: int, name: bytes, caller: Caller = ANYONE) -> Found:
+        return Found(await self.lookup(parent, name), None)
 
     async def get(self, id: int, caller: Caller = ANYONE) -> Node:
         path = self.path(id)
