@@ -258,9 +258,10 @@ async def send(
     if all(piece.data for piece in sender.slices):
         sender.close()
         return Response(status, headers, b"".join(piece.data for piece in sender.slices))
-    first = sender.slices[0].locator if sender.slices else ""
-    if first and request.method != "HEAD":
-        await sender.open(first)
+    first = sender.slices[0]
+    if first.locator and request.method != "HEAD":
+        reader = await sender.open(first.locator)
+        wire.will_send(reader.fileno(), first.offset, first.offset + first.stop - first.start)
     return Response(status, headers, Runs(stop - start, sender.send, sender.close))
 
 

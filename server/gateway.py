@@ -20,7 +20,20 @@ from vosfs.backends.backend import Backend
 from vosfs.errors import InvalidArgument, PermissionDenied, VOSpaceError
 from vosfs.metadata import content, xml
 from vosfs.metadata import messages as m
-from vosfs.metadata.node import CONTAINER, CORE, DATA, LINK, ROOT_ID, Blob, Change, Content, Extent, Found, Node, Renamed
+from vosfs.metadata.node import (
+    CONTAINER,
+    CORE,
+    DATA,
+    LINK,
+    ROOT_ID,
+    Blob,
+    Change,
+    Content,
+    Extent,
+    Found,
+    Node,
+    Renamed,
+)
 from vosfs.metadata.store import CHANGES_MAX, PAGE_NODES_MAX, READ, WRITE, Anyone
 from vosfs.uri import RESERVED_NAMES, check_name
 

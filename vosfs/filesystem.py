@@ -269,7 +269,11 @@ class FileSystem:
         if flags & os.O_TRUNC and file.length:
             file.truncate(0)
             keep = False
-        return self._new_handle(FileHandle(file, writable)), keep
+        handle = FileHandle(file, writable)
+        if not writable and file.read_now(0, 1) is None:
+            # Whoever opens a file reads its beginning.
+            file.expect(0, 1)
+        return self._new_handle(handle), keep
 
     async def create(self, parent: int, name: bytes, mode: int, uid: int, gid: int, flags: int) -> tuple[int, Node]:
         """open(2) with O_CREAT of a name that did not exist: a handle and the new node."""

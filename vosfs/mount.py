@@ -73,7 +73,7 @@ async def run(options: Options, report: Callable[[str], None]) -> None:
         try:
             tree, blobs, cursor, what = await _connect(options, clients, sessions)
             cached = CachedTree(tree)
-            await cached.children(ROOT_ID, b"", 1)
+            await tree.children(ROOT_ID, b"", 1)
         except VOSpaceError as exc:
             raise QuietError(f"cannot mount {options.url}: {exc}") from exc
         limit = min(options.cache_bytes, shutil.disk_usage(cache).free // 2)

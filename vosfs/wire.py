@@ -30,6 +30,8 @@ CHUNKS_IN_A_ROW = 500
 TRAILER_BYTES_MAX = 8 * 1024
 BULK_BYTES = 1 << 20
 """Buffer of a thread that moves a body: with 64 KiB a PUT costs 2.05 s of CPU per GiB, with 1 MiB 0.59."""
+FIRST_BYTES = 16 * 1024
+"""Of a file go out by themselves: a cold disk gives them in 0.2 ms, and 256 KiB in 1.2."""
 RECEIVE_BYTES = 64 * 1024
 PATIENCE_MS = 20
 """How long a worker thread waits for a slow peer before trio does."""
@@ -366,6 +368,7 @@ def send_bytes(sock: socket.socket, data: bytes | memoryview) -> Moving:
 def send_file(sock: socket.socket, fd: int, start: int, stop: int, heed: bool = False) -> Moving:
     """Send bytes of a file; with ``heed``, stop when the peer talks back."""
     tls = isinstance(sock, ssl.SSLSocket)
+    most = FIRST_BYTES
     while start < stop:
         if heed and readable(sock):
             return
@@ -375,7 +378,7 @@ def send_file(sock: socket.socket, fd: int, start: int, stop: int, heed: bool = 
                 count = len(data)
                 yield from send_bytes(sock, data)
             else:
-                count = os.sendfile(sock.fileno(), fd, start, min(8 * BULK_BYTES, stop - start))
+                count = os.sendfile(sock.fileno(), fd, start, min(most, stop - start))
         except BlockingIOError:
             if _blocked(sock, select.POLLOUT):
                 yield select.POLLOUT
@@ -383,6 +386,16 @@ def send_file(sock: socket.socket, fd: int, start: int, stop: int, heed: bool = 
         if count == 0:
             raise ProtocolError("file ended before its length")
         start += count
+        most = 8 * BULK_BYTES
+
+
+def will_send(fd: int, start: int, stop: int) -> None:
+    """Have the disk begin with what ``send_file`` will be asked for, while its thread wakes up."""
+    if fd >= 0:
+        first = min(start + FIRST_BYTES, stop)
+        os.posix_fadvise(fd, start, first - start, os.POSIX_FADV_WILLNEED)
+        if first < stop:
+            os.posix_fadvise(fd, first, min(BULK_BYTES, stop - first), os.POSIX_FADV_WILLNEED)
 
 
 async def handshake(sock: socket.socket) -> None:

@@ -2,6 +2,7 @@
 
 import os
 import resource
+import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 import trio
 import trio.testing
 
+from vosfs.cache import blocks
 from vosfs.cache.blocks import BLOCK_BYTES, SEGMENT_BYTES, BlockCache
 from vosfs.cache.ranges import Ranges
 from vosfs.cache.readahead import SEQUENTIAL_SLACK, WINDOW_BYTES_MAX, WINDOW_BYTES_MIN, ReadAhead
@@ -246,6 +248,34 @@ async def test_bytes_are_read_as_they_come(cache: BlockCache, blobs: Gate) -> No
     blobs.open.set()
     assert await cache.read("b", 1000, 50, 1000) == expected(50, 1000)
     assert len(blobs.asked) == 1, "the reader who went away did not take the fetch along"
+
+
+async def test_a_read_of_two_fetches_waits_for_the_disk(
+    cache: BlockCache, blobs: Gate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    disk = threading.Event()
+    write = blocks._write
+
+    def slow(fd: int, data: bytearray, offset: int) -> None:
+        assert disk.wait(10)
+        write(fd, data, offset)
+
+    monkeypatch.setattr(blocks, "_write", slow)
+    blobs.open.set()
+    length = 2 * BLOCK_BYTES
+    assert await cache.read("b", length, 0, 10) == expected(0, 10)
+    assert await cache.read("b", length, BLOCK_BYTES, BLOCK_BYTES + 10) == expected(BLOCK_BYTES, BLOCK_BYTES + 10)
+    results: list[bytes] = []
+
+    async def read() -> None:
+        results.append(await cache.read("b", length, BLOCK_BYTES - 5, BLOCK_BYTES + 5))
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(read)
+        await trio.testing.wait_all_tasks_blocked(0.05)
+        assert not results
+        disk.set()
+    assert results == [expected(BLOCK_BYTES - 5, BLOCK_BYTES + 5)] and len(blobs.asked) == 2
 
 
 async def test_a_fetch_that_fails_halfway_keeps_nothing(cache: BlockCache, blobs: Gate) -> None:

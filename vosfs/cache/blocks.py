@@ -27,7 +27,7 @@ OPEN_MAX = 512
 _SEGMENT_BLOCKS = SEGMENT_BYTES // BLOCK_BYTES
 
 
-class _Fetch:
+class Fetch:
     """Bytes ``[start, stop)`` of a blob on their way here.
 
     Readers take them from the buffer as they arrive: a first read need not wait for the end of its block, nor for the
@@ -91,11 +91,16 @@ class _Segment:
         self.fd = -1
         self.present = 0
         """Bit i: block i is here, whole."""
-        self.filling: dict[int, _Fetch] = {}
+        self.filling: dict[int, Fetch] = {}
         """Blocks under way; INVARIANT: a segment with any is not evicted."""
         self.bytes = 0
         self.reach = 0
         """The blob was taken to end here: a block that this cuts is whole only up to it."""
+
+    def holds(self, start: int, stop: int) -> bool:
+        """Whether the file has all of ``[start, stop)``, counted from the segment's beginning."""
+        mask = (2 << (stop - 1) // BLOCK_BYTES) - (1 << start // BLOCK_BYTES)
+        return self.present & mask == mask
 
     def extend(self, length: int) -> None:
         """The blob reaches further than was known: its cut block must be fetched again."""
@@ -217,9 +222,7 @@ class BlockCache:
         if segment is None:
             return None
         base = first * SEGMENT_BYTES
-        low, high = (start - base) // BLOCK_BYTES, (stop - 1 - base) // BLOCK_BYTES
-        mask = (2 << high) - (1 << low)
-        if segment.present & mask != mask:
+        if not segment.holds(start - base, stop - base):
             return None
         self._segments.move_to_end(key)
         buffer = bytearray(stop - start)
@@ -247,17 +250,18 @@ class BlockCache:
         base = index * SEGMENT_BYTES
         key = (blob_of(name), index)
         while True:
-            fetches = self._fetch(name, length, start, stop)
+            fetches = self.fetch(name, length, start, stop)
             if len(fetches) == 1 and fetches[0].start <= start and stop <= fetches[0].stop:
                 await fetches[0].reach(stop)
                 return fetches[0].read(start, stop)
             for fetch in fetches:
-                await fetch.reach(fetch.stop)
+                await fetch.finish()
             now = self.read_now(name, start, stop)
             if now is not None:
                 return now
             segment = self._segments.get(key)
-            if segment is None:
+            if segment is None or not segment.holds(start - base, stop - base):
+                # Evicted meanwhile, and perhaps begun anew.
                 continue
             fd = os.dup(self._descriptor(key, segment))
             try:
@@ -270,14 +274,14 @@ class BlockCache:
 
     async def fill(self, name: str, length: int, start: int, stop: int) -> None:
         """Bring ``[start, stop)`` of a blob here, in parallel; blocks under way are waited for, not fetched again."""
-        for fetch in self._fetch(name, length, start, stop):
+        for fetch in self.fetch(name, length, start, stop):
             await fetch.finish()
 
-    def _fetch(self, name: str, length: int, start: int, stop: int) -> list[_Fetch]:
+    def fetch(self, name: str, length: int, start: int, stop: int) -> list[Fetch]:
         """Begin to fetch what is missing of ``[start, stop)``; returns that and what is under way already."""
         blob = blob_of(name)
         missing: list[tuple[int, int]] = []
-        fetches: list[_Fetch] = []
+        fetches: list[Fetch] = []
         for block in range(start // BLOCK_BYTES, (stop - 1) // BLOCK_BYTES + 1):
             index, bit = divmod(block, _SEGMENT_BLOCKS)
             segment = self._segments.get((blob, index))
@@ -300,25 +304,32 @@ class BlockCache:
             key = (blob, first // _SEGMENT_BLOCKS)
             segment = self._segment(key)
             segment.extend(length)
-            fetch = _Fetch(first * BLOCK_BYTES, min(last * BLOCK_BYTES, length))
+            fetch = Fetch(first * BLOCK_BYTES, min(last * BLOCK_BYTES, length))
             for block in range(first, last):
                 segment.filling[block % _SEGMENT_BLOCKS] = fetch
             self._nursery.start_soon(self._run, name, key, segment, fetch)
             fetches.append(fetch)
         return fetches
 
-    async def _run(self, name: str, key: tuple[str, int], segment: _Segment, fetch: _Fetch) -> None:
+    async def _run(self, name: str, key: tuple[str, int], segment: _Segment, fetch: Fetch) -> None:
         """See one fetch through: from the network into its buffer, from there to the disk."""
         start, stop = fetch.start, fetch.stop
         blocks = range(start // BLOCK_BYTES, (stop - 1) // BLOCK_BYTES + 1)
         try:
-            async with self._fetches:
+            try:
+                # A slot taken without a checkpoint: somebody may be waiting for the first byte.
+                self._fetches.acquire_nowait()
+            except trio.WouldBlock:
+                await self._fetches.acquire()
+            try:
                 fetch.buffer = bytearray(stop - start)
                 await self._blobs.fetch(name, start, memoryview(fetch.buffer), fetch.arrived)
                 fetch.arrived(stop - start)
                 self.make_room(stop - start)
                 fd = self._descriptor(key, segment)
                 await trio.to_thread.run_sync(_write, fd, fetch.buffer, start - key[1] * SEGMENT_BYTES)
+            finally:
+                self._fetches.release()
             for block in blocks:
                 # Somebody may have learnt meanwhile that the blob reaches further than this block was filled.
                 if stop >= min((block + 1) * BLOCK_BYTES, segment.reach):

@@ -17,7 +17,7 @@ from typing import Protocol
 import trio
 
 from vosfs.backends.blobs import Blobs
-from vosfs.cache.blocks import BlockCache
+from vosfs.cache.blocks import BlockCache, Fetch
 from vosfs.cache.ranges import Ranges
 from vosfs.cache.scratch import Scratch
 from vosfs.client import Segment
@@ -163,19 +163,24 @@ class CachedFile:
     def _reach(self, name: str) -> int:
         return max((e.offset + e.stop - e.start for e in self._extents if e.locator == name), default=0)
 
-    async def prefetch(self, start: int, stop: int) -> None:
-        """Bring bytes into the block cache; best effort."""
+    def expect(self, start: int, stop: int) -> list[Fetch]:
+        """Begin to bring bytes into the block cache; what is under way is returned, and need not be waited for."""
         stop = min(stop, self.length)
-        if start >= stop:
-            return
-        for low, high, local in self._local.split(start, stop):
+        fetches: list[Fetch] = []
+        for low, high, local in self._local.split(start, stop) if start < stop else ():
             if local:
                 continue
             for piece in content.slices(self._extents, low, high):
                 if piece.locator:
                     size = piece.stop - piece.start
                     end = max(self._reach(piece.locator), piece.offset + size)
-                    await self._table.blocks.fill(piece.locator, end, piece.offset, piece.offset + size)
+                    fetches += self._table.blocks.fetch(piece.locator, end, piece.offset, piece.offset + size)
+        return fetches
+
+    async def prefetch(self, start: int, stop: int) -> None:
+        """Bring bytes into the block cache."""
+        for fetch in self.expect(start, stop):
+            await fetch.finish()
 
     # -- writing (synchronous) ---------------------------------------------------------------------------------------
 
