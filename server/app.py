@@ -5,10 +5,11 @@ import time
 
 import trio
 
-from server import data, nodes, transfers, vosi
+from server import archive, data, nodes, recursive, transfers, vosi
 from server.gateway import Gateway
 from server.http import Request, Response
 from server.service import Service, fault, text
+from server.uws import Jobs
 from vosfs import uri
 from vosfs.errors import InternalFault, ProtocolError, TimedOut, VOSpaceError
 
@@ -22,16 +23,20 @@ METHODS = {
     "gateway": ("POST",),
     "synctrans": ("GET", "POST"),
     "sync": ("POST",),
-    "transfers": ("GET", "HEAD", "POST"),
+    "transfers": ("GET", "HEAD", "POST", "DELETE"),
+    "async-delete": ("GET", "HEAD", "POST", "DELETE"),
+    "async-setprops": ("GET", "HEAD", "POST", "DELETE"),
+    "pkg": ("GET",),
     "capabilities": ("GET", "HEAD"),
     "availability": ("GET", "HEAD"),
     "protocols": ("GET", "HEAD"),
     "views": ("GET", "HEAD"),
     "properties": ("GET", "HEAD"),
 }
-STORAGE = ("data", "blobs", "capabilities", "availability")
+STORAGE = ("data", "blobs", "pkg", "capabilities", "availability")
 """What the storage role answers."""
-METADATA = tuple(name for name in METHODS if name not in ("data", "blobs"))
+METADATA = tuple(name for name in METHODS if name not in ("data", "blobs", "pkg"))
+JOBS = ("transfers", "async-delete", "async-setprops")
 
 ALIVE = {"capabilities": vosi.capabilities, "availability": vosi.availability, "protocols": vosi.protocols,
          "views": vosi.views, "properties": vosi.properties}  # fmt: skip
@@ -40,8 +45,9 @@ ALIVE = {"capabilities": vosi.capabilities, "availability": vosi.availability, "
 class App:
     """The application that the HTTP engine calls."""
 
-    def __init__(self, service: Service, prefix: str, resources: tuple[str, ...]) -> None:
+    def __init__(self, service: Service, jobs: Jobs, prefix: str, resources: tuple[str, ...]) -> None:
         self._service = service
+        self._jobs = jobs
         self._prefix = prefix + "/"
         self._resources = frozenset(resources)
         self._gateway = Gateway(service)
@@ -89,11 +95,21 @@ class App:
         if resource == "files":
             return await data.files(service, request, uri.decode(slash + rest))
         if resource == "data":
-            return await data.endpoint(service, request, rest)
+            return await data.endpoint(service, self._jobs, request, rest)
         if resource in ("synctrans", "sync"):
-            return await transfers.sync(service, request)
-        if resource == "transfers":
-            return await transfers.jobs(service, request, rest)
+            return await transfers.sync(service, self._jobs, request)
+        if resource in JOBS:
+            return await self._job(resource, request, rest)
+        if resource == "pkg":
+            return await archive.package(service, request)
         if rest:
             return text(404, "NodeNotFound no such resource\n")
         return await ALIVE[resource](service, request)
+
+    async def _job(self, resource: str, request: Request, rest: str) -> Response:
+        if request.method == "POST" and not rest.strip("/"):
+            if resource == transfers.KIND.name:
+                return await transfers.create(self._service, self._jobs, request)
+            return await recursive.create(self._service, self._jobs, request, resource)
+        subject, _ = await self._service.caller(request)
+        return await self._jobs.handle(request, resource, rest, subject)

@@ -78,6 +78,14 @@ class Authenticator:
         self._known[digest] = (subject, time.monotonic() + REMEMBER_S)
         return subject
 
+    async def certified(self, names: tuple[str, ...]) -> Subject:
+        """The user whose certificate bears one of these names.  NotAuthenticated if nobody's does."""
+        for name in names:
+            user = await self._store.certificate(name)
+            if user is not None:
+                return await self.known_user(user)
+        raise NotAuthenticated(f"the certificate {names[0][:200]!r} is nobody's here")
+
     async def known_user(self, user: str) -> Subject:
         """The subject a user is now."""
         if not user:

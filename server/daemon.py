@@ -11,15 +11,17 @@ import ssl
 import sys
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import trio
 
-from server import app, housekeeping
+from server import app, housekeeping, recursive, remote, transfers
 from server.auth import check_user, hash_password, issue_token
 from server.http import Server, listen
 from server.importer import import_tree
 from server.service import Service
+from server.uws import Jobs, Kind
 from vosfs import __version__, config, log, uri
 from vosfs.backends.posix import PosixBackend
 from vosfs.config import Config
@@ -29,24 +31,33 @@ from vosfs.metadata.sqlstore import SqlStore
 
 logger = logging.getLogger("vosfsd")
 
+KINDS: list[Kind] = [transfers.KIND, recursive.DELETE, recursive.SET_PROPERTIES]
+"""Of jobs."""
 DEFAULT_CONFIG = Path("/etc/vosfs/vosfsd.toml")
 
 
 # -- composition -------------------------------------------------------------------------------------------------
 
 
-def dev_config(directory: Path, port: int, dsn: str, role: str, storage_url: str, gateway: bool) -> Config:
+def dev_config(args: argparse.Namespace) -> Config:
     """A configuration that needs nothing: all state in one directory, one user, loopback."""
-    directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+    args.dev.mkdir(parents=True, exist_ok=True, mode=0o700)
+
+    def file(path: Path | None) -> str:
+        return str(path.resolve()) if path else ""
+
     return config.check(
         Config(
-            config.SpaceConfig(owner=invoking_user(), gateway=gateway),
-            config.ServerConfig(port=port, role=role),
-            config.DatabaseConfig(dsn=dsn),
-            config.StorageConfig(url=storage_url),
-            directory.resolve(),
+            config.SpaceConfig(owner=invoking_user(), gateway=not args.no_gateway),
+            config.ServerConfig(
+                port=args.port, role=args.role or "all", certificate=file(args.tls_cert), key=file(args.tls_key),
+                client_ca=file(args.client_ca), private_endpoints=args.allow_private_endpoints,
+            ),
+            config.DatabaseConfig(dsn=args.dsn),
+            config.StorageConfig(url=args.storage_url),
+            args.dev.resolve(),
         )
-    )
+    )  # fmt: skip
 
 
 def invoking_user() -> str:
@@ -89,13 +100,15 @@ async def serve(cfg: Config, ready: Callable[[Config, SqlStore], Awaitable[None]
             cfg = replace(cfg, server=replace(cfg.server, port=sock.getsockname()[1]))
         service = Service(
             store, backend, uri.Authority(cfg.space.authority), cfg.base_url, cfg.data_url, await store.secret(),
-            cfg.space.gateway, cfg.server.role != "metadata",
+            cfg.space.gateway, cfg.server.role, cfg.server.private_endpoints,
         )  # fmt: skip
+        jobs = Jobs(service, KINDS, partial(remote.notify, service))
         resources = {"all": tuple(app.METHODS), "metadata": app.METADATA, "storage": app.STORAGE}[cfg.server.role]
-        server = Server(app.App(service, cfg.server.prefix, resources), sock, context=_context(cfg))
+        server = Server(app.App(service, jobs, cfg.server.prefix, resources), sock, context=_context(cfg))
         async with trio.open_nursery() as nursery:
             nursery.start_soon(server.run)
             nursery.start_soon(store.keep)
+            nursery.start_soon(jobs.run)
             if cfg.server.role != "metadata":
                 nursery.start_soon(housekeeping.run, store, backend)
             with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
@@ -117,6 +130,14 @@ def _context(cfg: Config) -> ssl.SSLContext | None:
         context.load_cert_chain(cfg.base / cfg.server.certificate, cfg.base / cfg.server.key)
     except (OSError, ssl.SSLError) as exc:
         raise QuietError(f"certificate or key cannot be loaded: {exc}") from exc
+    if cfg.server.client_ca:
+        try:
+            context.load_verify_locations(cfg.base / cfg.server.client_ca)
+        except (OSError, ssl.SSLError) as exc:
+            raise QuietError(f"client_ca cannot be loaded: {exc}") from exc
+        context.verify_mode = ssl.CERT_OPTIONAL
+        # Grid users come with proxies of their certificates (SSO 2.0 section 6).
+        context.verify_flags |= ssl.VERIFY_ALLOW_PROXY_CERTS
     return context
 
 
@@ -144,6 +165,10 @@ def write_secret(file: Path, text: str) -> None:
 
 
 def _where(parser: argparse.ArgumentParser) -> None:
+    parser.set_defaults(
+        port=0, role=None, storage_url="", no_gateway=False, tls_cert=None, tls_key=None, client_ca=None,
+        allow_private_endpoints=False,
+    )  # fmt: skip
     parser.add_argument("--dev", metavar="DIR", type=Path, help="the state directory of a --dev daemon")
     parser.add_argument("--config", metavar="FILE", type=Path, help=f"configuration (default {DEFAULT_CONFIG})")
     parser.add_argument("--dsn", default="", help="with --dev: a PostgreSQL database instead of SQLite")
@@ -159,6 +184,15 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--role", choices=config.ROLES, help="run one half; both share a PostgreSQL database")
     parser.add_argument("--storage-url", default="", help="with --dev --role metadata: URL of the storage role")
     parser.add_argument("--no-gateway", action="store_true", help="with --dev: offer plain VOSpace only")
+    parser.add_argument("--tls-cert", type=Path, metavar="FILE", help="with --dev: certificate chain; serves https")
+    parser.add_argument("--tls-key", type=Path, metavar="FILE", help="with --dev: the certificate's key")
+    parser.add_argument(
+        "--client-ca", type=Path, metavar="FILE", help="with --dev: authorities of the client certificates to accept"
+    )
+    parser.add_argument(
+        "--allow-private-endpoints", action="store_true",
+        help="with --dev: let third-party transfers go to addresses that are not public",
+    )  # fmt: skip
     parser.add_argument("--log", choices=log.LEVELS, help="least level of log lines (default info)")
     parser.add_argument("--version", action="version", version=f"vosfsd {__version__}")
     return parser
@@ -166,11 +200,9 @@ def _parser() -> argparse.ArgumentParser:
 
 def _configured(args: argparse.Namespace) -> Config:
     if args.dev:
-        role = getattr(args, "role", None) or "all"
-        gateway = not getattr(args, "no_gateway", False)
-        return dev_config(args.dev, getattr(args, "port", 0), args.dsn, role, getattr(args, "storage_url", ""), gateway)
+        return dev_config(args)
     cfg = config.load(args.config or DEFAULT_CONFIG)
-    if getattr(args, "role", None):
+    if args.role:
         cfg = config.check(replace(cfg, server=replace(cfg.server, role=args.role)))
     return cfg
 
@@ -220,7 +252,11 @@ def _run_user(argv: list[str]) -> None:
     _where(parser)
     parser.add_argument("name")
     parser.add_argument("--groups", default="", help="comma-separated; the group 'admin' may do everything")
-    parser.add_argument("--no-password", action="store_true", help="the user signs in by token only")
+    parser.add_argument("--no-password", action="store_true", help="the user signs in by token or certificate only")
+    parser.add_argument(
+        "--certificate", action="append", default=[], metavar="DN",
+        help="name of a client certificate of the user's, as openssl x509 -subject -nameopt RFC2253 prints it",
+    )  # fmt: skip
     args = parser.parse_args(argv)
     check_user(args.name)
     password = ""
@@ -235,6 +271,8 @@ def _run_user(argv: list[str]) -> None:
         with opened(cfg) as (store, _):
             await store.begin_space(cfg.space.owner)
             await store.put_account(args.name, hash_password(password) if password else "", args.groups)
+            for name in args.certificate:
+                await store.put_certificate(name.removeprefix("subject=").strip(), args.name)
 
     trio.run(work)
 

@@ -15,10 +15,12 @@ from urllib.parse import quote_from_bytes
 import msgspec
 import trio
 
+from server import archive
 from server.access import Subject
 from server.http import Request, Response, Runs
 from server.service import Service, packed, text
 from server.signing import ENDPOINT_S, Endpoint
+from server.uws import Jobs
 from vosfs import wire
 from vosfs.backends.backend import BlobReader
 from vosfs.errors import (
@@ -28,8 +30,11 @@ from vosfs.errors import (
     IsContainer,
     NodeNotFound,
     PermissionDenied,
+    TransferFailed,
+    VOSpaceError,
 )
 from vosfs.metadata import content
+from vosfs.metadata.job import Job
 from vosfs.metadata.messages import Stored
 from vosfs.metadata.node import CONTAINER, DATA, LINK, Blob, Content, Extent, NewNode, Node
 from vosfs.metadata.store import READ, WRITE, Anyone
@@ -51,8 +56,11 @@ class Received(msgspec.Struct):
     blobs: list[Blob]
 
 
-async def receive(service: Service, request: Request) -> Received:
-    """Take a request's body into the backend, durably.  ProtocolError if it ends early, DigestMismatch, StorageFull."""
+async def receive(service: Service, request: Request, node: Node | None = None) -> Received:
+    """Take a request's body into the backend, durably; meanwhile ``node`` is busy (R191).
+
+    ProtocolError if it ends early, DigestMismatch, StorageFull.
+    """
     if request.length is not None and request.length <= content.INLINE_BYTES_MAX:
         body = await request.read(content.INLINE_BYTES_MAX)
         received = Received(len(body), hashlib.md5(body, usedforsecurity=False).hexdigest(), [], [])
@@ -61,7 +69,8 @@ async def receive(service: Service, request: Request) -> Received:
         check_digest(request, received.md5)
         return received
     md5 = hashlib.md5(usedforsecurity=False)
-    blob = await _store(service, request, True, md5.update, lambda: check_digest(request, md5.hexdigest()))
+    with service.uploading(node):
+        blob = await _store(service, request, True, md5.update, lambda: check_digest(request, md5.hexdigest()))
     extents = [Extent(0, blob.length, blob.locator)] if blob.length else []
     return Received(blob.length, md5.hexdigest(), extents, [blob])
 
@@ -126,6 +135,7 @@ async def put(
         return Response(201)
     if name in RESERVED_NAMES:
         raise InvalidURI(f"{service.authority.uri(path)} is reserved")
+    node: Node | None = None
     try:
         node = await service.store.lookup(parent.id, check_name(name), caller)
     except NodeNotFound:
@@ -137,7 +147,7 @@ async def put(
         if request.header(b"x-put-txn-op") == "start" and request.length == 0:
             # The vos client announces a long upload: it must not empty the file (clients-and-demands, section 1.5).
             return Response(200)
-    received = await receive(service, request)
+    received = await receive(service, request, node)
     new = NewNode(
         DATA, owner=subject.user, content_type=_content_type(request), public=parent.public,
         group_read=parent.group_read, group_write=parent.group_write,
@@ -297,8 +307,8 @@ async def files(service: Service, request: Request, path: Path) -> Response:
     if not service.keeps_bytes:
         return await _elsewhere(service, request, path, subject)
     if request.method == "PUT":
-        return await put(service, request, path, subject, caller)
-    node = await service.find(path, subject)
+        return await put(service, request, await service.real_path(path, subject, leaf=True), subject, caller)
+    path, node = await service.locate(path, subject, leaf=True)
     subject.permit(node, READ)
     if node.kind != DATA:
         raise IsContainer(f"{service.authority.uri(path)} holds no bytes")
@@ -308,6 +318,7 @@ async def files(service: Service, request: Request, path: Path) -> Response:
 async def _elsewhere(service: Service, request: Request, path: Path, subject: Subject) -> Response:
     """Send the client to the storage role, with an end-point that lets it in there."""
     push = request.method == "PUT"
+    path = await service.real_path(path, subject, leaf=True)
     if not push:
         node = await service.find(path, subject)
         subject.permit(node, READ)
@@ -315,34 +326,57 @@ async def _elsewhere(service: Service, request: Request, path: Path, subject: Su
     return Response(307 if push else 303, [("Location", location)])
 
 
-def endpoint_url(service: Service, direction: str, path: Path, subject: Subject, job: str) -> str:
-    """An end-point for one node, one direction and one user."""
-    allowed = Endpoint(direction, path, subject.user, job, int(time.time()) + ENDPOINT_S)
+def endpoint_url(service: Service, direction: str, path: Path, subject: Subject, job: str, format: str = "") -> str:
+    """An end-point for one node, one direction and one user; ``format``: of a container's archive."""
+    allowed = Endpoint(direction, path, subject.user, job, int(time.time()) + ENDPOINT_S, format)
     name = quote_from_bytes(path[-1]) if path else ""
     return f"{service.data_url}/data/{service.signer.endpoint(allowed)}/{name}"
 
 
-async def endpoint(service: Service, request: Request, token: str) -> Response:
+async def endpoint(service: Service, jobs: Jobs, request: Request, token: str) -> Response:
     """``/data/TOKEN``: a negotiated end-point, good for one node, one direction and one hour (R269)."""
     allowed = service.signer.endpoint_of(token.partition("/")[0])
     wanted = "pushToVoSpace" if request.method == "PUT" else "pullFromVoSpace"
     if allowed.direction != wanted and request.method != "HEAD":
         raise InvalidArgument(f"this end-point is for {allowed.direction}")
+    job = await jobs.endpoint_job(allowed.job)
     subject = await service.auth.known_user(allowed.user)
-    caller = Anyone("", subject.permit)
     if request.method == "PUT":
-        response = await put(service, request, allowed.path, subject, caller, clear=True)
-        await finish_job(service, allowed.job)
-        return response
+        return await _push(service, jobs, job, request, allowed, subject)
     node = await service.find(allowed.path, subject)
+    subject.permit(node, READ)
+    if allowed.view:
+        name = allowed.path[-1] if allowed.path else b"vospace"
+        return archive.download(service, [(name, node)], allowed.view, subject, name.decode("utf-8", "replace"))
+    caller = Anyone("", subject.permit)
     return await get(service, request, await service.store.open(node.id, caller), allowed.path[-1])
 
 
-async def finish_job(service: Service, id: str) -> None:
-    """Note that a transfer's bytes have moved."""
-    row = await service.store.job(id)
-    if row is not None:
-        await service.store.put_job(id, row[0], "COMPLETED", row[2])
+async def _push(
+    service: Service, jobs: Jobs, job: Job | None, request: Request, allowed: Endpoint, subject: Subject
+) -> Response:
+    """A push end-point's PUT; its job, if it has one, tells how it went (R235, R267)."""
+    announced = request.header(b"x-put-txn-op") == "start" and request.length == 0
+    if job is not None and not announced:
+        await jobs.uploading(job)
+    try:
+        if allowed.view:
+            node = await service.find(allowed.path, subject)
+            subject.permit(node, WRITE)
+            await archive.upload(service, request, node, allowed.view, subject)
+            response = Response(201)
+        else:
+            response = await put(service, request, allowed.path, subject, Anyone("", subject.permit), clear=True)
+    except BaseException as exc:
+        if job is not None and not announced:
+            error = exc if isinstance(exc, VOSpaceError) else TransferFailed("the upload broke off")
+            with trio.CancelScope(shield=True):
+                # Who announced another digest than that of the bytes may send them again.
+                await jobs.uploaded(job, error, isinstance(exc, DigestMismatch))
+        raise
+    if job is not None and not announced:
+        await jobs.uploaded(job, None)
+    return response
 
 
 async def blobs(service: Service, request: Request, name: str) -> Response:

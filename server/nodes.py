@@ -1,13 +1,19 @@
 """``/nodes``: createNode, getNode, setNode, deleteNode (VOSpace 2.1 sections 6.2 and 6.3)."""
 
-from collections.abc import AsyncIterator
-from urllib.parse import parse_qs
+import secrets
+from collections.abc import AsyncGenerator, Callable
 
-from server.access import Subject
+import trio
+
+from server import vosi
+from server.access import ADMIN, Subject
 from server.http import Request, Response
 from server.service import Service, check_texts, xml
+from server.uws import parameters
+from server.walk import below
 from vosfs.errors import (
     DuplicateNode,
+    Immutable,
     InvalidArgument,
     InvalidURI,
     NodeNotFound,
@@ -33,15 +39,6 @@ async def handle(service: Service, request: Request, path: Path) -> Response:
     return await delete_node(service, path, subject, caller)
 
 
-def parameters(query: str) -> dict[str, str]:
-    """Query parameters, first values, names in lower case."""
-    try:
-        pairs = parse_qs(query, keep_blank_values=True, max_num_fields=50)
-    except ValueError:
-        raise InvalidArgument("too many query parameters") from None
-    return {name.lower(): values[0] for name, values in pairs.items()}
-
-
 def _document_path(service: Service, document: documents.NodeDocument, path: Path) -> None:
     if service.authority.path(document.uri) != path:
         raise InvalidURI(f"{document.uri[:200]} is not the node of this URL")
@@ -56,6 +53,8 @@ async def create_node(service: Service, request: Request, path: Path, subject: S
     _document_path(service, document, path)
     if not path:
         raise DuplicateNode(service.authority.uri(path))
+    if path[-1] == b".auto":
+        path = (*path[:-1], secrets.token_hex(10).encode())
     kind = documents.TYPES[document.type]
     if kind == LINK and not document.target:
         raise InvalidArgument("a LinkNode needs a target")
@@ -148,6 +147,9 @@ async def get_node(service: Service, request: Request, path: Path, subject: Subj
         raise NodeNotFound(service.authority.uri(path))
     node = await service.find(path, subject)
     subject.permit(node, READ)
+    if given.get("view") == "data":
+        # Of VOSpace 2.0: the bytes (R99).
+        return Response(303, [("Location", f"{service.base_url}/files{_encoded(service, path)}")])
     if node.kind != CONTAINER:
         return xml(await _document(service, node, path, detail))
     start = b""
@@ -156,7 +158,42 @@ async def get_node(service: Service, request: Request, path: Path, subject: Subj
         if not child or child[:-1] != path:
             raise InvalidURI(f"{given['uri'][:200]} is not a child of {service.authority.uri(path)}")
         start = child[-1]
+    if given.get("sort") in SORT_KEYS:
+        descending = given.get("order", "asc").lower() == "desc"
+        return await _sorted(service, subject, node, path, detail, start, limit, given["sort"], descending)
     return await _listing(service, subject, node, path, detail, start, limit)
+
+
+SORT_KEYS: dict[str, Callable[[tuple[bytes, Node, dict[str, str]]], object]] = {
+    CORE + "date": lambda child: child[1].mtime_ns,
+    CORE + "length": lambda child: child[1].length,
+}
+SORT_MAX = 50_000
+"""Children that are sorted by anything but their names: 50 MB of memory."""
+
+
+async def _sorted(
+    service: Service, subject: Subject, node: Node, path: Path, detail: str, start: bytes, limit: int | None, by: str,
+    descending: bool,
+) -> Response:  # fmt: skip
+    """A listing in another order than by name, as the vos client asks for it."""
+    found: list[tuple[bytes, Node, dict[str, str]]] = []
+    after = b""
+    while len(found) < SORT_MAX:
+        page = await service.store.children_with_properties(node.id, after, PAGE_NODES_MAX)
+        found += page
+        if len(page) < PAGE_NODES_MAX:
+            break
+        after = page[-1][0] + b"\0"
+        await trio.lowlevel.checkpoint()
+    found.sort(key=SORT_KEYS[by], reverse=descending)  # type: ignore[arg-type]
+    first = next((i for i, child in enumerate(found) if child[0] == start), 0) if start else 0
+    page = found[first : None if limit is None else first + limit]
+    properties = await service.store.properties(node.id)
+    text = documents.node_open(node, service.authority.uri(path), detail, True)
+    text += documents.node_inner(node, properties, detail) + "<vos:nodes>"
+    text += _children(service, subject, path, page, detail) + "</vos:nodes></vos:node>"
+    return xml(text.encode())
 
 
 async def _listing(
@@ -173,7 +210,7 @@ async def _listing(
     if len(page) < PAGE_NODES_MAX or left <= PAGE_NODES_MAX:
         return xml((first + tail).encode())
 
-    async def rest() -> AsyncIterator[bytes]:
+    async def rest() -> AsyncGenerator[bytes]:
         nonlocal page, left
         yield first.encode()
         while len(page) == PAGE_NODES_MAX and left > len(page):
@@ -208,7 +245,7 @@ async def _document(service: Service, node: Node, path: Path, detail: str) -> by
     tail = "<vos:nodes/>" if node.kind == CONTAINER else ""
     if node.kind == LINK:
         tail = f"<vos:target>{documents.escape(service.target_uri(node, path))}</vos:target>"
-    start = documents.node_open(node, service.authority.uri(path), detail, True)
+    start = documents.node_open(node, service.authority.uri(path), detail, True, service.busy[node.id] > 0)
     return f"{start}{documents.node_inner(node, properties, detail)}{tail}</vos:node>".encode()
 
 
@@ -217,11 +254,15 @@ async def _document(service: Service, node: Node, path: Path, detail: str) -> by
 
 async def set_node(service: Service, request: Request, path: Path, subject: Subject, caller: Anyone) -> Response:
     """POST: union of old and new properties; 200 and the whole node (R100-R118)."""
-    document = documents.parse_node(await request.read(documents.DOCUMENT_BYTES_MAX))
+    body = await request.read(documents.DOCUMENT_BYTES_MAX)
+    if documents.is_protocols(body):
+        return await _protocols(service, path, subject)
+    document = documents.parse_node(body)
     _document_path(service, document, path)
-    if path:
-        await service.container_of(path, subject)
-    node = await service.find(path, subject)
+    real = await service.real_path(path, subject)
+    if real:
+        await service.container_of(real, subject)
+    node = await service.find(real, subject)
     if document.type != "Node" and documents.TYPES[document.type] != node.kind:
         raise InvalidArgument(f"the node is a {documents.TYPE_OF[node.kind]}, and stays one")
     subject.permit(node, WRITE)
@@ -235,12 +276,45 @@ async def set_node(service: Service, request: Request, path: Path, subject: Subj
     return xml(await _document(service, node, path, "max"))
 
 
+async def _protocols(service: Service, path: Path, subject: Subject) -> Response:
+    """What a node's bytes can be moved by (R98, A26)."""
+    node = await service.find(path, subject)
+    subject.permit(node, READ)
+    return vosi.protocol_lists([] if node.kind == LINK else list(vosi.SERVED))
+
+
+async def set_properties(service: Service, node: Node, given: dict[str, str | None], subject: Subject) -> None:
+    """Change some properties of a node, as setNode does; what is the same already is left alone."""
+    stored = await service.store.properties(node.id)
+    attributes, properties = _split(given, node, stored)
+    check_texts(b"", attributes.content_type, attributes.group_read, attributes.group_write)
+    if properties or attributes != Attributes():
+        await service.store.update(node.id, attributes, properties, Anyone("", subject.permit), durable=False)
+
+
+async def check_tree(service: Service, top: Node, subject: Subject) -> int:
+    """How many nodes are below a container.  PermissionDenied if any of them may not be deleted (R126)."""
+    count = 0
+    async for _, node in below(service.store, top, Subject(subject.user, subject.groups | {ADMIN})):
+        count += 1
+        if node.kind == CONTAINER:
+            subject.permit(node, WRITE)
+        if node.immutable:
+            raise Immutable("something below the node is read-only")
+    return count
+
+
 async def delete_node(service: Service, path: Path, subject: Subject, caller: Anyone) -> Response:
     """DELETE: the node and all its descendants; 204 (R119-R130)."""
     if not path:
         raise PermissionDenied("the root cannot be deleted")
     parent = await service.container_of(path, subject)
+    subject.permit(parent, WRITE)
     try:
+        if not subject.admin:
+            top = await service.store.lookup(parent.id, path[-1])
+            if top.kind == CONTAINER:
+                await check_tree(service, top, subject)
         await service.store.remove(parent.id, path[-1], "tree", caller)
     except NodeNotFound:
         raise NodeNotFound(service.authority.uri(path)) from None

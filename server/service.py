@@ -1,5 +1,8 @@
 """What every handler shares: the space's parts, and the way from a request to a caller and a node."""
 
+import contextlib
+from collections import Counter
+from collections.abc import Iterator
 from urllib.parse import quote_from_bytes
 
 import msgspec
@@ -10,7 +13,15 @@ from server.auth import Authenticator
 from server.http import Request, Response
 from server.signing import Signer
 from vosfs.backends.backend import Backend
-from vosfs.errors import ContainerNotFound, InvalidArgument, LinkFound, NodeNotFound, NotContainer, VOSpaceError
+from vosfs.errors import (
+    ContainerNotFound,
+    InvalidArgument,
+    InvalidURI,
+    LinkFound,
+    NodeNotFound,
+    NotContainer,
+    VOSpaceError,
+)
 from vosfs.metadata.messages import ORIGIN_HEADER
 from vosfs.metadata.node import CONTAINER, LINK, Node
 from vosfs.metadata.store import READ, Anyone, Store
@@ -19,6 +30,8 @@ from vosfs.uri import Authority, Path
 _LEGAL = "-._~:/?#[]@!$&'()*+,;=%"
 """What stands unencoded in a URI."""
 ORIGIN_BYTES_MAX = 64
+LINKS_MAX = 20
+"""Links followed on the way to one node."""
 TARGET_BYTES_MAX = 4096
 
 
@@ -27,7 +40,7 @@ class Service:
 
     def __init__(
         self, store: Store, backend: Backend, authority: Authority, base_url: str, data_url: str, secret: bytes,
-        gateway: bool = True, keeps_bytes: bool = True,
+        gateway: bool = True, role: str = "all", private_endpoints: bool = False,
     ) -> None:  # fmt: skip
         # Dependencies
         self.store = store
@@ -40,32 +53,85 @@ class Service:
         """Public URL of the metadata role, without a slash at the end."""
         self.data_url = data_url
         """Public URL of the storage role."""
-        self.keeps_bytes = keeps_bytes
-        """Whether ``backend`` is where the bytes are; not so in the metadata role."""
+        self.role = role
+        """``'all'``, ``'metadata'`` or ``'storage'``."""
+        self.keeps_bytes = role != "metadata"
+        """Whether ``backend`` is where the bytes are."""
+        self.private_endpoints = private_endpoints
+        """Whether third parties may be at addresses that are not public (``remote.py``)."""
         self.gateway = gateway
         """Whether the gateway binding is offered."""
         # Mutable state
+        self.busy: Counter[int] = Counter()
+        """How many uploads to a node are under way in this process (R97)."""
         self.feed = Feed()
         store.notify = self.feed.wake
 
+    @contextlib.contextmanager
+    def uploading(self, node: Node | None) -> Iterator[None]:
+        """Count an upload to a node while it lasts."""
+        if node is None:
+            yield
+            return
+        self.busy[node.id] += 1
+        try:
+            yield
+        finally:
+            self.busy[node.id] -= 1
+            if not self.busy[node.id]:
+                del self.busy[node.id]
+
     async def caller(self, request: Request) -> tuple[Subject, Anyone]:
         """Who is asking, and in whose name the store acts."""
-        subject = await self.auth.subject(request.header(b"authorization"))
+        authorization = request.header(b"authorization")
+        if authorization or not request.certificate:
+            subject = await self.auth.subject(authorization)
+        else:
+            subject = await self.auth.certified(request.certificate)
         origin = request.header(ORIGIN_HEADER.lower().encode())[:ORIGIN_BYTES_MAX]
         return subject, Anyone(origin, subject.permit)
 
     async def find(self, path: Path, subject: Subject) -> Node:
-        """The node at ``path``.
+        """The node at ``path``; ancestors that are links to containers of this space are followed (A10).
 
-        NodeNotFound (R93), PermissionDenied if an ancestor may not be read, LinkFound if one is a link.
+        NodeNotFound (R93), PermissionDenied if an ancestor may not be read, LinkFound, InvalidURI.
         """
-        node, missing = await self._walk(path, subject)
+        return (await self.locate(path, subject))[1]
+
+    async def locate(self, path: Path, subject: Subject, leaf: bool = False) -> tuple[Path, Node]:
+        """The real path of what ``path`` leads to, and the node; with ``leaf``, a link at its end is followed too."""
+        real = await self.real_path(path, subject, leaf)
+        node, missing = await self._walk(real, subject)
         if missing is not None:
             raise NodeNotFound(self.authority.uri(path))
-        return node
+        return real, node
+
+    async def real_path(self, path: Path, subject: Subject, leaf: bool = False) -> Path:
+        """``path`` with the links in it replaced by where they lead, as far as it exists (R332-R335).
+
+        LinkFound after LINKS_MAX of them; InvalidURI for one that leaves the space.
+        """
+        for _ in range(LINKS_MAX + 1):
+            chain = await self.store.resolve(path)
+            for depth, node in enumerate(chain):
+                if node.kind == LINK and (depth < len(path) or leaf):
+                    break
+                if node.kind == CONTAINER and depth < len(path) and not subject.may(node, READ):
+                    subject.permit(node, READ)
+            else:
+                return path
+            target = self.target_uri(node, path[:depth])
+            try:
+                path = (*self.authority.path(target), *path[depth:])
+            except InvalidURI:
+                raise InvalidURI(f"{self.authority.uri(path[:depth])} leads out of this space, to {target}") from None
+        raise LinkFound(f"{self.authority.uri(path)} leads through more than {LINKS_MAX} links")
 
     async def container_of(self, path: Path, subject: Subject) -> Node:
-        """The container that holds, or would hold, the last name of ``path``.  ContainerNotFound (R65), LinkFound."""
+        """The container that holds, or would hold, the last name of ``path``.
+
+        ContainerNotFound (R65); LinkFound if an ancestor is a link, which creation and deletion must not follow (R67).
+        """
         node, missing = await self._walk(path[:-1], subject)
         if missing is not None:
             raise ContainerNotFound(self.authority.uri(missing))

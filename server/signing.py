@@ -30,6 +30,8 @@ class Endpoint(msgspec.Struct, array_like=True):
     user: str
     job: str
     expires: int
+    view: str = ""
+    """Format of the archive that a container is sent or received as."""
 
 
 def _now() -> int:

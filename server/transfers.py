@@ -1,24 +1,36 @@
-"""``/synctrans`` and the job resources behind it: pushToVoSpace and pullFromVoSpace (VOSpace 2.1 section 6.4).
+"""Transfers: ``/synctrans``, and what the jobs of ``/transfers`` do (VOSpace 2.1 sections 6.2 and 6.4).
 
-Negotiation is finished before the answer, so a job's phase is final for errors and EXECUTING until bytes moved.
+Negotiation of pushToVoSpace and pullFromVoSpace, moveNode, copyNode, and the two transfers in which the service is
+the client of a third party (``remote.py``).
 """
 
 import secrets
+import time
+from typing import Any
 from urllib.parse import parse_qs
 
-import msgspec
-
+from server import copying, remote
 from server.access import Subject
+from server.archive import ARCHIVE_VIEWS
 from server.data import endpoint_url
 from server.http import Request, Response
-from server.nodes import parameters
-from server.service import Service, text, xml
-from server.signing import ENDPOINT_S
+from server.service import Service, xml
+from server.uws import (
+    Execution,
+    Jobs,
+    Result,
+    State,
+    encoded,
+    fail,
+    new_id,
+    parameters,
+    spaced,
+)
 from vosfs.errors import (
-    ContainerNotFound,
     DuplicateNode,
     InvalidArgument,
     InvalidURI,
+    NodeBusy,
     NodeNotFound,
     OperationNotSupported,
     PermissionDenied,
@@ -27,44 +39,45 @@ from vosfs.errors import (
     VOSpaceError,
 )
 from vosfs.metadata import xml as documents
-from vosfs.metadata.node import CONTAINER, CORE, DATA
+from vosfs.metadata.job import COMPLETED as DONE
+from vosfs.metadata.job import ERROR, EXECUTING
+from vosfs.metadata.node import CONTAINER, CORE, DATA, Node
 from vosfs.metadata.store import READ, WRITE, Anyone
 from vosfs.uri import Path, check_name
 
 PUSH, PULL = "pushToVoSpace", "pullFromVoSpace"
-PROTOCOLS = {
+FETCH, SEND = "pullToVoSpace", "pushFromVoSpace"
+DIRECTIONS = (PUSH, PULL, FETCH, SEND)
+PROTOCOLS: dict[str, tuple[str, ...]] = {
     PUSH: (CORE + "httpput", CORE + "httpsput"),
     PULL: (CORE + "httpget", CORE + "httpsget"),
 }
-"""The https ones are accepted on plain http too: real clients ask for nothing else (decision: docs/decisions.rst)."""
+"""What is served.  The https ones are accepted on plain http too: real clients ask for nothing else."""
+PUBLIC_SHARE = "http://wiki.ivoa.net/twiki/bin/view/IVOA/VOSpacePublicShare"
 VIEWS = {
     PUSH: ("", CORE + "anyview", CORE + "binaryview"),
     PULL: ("", CORE + "defaultview", CORE + "binaryview"),
+    FETCH: ("", CORE + "anyview", CORE + "binaryview"),
+    SEND: ("", CORE + "defaultview", CORE + "binaryview"),
 }
-DIRECTIONS = (PUSH, PULL, "pullToVoSpace", "pushFromVoSpace")
+"""Of data nodes; a container takes and gives ``archive.ARCHIVE_VIEWS``."""
 SECURITY_METHODS = (
     "",
     "ivo://ivoa.net/sso#BasicAA",
     "ivo://ivoa.net/sso#OAuth",
     "ivo://ivoa.net/sso#token",
+    "ivo://ivoa.net/sso#tls-with-certificate",
     "vos://cadc.nrc.ca~vospace/CADC/std/Auth#token-1.0",
 )
+AUTO = b".auto"
+NULL = b".null"
 FORM_BYTES_MAX = 64 * 1024
 
 
-class Job(msgspec.Struct):
-    """A transfer's job as it is stored."""
-
-    transfer: documents.Transfer
-    details: bytes
-    """The transferDetails document; empty if negotiation failed."""
-    fault: str = ""
-    message: str = ""
-    destination: str = ""
-    """Where a moved node is now."""
+# -- synctrans ---------------------------------------------------------------------------------------------------
 
 
-async def sync(service: Service, request: Request) -> Response:
+async def sync(service: Service, jobs: Jobs, request: Request) -> Response:
     """POST of a document, or GET or POST of parameters."""
     subject, _ = await service.caller(request)
     given = parameters(request.query)
@@ -74,27 +87,51 @@ async def sync(service: Service, request: Request) -> Response:
         if request.header(b"content-type").startswith("application/x-www-form-urlencoded"):
             if len(body) > FORM_BYTES_MAX:
                 raise InvalidArgument("form is too long")
-            given = {**parameters(body.decode("utf-8", "replace")), **given}
-            body = b""
+            form = body.decode("utf-8", "replace")
+            return await _by_parameters(service, subject, {**parameters(form), **given}, f"{request.query}&{form}")
     if given.get("target") or not body:
         return await _by_parameters(service, subject, given, request.query)
     transfer = documents.parse_transfer(body)
-    job = Job(transfer, b"")
-    id = secrets.token_hex(12)
+    execution = _Sync(new_id(), subject)
+    state = State(encoded(transfer))
+    state.started_ns = time.time_ns()
+    phase = EXECUTING
     try:
-        job.details = await _negotiate(service, transfer, subject, id)
-        phase = "EXECUTING"
+        if transfer.direction in (FETCH, SEND):
+            raise OperationNotSupported(f"{transfer.direction} goes to the transfers resource")
+        await KIND.carry_out(service, transfer, execution)
+        state.results, state.waiting = execution.results, execution.waiting
+        phase = EXECUTING if state.waiting else DONE
     except VOSpaceError as exc:
-        job.fault, job.message, phase = exc.fault, str(exc), "ERROR"
-    await service.store.put_job(id, subject.user, phase, msgspec.json.encode(job).decode())
-    return Response(303, [("Location", f"{service.base_url}/transfers/{id}/results/transferDetails")])
+        fail(state, exc)
+        phase = ERROR
+    if not any(result.id == DETAILS for result in state.results):
+        # Without an end-point: the job's phase and error tell the rest (R202), a move's its echo (R152).
+        state.results.append(Result(DETAILS, document=documents.transfer_details(transfer, []).decode()))
+    if phase != EXECUTING:
+        state.ended_ns = time.time_ns()
+    await jobs.keep(KIND.name, subject.user, phase, state, execution.id)
+    return Response(303, [("Location", f"{service.base_url}/transfers/{execution.id}/results/{DETAILS}")])
+
+
+DETAILS = "transferDetails"
+
+
+class _Sync:
+    """What ``Execution`` is to a job that is over before it is stored."""
+
+    def __init__(self, id: str, subject: Subject) -> None:
+        self.id = id
+        self.subject = subject
+        self.results: list[Result] = []
+        self.waiting = False
 
 
 async def _by_parameters(service: Service, subject: Subject, given: dict[str, str], query: str) -> Response:
     for name in ("target", "direction", "protocol"):
         if not given.get(name):
             raise InvalidArgument(f"parameter {name.upper()} is missing")
-    if len(parse_qs(query).get("PROTOCOL", [])) > 1:
+    if sum(len(values) for name, values in parse_qs(query).items() if name.lower() == "protocol") > 1:
         raise InvalidArgument("PROTOCOL is given more than once")
     if given["direction"] not in (PUSH, PULL):
         raise InvalidArgument(f"DIRECTION is {PUSH} or {PULL}")
@@ -103,208 +140,223 @@ async def _by_parameters(service: Service, subject: Subject, given: dict[str, st
         given["target"], given["direction"], given.get("view", ""),
         [documents.ProtocolRequest(given["protocol"], security_methods=methods)],
     )  # fmt: skip
-    details = await _negotiate(service, transfer, subject, "")
+    endpoints, _, _ = await negotiate(service, transfer, subject, "")
     if given.get("request") == "redirect" and transfer.direction == PULL:
-        root = documents.parse(details)
-        location = root.findtext(f"{{{documents.NS}}}protocol/{{{documents.NS}}}endpoint") or ""
-        return Response(303, [("Location", location)])
-    return xml(details)
+        return Response(303, [("Location", endpoints[0][2])])
+    return xml(documents.transfer_details(transfer, endpoints))
 
 
-async def _negotiate(service: Service, transfer: documents.Transfer, subject: Subject, job: str) -> bytes:
-    """The transferDetails document.  Raises the faults of R237 and R247."""
-    if transfer.direction not in DIRECTIONS:
-        raise InvalidArgument(f"direction {transfer.direction[:100]!r} is not one that this resource serves")
-    if transfer.direction not in PROTOCOLS:
-        raise OperationNotSupported(f"{transfer.direction} on synctrans")
-    if transfer.view not in VIEWS[transfer.direction]:
-        raise ViewNotSupported(transfer.view[:200])
+# -- negotiation -------------------------------------------------------------------------------------------------
+
+
+async def negotiate(
+    service: Service, transfer: documents.Transfer, subject: Subject, job: str
+) -> tuple[list[tuple[str, str, str]], Path, Node | None]:
+    """(protocol, security method, URL) of each end-point, the real path, and the node if there is one.
+
+    Raises the faults of R237 and R247.
+    """
     path = service.authority.path(transfer.target)
+    node: Node | None
     if transfer.direction == PULL:
-        node = await service.find(path, subject)
-        if node.kind == CONTAINER:
-            raise ViewNotSupported(f"{transfer.target} is a container")
-        if node.kind != DATA:
-            raise InvalidURI(f"{transfer.target} is a link: ask for its target")
-        subject.permit(node, READ)
+        path, node = await source_of(service, path, subject, transfer.view)
     else:
-        await _check_push(service, path, subject)
-    url = endpoint_url(service, transfer.direction, path, subject, job)
+        path, node = await destination_of(service, path, subject, transfer.view)
+    view = transfer.view if node is not None and node.kind == CONTAINER else ""
+    url = endpoint_url(service, transfer.direction, path, subject, job, ARCHIVE_VIEWS.get(view, ""))
+    offered = PROTOCOLS[transfer.direction]
+    if service.data_url.startswith("https:"):
+        # Never a label of http for an https URL (R354).
+        offered = tuple(uri for uri in offered if "#https" in uri)
     found: list[tuple[str, str, str]] = []
     for protocol in transfer.protocols:
-        if protocol.uri in PROTOCOLS[transfer.direction]:
+        if protocol.uri in offered:
             # Each pair once, however often it was asked for.
             methods = [method for method in protocol.security_methods or [""] if method in SECURITY_METHODS]
             found += [(protocol.uri, method, url) for method in dict.fromkeys(methods)]
     found = list(dict.fromkeys(found))
     if not found:
         raise ProtocolNotSupported(", ".join(p.uri[:100] for p in transfer.protocols[:10]) or "none was named")
-    return documents.transfer_details(transfer, found)
+    return found, path, node
 
 
-async def _check_push(service: Service, path: Path, subject: Subject) -> None:
-    if not path:
-        raise ViewNotSupported("the root is a container")
-    parent = await service.container_of(path, subject)
-    if path[-1] == b".auto":
-        raise InvalidURI(f"{service.authority.uri(path)}: generated names are not offered")
-    try:
-        node = await service.store.lookup(parent.id, path[-1])
-    except NodeNotFound:
-        subject.permit(parent, WRITE)
-        return
-    if node.kind == CONTAINER:
-        raise ViewNotSupported(f"{service.authority.uri(path)} is a container")
-    if node.kind != DATA:
-        raise InvalidURI(f"{service.authority.uri(path)} is a link: name its target")
-    subject.permit(node, WRITE)
+async def source_of(service: Service, path: Path, subject: Subject, view: str) -> tuple[Path, Node]:
+    """The node that bytes come from, which the subject may read; links are followed (R197)."""
+    path, node = await service.locate(path, subject, leaf=True)
+    if view not in (ARCHIVE_VIEWS if node.kind == CONTAINER else VIEWS[PULL]):
+        raise ViewNotSupported(f"{view or 'none'} of {service.authority.uri(path)}"[:300])
+    subject.permit(node, READ)
+    return path, node
 
 
-# -- moveNode ----------------------------------------------------------------------------------------------------
-
-
-async def create_job(service: Service, request: Request) -> Response:
-    """POST to ``/transfers``: a PENDING job (R131); it runs when its phase is set to RUN."""
-    subject, _ = await service.caller(request)
-    transfer = documents.parse_transfer(await request.read(documents.DOCUMENT_BYTES_MAX))
-    id = secrets.token_hex(12)
-    await service.store.put_job(id, subject.user, "PENDING", msgspec.json.encode(Job(transfer, b"")).decode())
-    url = f"{service.base_url}/transfers/{id}"
-    if parameters(request.query).get("phase", "").upper() == "RUN":
-        await _run(service, subject, id)
-    return Response(303, [("Location", url)])
-
-
-async def set_phase(service: Service, request: Request, id: str) -> Response:
-    """POST to ``/transfers/ID/phase``: RUN or ABORT; 303 to the job."""
-    subject, _ = await service.caller(request)
-    await _job(service, subject, id)
-    given = parameters((await request.read(FORM_BYTES_MAX)).decode("utf-8", "replace"))
-    phase = given.get("phase", "").upper()
-    if phase not in ("RUN", "ABORT"):
-        raise InvalidArgument(f"PHASE is RUN or ABORT, not {phase[:20]!r}")
-    owner, now, document, _ = await _job(service, subject, id)
-    if phase == "ABORT":
-        if now in ("PENDING", "EXECUTING"):
-            await service.store.put_job(id, owner, "ABORTED", document)
-    elif now != "PENDING":
-        raise PermissionDenied(f"the job is {now}: only a PENDING one can be run")
+async def destination_of(service: Service, path: Path, subject: Subject, view: str) -> tuple[Path, Node | None]:
+    """The node that bytes go to, None if it is to be made; which the subject may write."""
+    if path and path[-1] == AUTO:
+        path = (*path[:-1], generated_name())
+    path = await service.real_path(path, subject, leaf=True)
+    node: Node | None = None
+    if path:
+        parent = await service.container_of(path, subject)
+        if path[-1] == NULL:
+            subject.permit(parent, WRITE)
+            return path, None
+        try:
+            node = await service.store.lookup(parent.id, check_name(path[-1]))
+        except NodeNotFound:
+            subject.permit(parent, WRITE)
     else:
-        await _run(service, subject, id)
-    return Response(303, [("Location", f"{service.base_url}/transfers/{id}")])
+        node = await service.find(path, subject)
+    if node is None or node.kind == DATA:
+        if view not in VIEWS[PUSH]:
+            raise ViewNotSupported(view[:200])
+    elif node.kind == CONTAINER and view not in ARCHIVE_VIEWS:
+        raise ViewNotSupported(f"{view or 'none'} of the container {service.authority.uri(path)}"[:300])
+    if node is not None:
+        subject.permit(node, WRITE)
+        if service.busy[node.id]:
+            raise NodeBusy(service.authority.uri(path))
+    return path, node
 
 
-async def _run(service: Service, subject: Subject, id: str) -> None:
-    """Do what a job is for; every one is short, so it is finished before the first poll."""
-    owner, _, document, _ = await _job(service, subject, id)
-    job = msgspec.json.decode(document, type=Job)
-    try:
-        if job.transfer.direction.startswith("vos:"):
-            job.destination = await _move(service, subject, job.transfer)
-            phase = "COMPLETED"
+def generated_name() -> bytes:
+    """A name for ``.auto``: 80 random bits, so that no two are alike (R327)."""
+    return secrets.token_hex(10).encode()
+
+
+# -- what jobs do ------------------------------------------------------------------------------------------------
+
+
+class Transfers:
+    """The kind of job that ``/transfers`` holds (see ``uws.Kind``)."""
+
+    name = "transfers"
+    shape = documents.Transfer
+
+    def heavy(self, request: documents.Transfer) -> bool:
+        return request.direction in (FETCH, SEND) or bool(request.keep_bytes)
+
+    def needs_bytes(self, request: documents.Transfer) -> bool:
+        return request.direction in (FETCH, SEND)
+
+    def resumable(self, request: documents.Transfer) -> bool:
+        # An end-point of pushFromVoSpace may be used once only (R259).
+        return request.direction != SEND
+
+    def info(self, request: documents.Transfer) -> str:
+        return documents.fragment(documents.transfer_request(request))
+
+    def error_form(self, request: documents.Transfer, fault: str) -> str:
+        if fault == "ProtocolNotSupported" and any(p.uri == PUBLIC_SHARE for p in request.protocols):
+            # Here the standard wants it without spaces (A19).
+            return f"{spaced(fault)} ({fault})"
+        return spaced(fault)
+
+    async def cut_off(self, service: Service, id: str) -> None:
+        await service.store.drop_staged(id.encode())
+
+    async def run(self, service: Service, execution: Execution) -> None:
+        await self.carry_out(service, execution.request, execution)
+
+    async def carry_out(self, service: Service, transfer: documents.Transfer, execution: Any) -> None:
+        """Do what a transfer document says."""
+        if transfer.direction.startswith("vos:"):
+            moved = await _move_or_copy(service, execution.subject, transfer, execution.id)
+            if moved is not None:
+                execution.results.append(Result("destination", service.authority.uri(moved)))
+        elif transfer.direction in (PUSH, PULL):
+            endpoints, path, _ = await negotiate(service, transfer, execution.subject, execution.id)
+            _report(service, transfer, endpoints, path, execution)
+            # What is offered for reading may be read many times: its job is over (R246).
+            execution.waiting = transfer.direction == PUSH
+        elif transfer.direction == FETCH:
+            path, _ = await destination_of(
+                service, service.authority.path(transfer.target), execution.subject, transfer.view
+            )
+            execution.results.append(Result("dataNode", service.authority.uri(path)))
+            await remote.fetch(service, execution.subject, transfer, path)
+        elif transfer.direction == SEND:
+            path, node = await source_of(
+                service, service.authority.path(transfer.target), execution.subject, transfer.view
+            )
+            execution.results.append(Result("dataNode", service.authority.uri(path)))
+            await remote.send(service, execution.subject, transfer, path, node)
         else:
-            job.details = await _negotiate(service, job.transfer, subject, id)
-            phase = "EXECUTING"
-    except VOSpaceError as exc:
-        job.fault, job.message, phase = exc.fault, str(exc), "ERROR"
-    await service.store.put_job(id, owner, phase, msgspec.json.encode(job).decode())
+            raise InvalidArgument(f"direction is one of {', '.join(DIRECTIONS)} or a vos: URI")
 
 
-async def _move(service: Service, subject: Subject, transfer: documents.Transfer) -> str:
-    """moveNode (R131-R151); returns the node's new URI."""
+KIND = Transfers()
+
+
+def _report(
+    service: Service, transfer: documents.Transfer, endpoints: list[tuple[str, str, str]], path: Path, execution: Any
+) -> None:
+    execution.results.append(Result(DETAILS, document=documents.transfer_details(transfer, endpoints).decode()))
+    uri = service.authority.uri(path)
+    execution.results.append(Result("dataNode", uri))
+    if transfer.target.endswith("/.auto"):
+        execution.results.append(Result("target", uri))
+
+
+async def _move_or_copy(service: Service, subject: Subject, transfer: documents.Transfer, job: str) -> Path | None:
+    """moveNode and copyNode (R131-R165); the new path, None for a move to ``.null``."""
     if transfer.keep_bytes is None:
         raise InvalidArgument("keepBytes says whether to move or to copy")
-    if transfer.keep_bytes:
-        raise OperationNotSupported("copyNode is not offered yet")
-    source, target = service.authority.path(transfer.target), service.authority.path(transfer.direction)
+    source = await service.real_path(service.authority.path(transfer.target), subject)
     if not source:
-        raise PermissionDenied("the root cannot be moved")
-    try:
-        node = await service.find(target, subject)
-    except (NodeNotFound, ContainerNotFound):
-        node = None
-    if node is not None:
-        if node.kind != CONTAINER:
+        raise PermissionDenied("the root stays where it is")
+    target = service.authority.path(transfer.direction)
+    if target and target[-1] == NULL and not transfer.keep_bytes:
+        await _discard(service, subject, source)
+        return None
+    node = await service.find(source, subject)
+    target = await _destination(service, subject, target, source[-1])
+    if target[: len(source)] == source and (len(target) > len(source) or transfer.keep_bytes):
+        if target == source:
             raise DuplicateNode(transfer.direction)
-        # Into an existing container, under its old name (R135).
-        target = (*target, source[-1])
-    await service.find(source, subject)
-    old, new = await service.container_of(source, subject), await service.container_of(target, subject)
-    caller = Anyone("", subject.permit)
-    await service.store.rename(old.id, source[-1], new.id, check_name(target[-1]), "keep", caller)
+        raise InvalidURI(f"{transfer.direction}: Cannot move container node into its descendants")
+    new = await service.container_of(target, subject)
+    name = check_name(target[-1])
+    if transfer.keep_bytes:
+        subject.permit(new, WRITE)
+        await copying.copy(service.store, subject, node, new, name, job)
+    else:
+        old = await service.container_of(source, subject)
+        try:
+            await service.store.rename(old.id, source[-1], new.id, name, "keep", Anyone("", subject.permit))
+        except InvalidArgument as exc:
+            # The same, found by the store: somebody moved an ancestor meanwhile (R143).
+            raise InvalidURI(f"{transfer.direction}: {exc}") from None
+        await service.store.sync()
+    return target
+
+
+async def _destination(service: Service, subject: Subject, path: Path, name: bytes) -> Path:
+    """Where a node named ``name`` is to go: into an existing container (R135), or under a free name."""
+    if path and path[-1] == AUTO:
+        return (*await service.real_path(path[:-1], subject, leaf=True), generated_name())
+    if path and path[-1] == NULL:
+        raise InvalidURI(f"{service.authority.uri(path)} is reserved")
+    try:
+        real, node = await service.locate(path, subject, leaf=True)
+    except NodeNotFound:
+        return await service.real_path(path, subject)
+    if node.kind != CONTAINER:
+        raise DuplicateNode(service.authority.uri(path))
+    return (*real, name)
+
+
+async def _discard(service: Service, subject: Subject, path: Path) -> None:
+    """A move to ``.null`` deletes (R130)."""
+    parent = await service.container_of(path, subject)
+    try:
+        await service.store.remove(parent.id, path[-1], "tree", Anyone("", subject.permit))
+    except NodeNotFound:
+        raise NodeNotFound(service.authority.uri(path)) from None
     await service.store.sync()
-    return service.authority.uri(target)
 
 
-# -- jobs --------------------------------------------------------------------------------------------------------
-
-
-async def jobs(service: Service, request: Request, rest: str) -> Response:
-    """``/transfers/ID...``: what became of a synchronous transfer."""
-    id, _, what = rest.strip("/").partition("/")
-    if request.method == "POST":
-        if not id:
-            return await create_job(service, request)
-        if what != "phase":
-            raise InvalidArgument("POST goes to the job list, or to a job's phase")
-        return await set_phase(service, request, id)
+async def create(service: Service, jobs: Jobs, request: Request) -> Response:
+    """POST to ``/transfers``: a job (R131)."""
     subject, _ = await service.caller(request)
-    owner, phase, document, created_ns = await _job(service, subject, id)
-    job = msgspec.json.decode(document, type=Job)
-    if what == "phase":
-        return text(200, phase)
-    if what == "error":
-        if not job.fault:
-            raise NodeNotFound(f"job {id} has no error")
-        return text(200, f"{job.fault} {job.message}")
-    if what == "results/transferDetails":
-        return xml(job.details or documents.transfer_details(job.transfer, []))
-    if what == "":
-        return xml(_job_document(service, id, owner, phase, job, created_ns))
-    raise NodeNotFound(f"job {id} has no {what[:50]}")
-
-
-async def _job(service: Service, subject: Subject, id: str) -> tuple[str, str, str, int]:
-    """A job that the subject may see; strangers' jobs do not exist for others."""
-    row = await service.store.job(id) if id else None
-    if row is None or (row[0] != subject.user and not subject.admin):
-        raise NodeNotFound(f"job {id[:50]}")
-    return row
-
-
-def _spaced(fault: str) -> str:
-    """``NodeNotFound`` -> ``Node Not Found``, the form of errorSummary."""
-    return "".join(" " + c if c.isupper() else c for c in fault).strip().replace("U R I", "URI")
-
-
-def _job_document(service: Service, id: str, owner: str, phase: str, job: Job, created_ns: int) -> bytes:
-    escape = documents.escape
-    created = documents.timestamp(created_ns) + "Z"
-    destruction = documents.timestamp(created_ns + 7 * 86400 * 10**9) + "Z"
-    results = error = ""
-    if job.details:
-        href = f"{service.base_url}/transfers/{id}/results/transferDetails"
-        results = (
-            f'<uws:result id="transferDetails" xlink:href="{escape(href)}"/>'
-            f'<uws:result id="dataNode" xlink:href="{escape(job.transfer.target)}"/>'
-        )
-    if job.destination:
-        results = f'<uws:result id="destination" xlink:href="{escape(job.destination)}"/>'
-    if job.fault:
-        error = (
-            f'<uws:errorSummary type="fatal" hasDetail="true"><uws:message>{escape(_spaced(job.fault))}'
-            "</uws:message></uws:errorSummary>"
-        )
-    request = documents.transfer_request(job.transfer)
-    return (
-        '<?xml version="1.0" encoding="UTF-8"?>\n<uws:job xmlns:uws="http://www.ivoa.net/xml/UWS/v1.0"'
-        ' xmlns:xlink="http://www.w3.org/1999/xlink" xmlns:xsi="http://www.w3.org/2001/XMLSchema-instance"'
-        f' version="1.1"><uws:jobId>{id}</uws:jobId>'
-        + (f"<uws:ownerId>{escape(owner)}</uws:ownerId>" if owner else '<uws:ownerId xsi:nil="true"/>')
-        + f"<uws:phase>{phase}</uws:phase>"
-        f'<uws:quote xsi:nil="true"/><uws:creationTime>{created}</uws:creationTime>'
-        f"<uws:startTime>{created}</uws:startTime><uws:executionDuration>{ENDPOINT_S}</uws:executionDuration>"
-        f"<uws:destruction>{destruction}</uws:destruction><uws:parameters/>"
-        f"<uws:results>{results}</uws:results>{error}"
-        f"<uws:jobInfo>{documents.fragment(request)}</uws:jobInfo></uws:job>"
-    ).encode()
+    transfer = documents.parse_transfer(await request.read(documents.DOCUMENT_BYTES_MAX))
+    return await jobs.created(KIND.name, subject, transfer, request)

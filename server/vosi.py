@@ -31,6 +31,9 @@ CAPABILITIES = [
     ("ivo://ivoa.net/std/VOSpace/v2.0#transfers", "transfers", "full", True),
     ("ivo://ivoa.net/std/VOSpace#sync-2.1", "synctrans", "full", True),
     ("ivo://ivoa.net/std/VOSpace#files-proto", "files", "base", True),
+    ("ivo://ivoa.net/std/VOSpace#recursive-delete-proto", "async-delete", "full", True),
+    ("ivo://ivoa.net/std/VOSpace#recursive-nodeprops-proto", "async-setprops", "full", True),
+    ("vos://cadc.nrc.ca~vospace/CADC/std/Pkg-1.0", "pkg", "full", True),
 ]
 """(standardID, path, use, whether credentials are heeded) of each end-point (spec: vospace-2.1, section 1.0)."""
 
@@ -82,10 +85,18 @@ def _lists(name: str, item: str, lists: list[tuple[str, list[str]]]) -> Response
     return xml("".join([*parts, f"</vos:{name}>"]).encode())
 
 
+SERVED = tuple(CORE + name for name in ("httpget", "httpput", "httpsget", "httpsput"))
+"""Protocols of byte end-points here, and of third parties' (``remote.py``)."""
+
+
+def protocol_lists(provides: list[str]) -> Response:
+    """A protocols document."""
+    return _lists("protocols", "protocol", [("accepts", list(SERVED)), ("provides", provides)])
+
+
 async def protocols(service: Service, request: Request) -> Response:
-    """getProtocols: what the service serves; it is nobody's client (R37, R38)."""
-    provides = [CORE + name for name in ("httpget", "httpput", "httpsget", "httpsput")]
-    return _lists("protocols", "protocol", [("accepts", []), ("provides", provides + [GATEWAY] * service.gateway)])
+    """getProtocols: what the service serves, and what it uses as a client (R37, R38)."""
+    return protocol_lists([*SERVED, *[GATEWAY] * service.gateway])
 
 
 async def views(service: Service, request: Request) -> Response:
@@ -94,8 +105,8 @@ async def views(service: Service, request: Request) -> Response:
         "views",
         "view",
         [
-            ("accepts", [CORE + "anyview", CORE + "binaryview"]),
-            ("provides", [CORE + "defaultview", CORE + "binaryview"]),
+            ("accepts", [*documents.DATA_VIEWS[0], *documents.ARCHIVES]),
+            ("provides", [*documents.DATA_VIEWS[1], *documents.ARCHIVES]),
         ],
     )
 
@@ -104,4 +115,5 @@ async def properties(service: Service, request: Request) -> Response:
     """getProperties: understood and set by the service (R41)."""
     understood = sorted(documents.AS_ATTRIBUTES)
     kept = sorted(documents.READ_ONLY)
-    return _lists("properties", "property", [("accepts", understood), ("provides", kept), ("contains", kept)])
+    in_use = sorted({*kept, *(await service.store.properties_in_use())})
+    return _lists("properties", "property", [("accepts", understood), ("provides", kept), ("contains", in_use)])

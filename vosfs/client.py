@@ -14,11 +14,24 @@ from urllib.parse import urlsplit
 import trio
 
 from vosfs.errors import InvalidArgument, ProtocolError, ServiceUnavailable, TimedOut, TooLarge
-from vosfs.wire import STALL_S, Chunks, Headers, Stream, handshake, move, parse_response, readable, send_file
+from vosfs.wire import (
+    STALL_S,
+    Chunks,
+    Headers,
+    Stream,
+    handshake,
+    move,
+    parse_response,
+    readable,
+    receive_body,
+    send_file,
+)
 
 CONNECT_S = 10.0
 CONNECTIONS_MAX = 16
 """Of one client to one server, idle ones included."""
+REFUSAL_BYTES = 4096
+"""Of the body of an answer that is not what was asked for."""
 ANSWER_BYTES_MAX = 64 << 20
 """Longest answer that is read into memory whole."""
 
@@ -37,6 +50,9 @@ class Answer:
 Segment = tuple[int, int, int]
 """(descriptor, start, stop): a run of a file to send."""
 
+Sink = Callable[[memoryview], None]
+"""Takes a body's bytes as they come, in a worker thread."""
+
 Arrived = Callable[[int], None]
 """Told how many bytes of a body are here, as they come."""
 
@@ -50,7 +66,9 @@ class HttpClient:
     TimedOut and ProtocolError; HTTP errors are answers.
     """
 
-    def __init__(self, origin: str, deadline_s: float = STALL_S, context: ssl.SSLContext | None = None) -> None:
+    def __init__(
+        self, origin: str, deadline_s: float = STALL_S, context: ssl.SSLContext | None = None, address: str = ""
+    ) -> None:
         parts = urlsplit(origin)
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise InvalidArgument(f"{origin!r} is not an http or https URL")
@@ -58,6 +76,8 @@ class HttpClient:
         self.origin = f"{parts.scheme}://{parts.netloc}"
         self.deadline_s = deadline_s
         self._host = parts.hostname
+        self._address = address or parts.hostname
+        """Where to connect, if the name was looked up already."""
         self._port = parts.port or (443 if parts.scheme == "https" else 80)
         self._tls = (context or ssl.create_default_context()) if parts.scheme == "https" else None
         self._host_header = parts.netloc.rpartition("@")[2].encode("ascii")
@@ -88,7 +108,7 @@ class HttpClient:
     async def _connect(self) -> Stream:
         try:
             with trio.fail_after(min(CONNECT_S, self.deadline_s)):
-                stream = await trio.open_tcp_stream(self._host, self._port)
+                stream = await trio.open_tcp_stream(self._address, self._port)
                 # The socket leaves trio's object: from here on it is ours.
                 raw = socket.socket(fileno=os.dup(stream.socket.fileno()))
                 stream.socket.close()
@@ -198,6 +218,45 @@ class HttpClient:
                     self._idle.append(stream)
                 else:
                     stream.close()
+
+    async def download(self, head: bytes, sink: Sink) -> Answer:
+        """GET on a connection of its own; a 200 body goes to ``sink``, in worker threads, any other into the answer."""
+        stream = await self._connect()
+        try:
+            with trio.fail_after(self.deadline_s):
+                await stream.send(head + b"\r\n")
+                data = await stream.receive_head()
+                if not data:
+                    raise ProtocolError("connection closed before an answer")
+                answer = parse_response(data, "GET")
+                if answer.status != 200:
+                    body = b"" if answer.length is None else stream.take(min(answer.length, REFUSAL_BYTES))
+                    return Answer(answer.status, answer.headers, body)
+            if answer.length is not None and not answer.chunked:
+                first = stream.take(answer.length)
+                moving = receive_body(stream.sock, first, answer.length, sink)
+                await move(stream.sock, moving, stall_s=self.deadline_s)
+            else:
+                await self._download_open(stream, answer.chunked, sink)
+            return Answer(200, answer.headers, b"")
+        except trio.TooSlowError as exc:
+            raise TimedOut(f"{self.origin}: no answer within the deadline") from exc
+        except _FAILED as exc:
+            raise ServiceUnavailable(f"{self.origin}: {_reason(exc)}") from exc
+        finally:
+            stream.close()
+
+    async def _download_open(self, stream: Stream, chunked: bool, sink: Sink) -> None:
+        """A body whose length nobody said."""
+        chunks = Chunks(stream) if chunked else None
+        data = b"" if chunks is not None else stream.take(len(stream.pending))
+        while True:
+            if data:
+                await trio.to_thread.run_sync(sink, memoryview(data))
+            with trio.fail_after(self.deadline_s):
+                data = await (chunks.read() if chunks is not None else stream.receive())
+            if not data:
+                return
 
     async def _answer(
         self, stream: Stream, method: str, into: memoryview | None = None, arrived: Arrived = lambda count: None

@@ -43,6 +43,10 @@ class ServerConfig:
     """PEM file with certificate chain; serves https."""
     key: str = ""
     """PEM file with the certificate's key."""
+    client_ca: str = ""
+    """PEM file with the authorities whose client certificates, and proxies of them, are accepted."""
+    private_endpoints: bool = False
+    """Let pullToVoSpace, pushFromVoSpace and callbacks go to addresses that are not public."""
     role: str = "all"
     """``all``, ``metadata`` or ``storage``."""
     log: str = "info"
@@ -118,6 +122,8 @@ def check(config: Config) -> Config:
         raise QuietError(f"[server] prefix: {server.prefix!r} must start with '/' and not end with one")
     if bool(server.certificate) != bool(server.key):
         raise QuietError("[server] certificate and key go together")
+    if server.client_ca and not server.certificate:
+        raise QuietError("[server] client_ca needs a certificate of the server's own")
     if server.role != "all" and not config.database.dsn:
         raise QuietError("separate roles share a database: set [database] dsn to a PostgreSQL one")
     if server.role == "metadata" and not config.storage.url:

@@ -112,6 +112,12 @@ class TransferFailed(VOSpaceError):
     fault, status, errno = "TransferFailed", 500, errno.EIO
 
 
+class InvalidData(VOSpaceError):
+    """Bytes that arrived are not of the format that was announced."""
+
+    fault, status, errno = "InvalidData", 400, errno.EIO
+
+
 class DigestMismatch(VOSpaceError):
     """The bytes that arrived are not the bytes whose digest was announced (412, as cadcutils expects)."""
 

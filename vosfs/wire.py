@@ -389,6 +389,37 @@ def send_file(sock: socket.socket, fd: int, start: int, stop: int, heed: bool = 
         most = 8 * BULK_BYTES
 
 
+_SHORT = {
+    "commonName": "CN", "countryName": "C", "organizationName": "O", "organizationalUnitName": "OU",
+    "localityName": "L", "stateOrProvinceName": "ST", "domainComponent": "DC", "emailAddress": "emailAddress",
+    "userId": "UID",
+}  # fmt: skip
+
+
+def certified_names(sock: ssl.SSLSocket) -> tuple[str, ...]:
+    """The distinguished names (RFC 4514) that a peer's verified certificate may speak for; empty without one.
+
+    Its subject, and if it is a proxy certificate (RFC 3820: the issuer's name and one more CN) its issuer.
+    """
+    found: dict[str, Any] = sock.getpeercert() or {}
+    subject, issuer = found.get("subject", ()), found.get("issuer", ())
+    if not subject:
+        return ()
+    names = [_name(subject)]
+    if subject[:-1] == issuer and subject[-1][0][0] == "commonName":
+        names.append(_name(issuer))
+    return tuple(names)
+
+
+def _name(parts: tuple[tuple[tuple[str, str], ...], ...]) -> str:
+    lines = ["+".join(f"{_SHORT.get(kind, kind)}={_escaped(value)}" for kind, value in part) for part in parts]
+    return ",".join(reversed(lines))
+
+
+def _escaped(value: str) -> str:
+    return "".join("\\" + c if c in ',+"\\<>;' else c for c in value)
+
+
 def will_send(fd: int, start: int, stop: int) -> None:
     """Have the disk begin with what ``send_file`` will be asked for, while its thread wakes up."""
     if fd >= 0:

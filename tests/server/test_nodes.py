@@ -84,6 +84,9 @@ def test_faults_along_the_path(space: Daemon, folder: str) -> None:
             (f"{folder}/link/n", 400, "LinkFound"),
             (f"{folder}/link/deep/n", 400, "LinkFound"),
         ]:
+            if method == "POST" and fault == "LinkFound":
+                # Only creation and deletion stop at a link.
+                status, fault = 404, "NodeNotFound" if path.endswith("link/n") else "ContainerNotFound"
             body = None if method == "DELETE" else node_document(path)
             assert is_fault(space.request(method, "/nodes" + path, body), status, fault), (method, path)
     missing = create(space, f"{folder}/none/of/this/n")[2].decode().split()[1]
@@ -142,7 +145,7 @@ def test_a_uri_that_is_not_the_urls_is_invalid(space: Daemon, folder: str, uri: 
 
 @pytest.mark.parametrize(
     "name",
-    ["..", ".", "%2e%2E", ".%2e", "a%00b", "a%2Fb", "%", "a%4", "a//b", "x" * 256, "%C3%A9" * 128, ".auto", ".null",
+    ["..", ".", "%2e%2E", ".%2e", "a%00b", "a%2Fb", "%", "a%4", "a//b", "x" * 256, "%C3%A9" * 128, ".null",
      "a\\b", 'a"b', "/a", "a/../b", "a" + "/b" * 2100],
 )  # fmt: skip
 def test_an_unfit_name_is_an_invalid_uri(space: Daemon, folder: str, name: str) -> None:

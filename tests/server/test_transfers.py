@@ -90,7 +90,6 @@ def test_the_job_document(space: Daemon, folder: str) -> None:
         ("", PUSH, ["httpput"], "", "ViewNotSupported", "View Not Supported"),
         ("/../n", PULL, ["httpget"], "", "InvalidURI", "Invalid URI"),
         ("/%2e%2e/n", PUSH, ["httpput"], "", "InvalidURI", "Invalid URI"),
-        ("/.auto", PUSH, ["httpput"], "", "InvalidURI", "Invalid URI"),
         ("/n", "pullToVoSpace", ["httpget"], "", "OperationNotSupported", "Operation Not Supported"),
         ("/n", "pushFromVoSpace", ["httpput"], "", "OperationNotSupported", "Operation Not Supported"),
         ("/n", "sideways", ["httpput"], "", "InvalidArgument", "Invalid Argument"),

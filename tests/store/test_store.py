@@ -5,7 +5,9 @@ import sqlite3
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import msgspec
 import psycopg
 import pytest
 import trio
@@ -14,6 +16,7 @@ from tests.store.conftest import AnyStore
 from tests.store.tree import dump
 from vosfs.errors import InternalFault, NodeNotFound, ServiceUnavailable, Stale
 from vosfs.metadata import sql
+from vosfs.metadata.job import ABORTED, EXECUTING, PENDING, PHASES, Chosen, Job
 from vosfs.metadata.node import (
     CONTAINER,
     DATA,
@@ -229,13 +232,49 @@ async def test_accounts_tokens_and_jobs(store: AnyStore) -> None:
     await store.put_token(b"\x00\xff", "bob", 2**62)
     assert await store.token(b"\x00\xff") == ("bob", 2**62)
     assert await store.token(b"\x00\xfe") is None
+    assert await store.certificate("CN=bob") is None
+    await store.put_certificate("CN=bob", "eve")
+    await store.put_certificate("CN=bob", "bob")
+    assert await store.certificate("CN=bob") == "bob"
+
+
+def a_job(id: str, phase: str = PENDING, **other: Any) -> Job:
+    """A job of bob's."""
+    return msgspec.structs.replace(Job(id, "transfers", "bob", phase, 100, 1000, "é"), **other)
+
+
+async def test_jobs_change_only_from_the_phase_they_are_in(store: AnyStore) -> None:
     assert await store.job("j") is None
-    await store.put_job("j", "bob", "PENDING", "<a/>")
-    before = time.time_ns()
-    await store.put_job("j", "bob", "COMPLETED", "é")
-    found = await store.job("j")
-    assert found is not None and found[:3] == ("bob", "COMPLETED", "é")
-    assert abs(found[3] - before) < 60 * 10**9
+    assert not await store.change_job(a_job("j"), PHASES)
+    await store.add_job(a_job("j"))
+    assert await store.job("j") == a_job("j")
+    assert not await store.change_job(a_job("j", ABORTED), (EXECUTING,))
+    assert await store.change_job(a_job("j", EXECUTING, document="{}", destruction_ns=5), (PENDING, EXECUTING))
+    assert await store.job("j") == a_job("j", EXECUTING, document="{}", destruction_ns=5)
+    assert not await store.change_job(a_job("j", ABORTED), (PENDING,))
+    await store.remove_job("j")
+    await store.remove_job("j")
+    assert await store.job("j") is None
+
+
+async def test_jobs_are_chosen_by_all_conditions(store: AnyStore) -> None:
+    made = [
+        a_job("a", created_ns=10), a_job("b", ABORTED, created_ns=30), a_job("c", created_ns=20, owner="eve"),
+        a_job("d", EXECUTING, created_ns=40, destruction_ns=7), a_job("e", created_ns=50, kind="other"),
+    ]  # fmt: skip
+    for job in made:
+        await store.add_job(job)
+
+    async def ids(**conditions: Any) -> str:
+        return "".join(job.id for job in await store.jobs(Chosen(**conditions)))
+
+    assert await ids() == "acbde"
+    assert await ids(kind="transfers", owner="bob") == "abd"
+    assert await ids(phases=(ABORTED, EXECUTING)) == "bd"
+    assert await ids(after_ns=30) == "de"
+    assert await ids(newest=True, limit=2) == "ed"
+    assert await ids(due_ns=8) == "d"
+    assert await ids(owner="eve", phases=(ABORTED,)) == ""
 
 
 async def test_the_secret_stays(store: AnyStore) -> None:
@@ -249,13 +288,9 @@ async def test_trim_drops_what_has_expired(sql_store: AnyStore) -> None:
     store = sql_store
     await store.put_token(b"old", "bob", time.time_ns() - 1)
     await store.put_token(b"new", "bob", later())
-    await store.put_job("j", "bob", "PENDING", "")
     await store.trim(1)
     assert await store.token(b"old") is None
     assert await store.token(b"new") is not None
-    assert await store.job("j") is not None
-    await store.trim(later())
-    assert await store.job("j") is None
 
 
 # -- across restarts -------------------------------------------------------------------------------------------------

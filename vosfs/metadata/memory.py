@@ -23,14 +23,17 @@ from vosfs.errors import (
     TooManyLinks,
 )
 from vosfs.metadata import content
+from vosfs.metadata.job import Chosen, Job
 from vosfs.metadata.node import (
     CONTAINER,
     DATA,
     ROOT_ID,
+    STAGING_ID,
     Attributes,
     Blob,
     Change,
     Content,
+    Copied,
     Cursor,
     Extent,
     Found,
@@ -55,7 +58,8 @@ class MemoryStore:
                 ROOT_ID, CONTAINER, 1, 0, 0o755, -1, -1, 1, now, now, now, now, owner, b"", 0, "", "", 0, "", ""
             )
         }
-        self._names: dict[int, dict[bytes, int]] = {ROOT_ID: {}}
+        self._nodes[STAGING_ID] = replace(self._nodes[ROOT_ID], id=STAGING_ID, owner="")
+        self._names: dict[int, dict[bytes, int]] = {ROOT_ID: {}, STAGING_ID: {}}
         self._parent: dict[int, int] = {}
         """Of containers only: others may have several."""
         self._extents: dict[int, list[Extent]] = {}
@@ -66,7 +70,8 @@ class MemoryStore:
         """Locator -> since when nothing stands on it."""
         self._secret = secrets.token_bytes(32)
         self.notify: Callable[[], None] = lambda: None
-        self._tables: dict[str, dict[Any, Any]] = {"account": {}, "token": {}, "job": {}}
+        self._tables: dict[str, dict[Any, Any]] = {"account": {}, "token": {}, "certificate": {}}
+        self._jobs: dict[str, Job] = {}
 
     def close(self) -> None:
         """Nothing to do."""
@@ -299,7 +304,8 @@ class MemoryStore:
 
     async def put_data(
         self, parent: int, name: bytes, new: NewNode, length: int, extents: list[Extent], blobs: list[Blob], md5: str,
-        clear: bool = False, caller: Caller = ANYONE,
+        clear: bool = False, caller: Caller = ANYONE, durable: bool = True,
+        mtime_ns: int | None = None,
     ) -> Content:  # fmt: skip
         if name in self._children(parent):
             node = self._child(parent, name)
@@ -310,11 +316,12 @@ class MemoryStore:
         else:
             node = await self.create(parent, name, new, caller)
         changes = [Extent(0, max(node.length, length, 1)), *extents]
-        return await self.commit(node.id, None, length, changes, blobs, None, md5, True, caller)
+        return await self.commit(node.id, None, length, changes, blobs, mtime_ns, md5, True, caller)
 
     async def update(
-        self, id: int, attributes: Attributes, change: dict[str, str | None], caller: Caller = ANYONE
-    ) -> Node:
+        self, id: int, attributes: Attributes, change: dict[str, str | None], caller: Caller = ANYONE,
+        durable: bool = True,
+    ) -> Node:  # fmt: skip
         if change:
             await self.set_properties(id, change, False, caller)
         if attributes != Attributes():
@@ -341,7 +348,7 @@ class MemoryStore:
         return self._nodes[id]
 
     async def usage(self) -> Usage:
-        return Usage(0, 0, len(self._nodes))
+        return Usage(0, 0, len(self._nodes) - 1)
 
     async def changes(self, since: Cursor, limit: int = CHANGES_MAX) -> tuple[Cursor, list[Change]]:
         page = self._changes[since.seq : since.seq + limit]
@@ -370,6 +377,9 @@ class MemoryStore:
         names = self._children(parent)
         chosen = [name for name in sorted(names) if name >= start][:limit]
         return [(name, self._nodes[names[name]], dict(self._properties.get(names[name], {}))) for name in chosen]
+
+    async def properties_in_use(self) -> list[str]:
+        return sorted({uri for properties in self._properties.values() for uri in properties})
 
     async def referenced(self, locator: str) -> bool:
         return locator in self._blobs
@@ -416,14 +426,120 @@ class MemoryStore:
     async def account(self, name: str) -> tuple[str, str] | None:
         return self._tables["account"].get(name)
 
+    async def put_certificate(self, name: str, account: str) -> None:
+        self._tables["certificate"][name] = account
+
+    async def certificate(self, name: str) -> str | None:
+        return self._tables["certificate"].get(name)
+
     async def put_token(self, digest: bytes, account: str, expires_ns: int) -> None:
         self._tables["token"][digest] = (account, expires_ns)
 
     async def token(self, digest: bytes) -> tuple[str, int] | None:
         return self._tables["token"].get(digest)
 
-    async def put_job(self, id: str, owner: str, phase: str, document: str) -> None:
-        self._tables["job"][id] = (owner, phase, document, time.time_ns())
+    async def copy_node(self, id: int, name: bytes, owner: str, caller: Caller = ANYONE) -> Node:
+        return self._copy(self._node(id), STAGING_ID, name, owner, caller)
 
-    async def job(self, id: str) -> tuple[str, str, str, int] | None:
-        return self._tables["job"].get(id)
+    async def copy_children(
+        self, id: int, into: int, after: bytes, limit: int, owner: str, caller: Caller = ANYONE
+    ) -> Copied:
+        page = await self.children(id, after, limit, caller)
+        for _, node in page:
+            caller.permit(node, READ)
+        copies = [(node, self._copy(node, into, name, owner, caller)) for name, node in page]
+        containers = [(node.id, copy.id) for node, copy in copies if node.kind == CONTAINER]
+        return Copied(page[-1][0] if len(page) == limit else None, containers)
+
+    def _copy(self, node: Node, into: int, name: bytes, owner: str, caller: Caller) -> Node:
+        caller.permit(node, READ)
+        if node.nlink == 0:
+            raise NodeNotFound(repr(name))
+        now = time.time_ns()
+        copy = replace(
+            node, id=new_id(), version=1, nlink=1, ctime_ns=now, btime_ns=now, owner=owner, immutable=0
+        )  # fmt: skip
+        if name in self._names[into]:
+            raise DuplicateNode(repr(name))
+        self._names[into][name] = copy.id
+        self._nodes[copy.id] = copy
+        if node.kind == CONTAINER:
+            self._names[copy.id] = {}
+            self._parent[copy.id] = into
+        self._properties[copy.id] = dict(self._properties.get(node.id, {}))
+        self._extents[copy.id] = list(self._extents.get(node.id, []))
+        return copy
+
+    async def graft(self, id: int, into: int, caller: Caller = ANYONE) -> None:
+        self._check_graft(id, into, caller)
+        await self._graft(id, into, caller)
+
+    def _check_graft(self, id: int, into: int, caller: Caller) -> None:
+        names = self._writable(into, caller)
+        for name, child in self._names[id].items():
+            if name not in names:
+                continue
+            node, other = self._nodes[child], self._nodes[names[name]]
+            if node.kind != other.kind or node.kind not in (CONTAINER, DATA):
+                raise DuplicateNode(repr(name))
+            if node.kind == CONTAINER:
+                self._check_graft(node.id, other.id, caller)
+            else:
+                self._changeable(other.id, caller, WRITE)
+
+    async def _graft(self, id: int, into: int, caller: Caller) -> None:
+        names = self._names[into]
+        for name, child in sorted(self._names[id].items()):
+            node = self._nodes[child]
+            if name not in names:
+                del self._names[id][name]
+                names[name] = child
+                if node.kind == CONTAINER:
+                    self._parent[child] = into
+                self._log(caller, child, into, name)
+            elif node.kind == CONTAINER:
+                await self._graft(child, names[name], caller)
+            else:
+                extents = self._extents.get(child, [])
+                blobs = [Blob(locator, 0, 0) for locator in content.locators(extents)]
+                whole = Extent(0, max(node.length, self._nodes[names[name]].length, 1))
+                await self.commit(
+                    names[name], None, node.length, [whole, *extents], blobs, node.mtime_ns, node.md5, caller=caller
+                )
+        self._touch(into)
+
+    async def drop_staged(self, name: bytes) -> None:
+        child = self._names[STAGING_ID].pop(name, None)
+        if child is not None:
+            self._set_links(child, 0)
+
+    async def add_job(self, job: Job) -> None:
+        self._jobs[job.id] = replace(job)
+
+    async def job(self, id: str) -> Job | None:
+        job = self._jobs.get(id)
+        return None if job is None else replace(job)
+
+    async def change_job(self, job: Job, phases: tuple[str, ...]) -> bool:
+        known = self._jobs.get(job.id)
+        if known is None or known.phase not in phases:
+            return False
+        self._jobs[job.id] = replace(
+            known, phase=job.phase, destruction_ns=job.destruction_ns, document=job.document
+        )  # fmt: skip
+        return True
+
+    async def jobs(self, chosen: Chosen) -> list[Job]:
+        found = [
+            replace(job)
+            for job in self._jobs.values()
+            if (not chosen.kind or job.kind == chosen.kind)
+            and (chosen.owner is None or job.owner == chosen.owner)
+            and (not chosen.phases or job.phase in chosen.phases)
+            and job.created_ns > chosen.after_ns
+            and (not chosen.due_ns or job.destruction_ns < chosen.due_ns)
+        ]
+        return sorted(found, key=lambda job: (job.created_ns, job.id), reverse=chosen.newest)[: chosen.limit]
+
+    async def remove_job(self, id: str) -> None:
+        self._jobs.pop(id, None)

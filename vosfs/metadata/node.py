@@ -24,6 +24,9 @@ CONTAINER, DATA, LINK = "container", "data", "link"
 ROOT_ID = 1
 """Node id of every space's root, which is also FUSE's root inode."""
 
+STAGING_ID = 2
+"""A container that no path leads to: trees that are being copied or unpacked hang there until they are whole."""
+
 CORE = "ivo://ivoa.net/vospace/core#"
 """Prefix of the standard property identifiers (VOSpace 2.1 section 3.2.4)."""
 
@@ -103,6 +106,15 @@ class Renamed(msgspec.Struct, array_like=True):
     """The moved node, as it is now."""
     gone: Node | None
     """The node that lost the name, if one did."""
+
+
+class Copied(msgspec.Struct, array_like=True):
+    """One page of a tree's copy."""
+
+    after: bytes | None
+    """Where the next page begins; None: this was the last."""
+    containers: list[tuple[int, int]]
+    """(original, copy) of the containers in it, whose children are still to be copied."""
 
 
 class NewNode(msgspec.Struct, array_like=True):

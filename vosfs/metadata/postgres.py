@@ -16,7 +16,7 @@ import trio
 from vosfs.errors import DuplicateNode, InternalFault, InvalidArgument, ServiceUnavailable, StorageFull, TimedOut
 from vosfs.metadata import sql
 from vosfs.metadata.sqlite import render
-from vosfs.metadata.sqlstore import SqlStore
+from vosfs.metadata.sqlstore import READS, SqlStore
 from vosfs.metadata.store import ANYONE, Caller
 
 CONNECTIONS_MAX = 16
@@ -173,7 +173,7 @@ class PostgresStore(SqlStore):
         transaction = script(self._frame(caller), *arguments)
         cursor = connection.cursor(binary=True)
         rendered = self._rendered
-        open_ = script not in sql.READS
+        open_ = script not in READS
         try:
             if open_:
                 cursor.execute("BEGIN")

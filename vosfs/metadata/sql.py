@@ -32,6 +32,7 @@ from vosfs.metadata.node import (
     CONTAINER,
     DATA,
     ROOT_ID,
+    STAGING_ID,
     Attributes,
     Blob,
     Change,
@@ -106,25 +107,39 @@ MIGRATIONS = [
     CREATE TABLE job (space INTEGER NOT NULL, id TEXT NOT NULL, owner TEXT NOT NULL, phase TEXT NOT NULL,
         document TEXT NOT NULL, created_ns BIGINT NOT NULL, PRIMARY KEY (space, id)) {without_rowid};
     """,
+    """
+    DROP TABLE trash;
+    CREATE INDEX node_trash ON node (space, id) WHERE nlink = 0;
+    DROP TABLE job;
+    CREATE TABLE job (space INTEGER NOT NULL, id TEXT NOT NULL, kind TEXT NOT NULL, owner TEXT NOT NULL,
+        phase TEXT NOT NULL, created_ns BIGINT NOT NULL, destruction_ns BIGINT NOT NULL, document TEXT NOT NULL,
+        PRIMARY KEY (space, id)) {without_rowid};
+    CREATE INDEX job_owner ON job (space, owner, created_ns);
+    CREATE TABLE certificate (name TEXT PRIMARY KEY, account TEXT NOT NULL);
+    """,
 ]
 """Schema versions, oldest first: append, never edit."""
 
 NODE_COLUMNS = ", ".join("n." + field for field in Node.__struct_fields__)
 _NODE = f"SELECT {NODE_COLUMNS} FROM node n WHERE n.space = ? AND n.id = ?"
-_CHILD = f"SELECT {NODE_COLUMNS} FROM name m JOIN node n ON n.space = m.space AND n.id = m.node WHERE m.space = ? AND m.parent = ? AND m.name = ?"
+CHILD = f"SELECT {NODE_COLUMNS} FROM name m JOIN node n ON n.space = m.space AND n.id = m.node WHERE m.space = ? AND m.parent = ? AND m.name = ?"
 _CHILDREN = f"SELECT m.name, {NODE_COLUMNS} FROM name m JOIN node n ON n.space = m.space AND n.id = m.node WHERE m.space = ? AND m.parent = ? AND m.name {{op}} ? ORDER BY m.name LIMIT ?"
 _FIND = f"SELECT {NODE_COLUMNS}, e.start, e.stop, e.locator, e.start_in_blob, e.data FROM name m JOIN node n ON n.space = m.space AND n.id = m.node LEFT JOIN extent e ON e.space = n.space AND e.node = n.id WHERE m.space = ? AND m.parent = ? AND m.name = ? ORDER BY e.start LIMIT ?"
-_AFTER, _FROM = _CHILDREN.replace("{op}", ">"), _CHILDREN.replace("{op}", ">=")
+CHILDREN_AFTER, CHILDREN_FROM = _CHILDREN.replace("{op}", ">"), _CHILDREN.replace("{op}", ">=")
 # A container's parent is in its row: no index on names by node, one page fewer to write at every create and rename.
-_INSERT_NODE = f"INSERT INTO node (space, {', '.join(Node.__struct_fields__)}, parent) VALUES ({', '.join('?' * (len(Node.__struct_fields__) + 2))})"
-_INSERT_NAME = "INSERT INTO name (space, parent, name, node) VALUES (?, ?, ?, ?)"
-_DELETE_NAME = "DELETE FROM name WHERE space = ? AND parent = ? AND name = ?"
+INSERT_NODE = f"INSERT INTO node (space, {', '.join(Node.__struct_fields__)}, parent) VALUES ({', '.join('?' * (len(Node.__struct_fields__) + 2))})"
+INSERT_NAME = "INSERT INTO name (space, parent, name, node) VALUES (?, ?, ?, ?)"
+DELETE_NAME = "DELETE FROM name WHERE space = ? AND parent = ? AND name = ?"
 _TOUCH = "UPDATE node SET mtime_ns = ?, ctime_ns = ? WHERE space = ? AND id = ?"
 _CHANGE = "INSERT INTO change (space, xid, node, parent, name, origin, at_ns) VALUES (?, {xid}, ?, ?, ?, ?, ?)"
 _EXTENTS = "SELECT start, stop, locator, start_in_blob, data FROM extent WHERE space = ? AND node = ? ORDER BY start"
 _INSERT_EXTENT = (
     "INSERT INTO extent (space, node, start, stop, locator, start_in_blob, data) VALUES (?, ?, ?, ?, ?, ?, ?)"
 )
+
+
+PURGE_NODES = 50
+_IN = f"IN ({', '.join('?' * PURGE_NODES)})"
 
 
 class Frame(NamedTuple):
@@ -136,8 +151,8 @@ class Frame(NamedTuple):
 
 
 def new_id() -> int:
-    """A random node id; 0 and 1 (the root) are never drawn."""
-    return secrets.randbits(62) + 2
+    """A random node id; the root's and STAGING_ID are never drawn."""
+    return secrets.randbits(62) + 3
 
 
 # -- reading ---------------------------------------------------------------------------------------------------
@@ -150,7 +165,7 @@ def get(f: Frame, id: int, lock: str = "") -> Transaction[Node]:
     return Node(*rows[0])
 
 
-def _container(f: Frame, id: int, lock: str = "") -> Transaction[Node]:
+def container_of(f: Frame, id: int, lock: str = "") -> Transaction[Node]:
     node = yield from get(f, id, lock)
     if node.kind != CONTAINER:
         raise NotContainer(f"node {id} is not a container")
@@ -158,16 +173,16 @@ def _container(f: Frame, id: int, lock: str = "") -> Transaction[Node]:
 
 
 def lookup(f: Frame, parent: int, name: bytes) -> Transaction[Node]:
-    container = yield from _container(f, parent)
+    container = yield from container_of(f, parent)
     f.caller.permit(container, READ)
-    rows = yield _CHILD, (f.space, parent, name)
+    rows = yield CHILD, (f.space, parent, name)
     if not rows:
         raise NodeNotFound(repr(name))
     return Node(*rows[0])
 
 
 def find(f: Frame, parent: int, name: bytes) -> Transaction[Found]:
-    container = yield from _container(f, parent)
+    container = yield from container_of(f, parent)
     f.caller.permit(container, READ)
     # One statement, so that node and extents are of one moment.
     rows = yield _FIND, (f.space, parent, name, FOUND_EXTENTS_MAX + 1)
@@ -191,17 +206,17 @@ def found_extents(node: Node, extents: list[Extent], caller: Caller) -> list[Ext
 
 
 def children(f: Frame, parent: int, after: bytes, limit: int) -> Transaction[list[tuple[bytes, Node]]]:
-    container = yield from _container(f, parent)
+    container = yield from container_of(f, parent)
     f.caller.permit(container, READ)
-    rows = yield _AFTER, (f.space, parent, after, limit)
+    rows = yield CHILDREN_AFTER, (f.space, parent, after, limit)
     return [(bytes(row[0]), Node(*row[1:])) for row in rows]
 
 
 def children_with_properties(
     f: Frame, parent: int, start: bytes, limit: int
 ) -> Transaction[list[tuple[bytes, Node, dict[str, str]]]]:
-    yield from _container(f, parent)
-    rows = yield _FROM, (f.space, parent, start, limit)
+    yield from container_of(f, parent)
+    rows = yield CHILDREN_FROM, (f.space, parent, start, limit)
     if not rows:
         return []
     found: dict[int, dict[str, str]] = {}
@@ -220,7 +235,7 @@ def children_with_properties(
 def resolve(f: Frame, path: tuple[bytes, ...]) -> Transaction[list[Node]]:
     chain = [(yield from get(f, ROOT_ID))]
     for name in path:
-        rows = yield _CHILD, (f.space, chain[-1].id, name)
+        rows = yield CHILD, (f.space, chain[-1].id, name)
         if not rows:
             break
         chain.append(Node(*rows[0]))
@@ -233,7 +248,7 @@ def properties(f: Frame, id: int) -> Transaction[dict[str, str]]:
     return dict(rows)
 
 
-def _extents(f: Frame, id: int) -> Transaction[list[Extent]]:
+def extents_of(f: Frame, id: int) -> Transaction[list[Extent]]:
     rows = yield _EXTENTS, (f.space, id)
     return [Extent(start, stop, locator, at, bytes(data)) for start, stop, locator, at, data in rows]
 
@@ -243,18 +258,18 @@ def open_data(f: Frame, id: int) -> Transaction[Content]:
     if node.kind == CONTAINER:
         raise IsContainer(f"node {id} is a container")
     f.caller.permit(node, READ)
-    extents = yield from _extents(f, id)
+    extents = yield from extents_of(f, id)
     return Content(node, extents)
 
 
 # -- changing the tree -----------------------------------------------------------------------------------------
 
 
-def _log(f: Frame, node: int, parent: int = 0, name: bytes = b"") -> Transaction[None]:
+def log_change(f: Frame, node: int, parent: int = 0, name: bytes = b"") -> Transaction[None]:
     yield _CHANGE, (f.space, node, parent, name, f.caller.origin, f.now_ns)
 
 
-def _writable(f: Frame, id: int) -> Transaction[Node]:
+def writable(f: Frame, id: int) -> Transaction[Node]:
     """The container ``id``, locked, in which the caller may change names."""
     rows = yield _NODE + "{update}", (f.space, id)
     return _check_writable(f, id, rows)
@@ -275,26 +290,26 @@ def _check_writable(f: Frame, id: int, rows: Rows) -> Node:
 
 
 def create(f: Frame, parent: int, name: bytes, new: NewNode) -> Transaction[Node]:
-    yield from _writable(f, parent)
+    yield from writable(f, parent)
     node = Node(
         new_id(), new.kind, 1, len(new.target), new.mode, new.uid, new.gid, 1, f.now_ns,
         f.now_ns if new.mtime_ns is None else new.mtime_ns, f.now_ns, f.now_ns, new.owner, new.target, new.public,
         new.group_read, new.group_write, new.immutable, new.content_type, "",
     )  # fmt: skip
     try:
-        yield _INSERT_NAME, (f.space, parent, name, node.id)
+        yield INSERT_NAME, (f.space, parent, name, node.id)
     except DuplicateNode:
         raise DuplicateNode(repr(name)) from None
-    yield _INSERT_NODE, (f.space, *msgspec.structs.astuple(node), parent)
+    yield INSERT_NODE, (f.space, *msgspec.structs.astuple(node), parent)
     for uri, value in new.properties.items():
         yield "INSERT INTO property (space, node, uri, value) VALUES (?, ?, ?, ?)", (f.space, node.id, uri, value)
     yield _TOUCH, (f.now_ns, f.now_ns, f.space, parent)
-    yield from _log(f, node.id, parent, name)
+    yield from log_change(f, node.id, parent, name)
     return node
 
 
 def link(f: Frame, id: int, parent: int, name: bytes) -> Transaction[Node]:
-    yield from _writable(f, parent)
+    yield from writable(f, parent)
     node = yield from get(f, id, "{update}")
     if node.kind == CONTAINER:
         raise PermissionDenied("a container has one name")
@@ -305,13 +320,13 @@ def link(f: Frame, id: int, parent: int, name: bytes) -> Transaction[Node]:
     if node.nlink >= LINKS_MAX:
         raise TooManyLinks(f"node {id} has {node.nlink} names")
     try:
-        yield _INSERT_NAME, (f.space, parent, name, id)
+        yield INSERT_NAME, (f.space, parent, name, id)
     except DuplicateNode:
         raise DuplicateNode(repr(name)) from None
     node = msgspec.structs.replace(node, nlink=node.nlink + 1, ctime_ns=f.now_ns)
     yield from _set_links(f, node)
     yield _TOUCH, (f.now_ns, f.now_ns, f.space, parent)
-    yield from _log(f, id, parent, name)
+    yield from log_change(f, id, parent, name)
     return node
 
 
@@ -320,8 +335,6 @@ def _set_links(f: Frame, node: Node) -> Transaction[None]:
         "UPDATE node SET nlink = ?, ctime_ns = ? WHERE space = ? AND id = ?",
         (node.nlink, node.ctime_ns, f.space, node.id),
     )
-    if node.nlink == 0:
-        yield "INSERT INTO trash (space, node) VALUES (?, ?)", (f.space, node.id)
 
 
 def _empty(f: Frame, id: int) -> Transaction[bool]:
@@ -337,8 +350,8 @@ def _drop(f: Frame, node: Node) -> Transaction[Node]:
 
 
 def remove(f: Frame, parent: int, name: bytes, kind: str) -> Transaction[Node]:
-    yield from _writable(f, parent)
-    rows = yield _CHILD + "{update_n}", (f.space, parent, name)
+    yield from writable(f, parent)
+    rows = yield CHILD + "{update_n}", (f.space, parent, name)
     if not rows:
         raise NodeNotFound(repr(name))
     node = Node(*rows[0])
@@ -353,10 +366,10 @@ def remove(f: Frame, parent: int, name: bytes, kind: str) -> Transaction[Node]:
             raise ContainerNotEmpty(repr(name))
     if kind == "tree" and node.kind == CONTAINER:
         f.caller.permit(node, WRITE)
-    yield _DELETE_NAME, (f.space, parent, name)
+    yield DELETE_NAME, (f.space, parent, name)
     node = yield from _drop(f, node)
     yield _TOUCH, (f.now_ns, f.now_ns, f.space, parent)
-    yield from _log(f, node.id, parent, name)
+    yield from log_change(f, node.id, parent, name)
     return node
 
 
@@ -382,11 +395,11 @@ def rename(f: Frame, parent: int, name: bytes, to_parent: int, to_name: bytes, f
         found[id] = yield _NODE + "{update}", (f.space, id)
     for id in (parent, to_parent):
         _check_writable(f, id, found[id])
-    rows = yield _CHILD + "{update_n}", (f.space, parent, name)
+    rows = yield CHILD + "{update_n}", (f.space, parent, name)
     if not rows:
         raise NodeNotFound(repr(name))
     node = Node(*rows[0])
-    rows = yield _CHILD + "{update_n}", (f.space, to_parent, to_name)
+    rows = yield CHILD + "{update_n}", (f.space, to_parent, to_name)
     other = Node(*rows[0]) if rows else None
     if node.immutable or (other and other.immutable):
         raise Immutable("a read-only node keeps its name")
@@ -418,8 +431,8 @@ def rename(f: Frame, parent: int, name: bytes, to_parent: int, to_name: bytes, f
         yield "UPDATE node SET parent = ? WHERE space = ? AND id = ?", (parent, f.space, other.id)
     for id in sorted({parent, to_parent}):
         yield _TOUCH, (f.now_ns, f.now_ns, f.space, id)
-    yield from _log(f, node.id, parent, name)
-    yield from _log(f, other.id if other else node.id, to_parent, to_name)
+    yield from log_change(f, node.id, parent, name)
+    yield from log_change(f, other.id if other else node.id, to_parent, to_name)
     return Renamed(msgspec.structs.replace(node, ctime_ns=f.now_ns), gone)
 
 
@@ -442,7 +455,7 @@ def _replace(
             raise ContainerNotEmpty(repr(to_name))
     elif node.kind == CONTAINER:
         raise NotContainer(repr(to_name))
-    yield _DELETE_NAME, (f.space, parent, name)
+    yield DELETE_NAME, (f.space, parent, name)
     yield from _point(f, to_parent, to_name, node.id)
     return (yield from _drop(f, other))
 
@@ -473,7 +486,7 @@ def set_attributes(f: Frame, id: int, change: Attributes) -> Transaction[Node]:
     fields["ctime_ns"] = f.now_ns
     assignments = ", ".join(f"{key} = ?" for key in fields)
     yield f"UPDATE node SET {assignments} WHERE space = ? AND id = ?", (*fields.values(), f.space, id)
-    yield from _log(f, id)
+    yield from log_change(f, id)
     return msgspec.structs.replace(node, **fields)
 
 
@@ -486,7 +499,7 @@ def set_properties(f: Frame, id: int, change: dict[str, str | None], clear: bool
         if value is not None:
             yield "INSERT INTO property (space, node, uri, value) VALUES (?, ?, ?, ?)", (f.space, id, uri, value)
     yield "UPDATE node SET ctime_ns = ? WHERE space = ? AND id = ?", (f.now_ns, f.space, id)
-    yield from _log(f, id)
+    yield from log_change(f, id)
     return msgspec.structs.replace(node, ctime_ns=f.now_ns)
 
 
@@ -500,7 +513,7 @@ def commit(
         raise IsContainer(f"node {id} holds no bytes")
     if base_version is not None and node.version != base_version:
         raise Stale(f"node {id} is at version {node.version}, not {base_version}")
-    old = (yield from _extents(f, id)) if node.length else []
+    old = (yield from extents_of(f, id)) if node.length else []
     known = content.locators(old) | {b.locator for b in blobs}
     if not content.locators(changes) <= known:
         raise InvalidArgument("an extent names a blob that was not uploaded for it")
@@ -520,7 +533,7 @@ def commit(
         (length, mtime_ns, f.now_ns, md5, f.space, id),
     )
     if log:
-        yield from _log(f, id)
+        yield from log_change(f, id)
     node = msgspec.structs.replace(
         node, length=length, version=node.version + 1, mtime_ns=mtime_ns, ctime_ns=f.now_ns, md5=md5
     )
@@ -552,9 +565,9 @@ def _release(f: Frame, locators: set[str]) -> Transaction[None]:
 
 def put_data(
     f: Frame, parent: int, name: bytes, new: NewNode, length: int, extents: list[Extent], blobs: list[Blob], md5: str,
-    clear: bool,
+    clear: bool, mtime_ns: int | None = None,
 ) -> Transaction[Content]:  # fmt: skip
-    rows = yield _CHILD + "{update_n}", (f.space, parent, name)
+    rows = yield CHILD + "{update_n}", (f.space, parent, name)
     if rows:
         node = Node(*rows[0])
         if node.kind != DATA:
@@ -566,7 +579,7 @@ def put_data(
     made = not rows
     # A hole over everything first: the new bytes replace the old, they do not lie on top of them.
     changes = [Extent(0, max(node.length, length, 1)), *extents]
-    return (yield from commit(f, node.id, None, length, changes, blobs, None, md5, log=not made))
+    return (yield from commit(f, node.id, None, length, changes, blobs, mtime_ns, md5, log=not made))
 
 
 def update(f: Frame, id: int, attributes: Attributes, change: dict[str, str | None]) -> Transaction[Node]:
@@ -582,21 +595,28 @@ def update(f: Frame, id: int, attributes: Attributes, change: dict[str, str | No
 
 
 def purge(f: Frame, limit: int) -> Transaction[int]:
-    rows = yield "SELECT node FROM trash WHERE space = ? LIMIT ?", (f.space, limit)
+    rows = yield "SELECT id, kind FROM node WHERE space = ? AND nlink = 0 LIMIT ?", (f.space, limit)
     done = 0
-    for (id,) in rows:
-        names = yield "SELECT name, node FROM name WHERE space = ? AND parent = ? LIMIT ?", (f.space, id, limit)
-        for name, child in names:
-            yield _DELETE_NAME, (f.space, id, bytes(name))
-            yield from _drop(f, (yield from get(f, child, "{update}")))
+    ready = []
+    for id, kind in rows:
+        names: Rows = []
+        if kind == CONTAINER:
+            names = yield "SELECT name, node FROM name WHERE space = ? AND parent = ? LIMIT ?", (f.space, id, limit)
+            for name, child in names:
+                yield DELETE_NAME, (f.space, id, bytes(name))
+                yield from _drop(f, (yield from get(f, child, "{update}")))
         if len(names) < limit:
-            old = yield from _extents(f, id)
-            for table, column in (("extent", "node"), ("property", "node"), ("node", "id"), ("trash", "node")):
-                yield f"DELETE FROM {table} WHERE space = ? AND {column} = ?", (f.space, id)
-            yield from _release(f, content.locators(old))
+            ready.append(id)
         done += 1 + len(names)
         if done >= limit:
             break
+    # Many at a time: one by one they cost more than their deletion by the user did.
+    for at in range(0, len(ready), PURGE_NODES):
+        batch = (f.space, *ready[at : at + PURGE_NODES], *[0] * (at + PURGE_NODES - len(ready)))
+        yield f"DELETE FROM property WHERE space = ? AND node {_IN}", batch
+        yield f"DELETE FROM node WHERE space = ? AND id {_IN}", batch
+        freed = yield f"DELETE FROM extent WHERE space = ? AND node {_IN} RETURNING locator", batch
+        yield from _release(f, {row[0] for row in freed if row[0]})
     return done
 
 
@@ -633,7 +653,11 @@ def trim(f: Frame, before_ns: int) -> Transaction[None]:
         (f.space, before_ns, f.space),
     )
     yield "DELETE FROM token WHERE expires_ns < ?", (f.now_ns,)
-    yield "DELETE FROM job WHERE space = ? AND created_ns < ?", (f.space, before_ns)
+
+
+def properties_in_use(f: Frame) -> Transaction[list[str]]:
+    rows = yield "SELECT DISTINCT uri FROM property WHERE space = ? LIMIT 5000", (f.space,)
+    return [row[0] for row in rows]
 
 
 def referenced(f: Frame, locator: str) -> Transaction[bool]:
@@ -667,30 +691,35 @@ def forget_blobs(f: Frame, locators: list[str]) -> Transaction[None]:
 
 def used(f: Frame) -> Transaction[int]:
     rows = yield "SELECT count(*) FROM node WHERE space = ?", (f.space,)
-    return rows[0][0]
+    return rows[0][0] - 1
 
 
 def begin_space(f: Frame, owner: str) -> Transaction[None]:
     """Make the space and its root, once."""
     rows = yield "SELECT 1 FROM space WHERE space = ?{update}", (f.space,)
-    if rows:
-        return
-    try:
-        yield (
-            "INSERT INTO space (space, secret, created_ns, synced) VALUES (?, ?, ?, 0)",
-            (f.space, secrets.token_bytes(32), f.now_ns),
-        )
-    except DuplicateNode:
-        # Another process made it at the same moment.
-        return
-    root = Node(
-        ROOT_ID, CONTAINER, 1, 0, 0o755, -1, -1, 1, f.now_ns, f.now_ns, f.now_ns, f.now_ns, owner, b"", 0, "", "", 0,
-        "", "",
-    )  # fmt: skip
-    yield _INSERT_NODE, (f.space, *msgspec.structs.astuple(root), 0)
-    # The log is never empty: Cursor() means its beginning and nothing else, so a reader that stood there and was
-    # overtaken by trim() can be told.
-    yield from _log(f, ROOT_ID)
+    if not rows:
+        try:
+            yield (
+                "INSERT INTO space (space, secret, created_ns, synced) VALUES (?, ?, ?, 0)",
+                (f.space, secrets.token_bytes(32), f.now_ns),
+            )
+        except DuplicateNode:
+            # Another process made it at the same moment.
+            return
+        yield from _begin_container(f, ROOT_ID, owner)
+        # The log is never empty: Cursor() means its beginning and nothing else, so a reader that stood there and was
+        # overtaken by trim() can be told.
+        yield from log_change(f, ROOT_ID)
+    staging = yield "SELECT 1 FROM node WHERE space = ? AND id = ?", (f.space, STAGING_ID)
+    if not staging:
+        yield from _begin_container(f, STAGING_ID, "")
+
+
+def _begin_container(f: Frame, id: int, owner: str) -> Transaction[None]:
+    node = Node(
+        id, CONTAINER, 1, 0, 0o755, -1, -1, 1, f.now_ns, f.now_ns, f.now_ns, f.now_ns, owner, b"", 0, "", "", 0, "", ""
+    )
+    yield INSERT_NODE, (f.space, *msgspec.structs.astuple(node), 0)
 
 
 def secret(f: Frame) -> Transaction[bytes]:
@@ -720,7 +749,7 @@ Script = Callable[..., Transaction[Any]]
 
 READS: frozenset[Script] = frozenset((
     get, lookup, find, children, children_with_properties, resolve, properties, changes, cursor, referenced, unreferenced,
-    used, secret, pick,
+    used, secret, pick, properties_in_use,
 ))  # fmt: skip
 """Scripts that only look: single statements, or ones that need not see the same moment.  All others begin a
 transaction before their first statement, so that what they checked still holds when they write."""

@@ -17,7 +17,7 @@ import trio
 
 from vosfs.errors import DuplicateNode, InternalFault, ServiceUnavailable, StorageFull
 from vosfs.metadata import sql
-from vosfs.metadata.sqlstore import SqlStore
+from vosfs.metadata.sqlstore import READS, SqlStore
 from vosfs.metadata.store import Caller
 
 log = logging.getLogger(__name__)
@@ -148,7 +148,7 @@ class SqliteStore(SqlStore):
         transaction = script(self._frame(caller), *arguments)
         execute = self._db.execute
         rendered = self._rendered
-        writing = script not in sql.READS
+        writing = script not in READS
         try:
             if writing:
                 execute("BEGIN IMMEDIATE")

@@ -7,9 +7,25 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from vosfs.metadata import sql
-from vosfs.metadata.node import Attributes, Blob, Change, Content, Cursor, Extent, Found, NewNode, Node, Renamed, Usage
+from vosfs.metadata import sql, sqljobs, subtree
+from vosfs.metadata.job import Chosen, Job
+from vosfs.metadata.node import (
+    Attributes,
+    Blob,
+    Change,
+    Content,
+    Copied,
+    Cursor,
+    Extent,
+    Found,
+    NewNode,
+    Node,
+    Renamed,
+    Usage,
+)
 from vosfs.metadata.store import ANYONE, CHANGES_MAX, Caller
+
+READS = sql.READS | sqljobs.READS
 
 
 class SqlStore:
@@ -84,14 +100,18 @@ class SqlStore:
 
     async def put_data(
         self, parent: int, name: bytes, new: NewNode, length: int, extents: list[Extent], blobs: list[Blob], md5: str,
-        clear: bool = False, caller: Caller = ANYONE,
+        clear: bool = False, caller: Caller = ANYONE, durable: bool = True,
+        mtime_ns: int | None = None,
     ) -> Content:  # fmt: skip
-        return await self._run(sql.put_data, caller, True, parent, name, new, length, extents, blobs, md5, clear)
+        return await self._run(
+            sql.put_data, caller, durable, parent, name, new, length, extents, blobs, md5, clear, mtime_ns
+        )
 
     async def update(
-        self, id: int, attributes: Attributes, change: dict[str, str | None], caller: Caller = ANYONE
-    ) -> Node:
-        return await self._run(sql.update, caller, True, id, attributes, change)
+        self, id: int, attributes: Attributes, change: dict[str, str | None], caller: Caller = ANYONE,
+        durable: bool = True,
+    ) -> Node:  # fmt: skip
+        return await self._run(sql.update, caller, durable, id, attributes, change)
 
     async def properties(self, id: int, caller: Caller = ANYONE) -> dict[str, str]:
         return await self._run(sql.properties, caller, False, id)
@@ -109,6 +129,9 @@ class SqlStore:
 
     async def cursor(self) -> Cursor:
         return await self._run(sql.cursor, ANYONE, False)
+
+    async def properties_in_use(self) -> list[str]:
+        return await self._run(sql.properties_in_use, ANYONE, False)
 
     async def referenced(self, locator: str) -> bool:
         return await self._run(sql.referenced, ANYONE, False, locator)
@@ -142,6 +165,13 @@ class SqlStore:
     async def account(self, name: str) -> tuple[str, str] | None:
         return await self._run(sql.pick, ANYONE, False, "account", "password, groups", {"name": name})
 
+    async def put_certificate(self, name: str, account: str) -> None:
+        await self._run(sql.put, ANYONE, True, "certificate", ("name",), {"name": name, "account": account})
+
+    async def certificate(self, name: str) -> str | None:
+        row = await self._run(sql.pick, ANYONE, False, "certificate", "account", {"name": name})
+        return row[0] if row else None
+
     async def put_token(self, digest: bytes, account: str, expires_ns: int) -> None:
         row = {"digest": digest, "account": account, "expires_ns": expires_ns}
         await self._run(sql.put, ANYONE, True, "token", ("digest",), row)
@@ -149,13 +179,31 @@ class SqlStore:
     async def token(self, digest: bytes) -> tuple[str, int] | None:
         return await self._run(sql.pick, ANYONE, False, "token", "account, expires_ns", {"digest": digest})
 
-    async def put_job(self, id: str, owner: str, phase: str, document: str) -> None:
-        row = {
-            "space": self.space, "id": id, "owner": owner, "phase": phase, "document": document,
-            "created_ns": time.time_ns(),
-        }  # fmt: skip
-        await self._run(sql.put, ANYONE, False, "job", ("space", "id"), row)
+    async def copy_node(self, id: int, name: bytes, owner: str, caller: Caller = ANYONE) -> Node:
+        return await self._run(subtree.copy_node, caller, False, id, name, owner)
 
-    async def job(self, id: str) -> tuple[str, str, str, int] | None:
-        columns = "owner, phase, document, created_ns"
-        return await self._run(sql.pick, ANYONE, False, "job", columns, {"space": self.space, "id": id})
+    async def copy_children(
+        self, id: int, into: int, after: bytes, limit: int, owner: str, caller: Caller = ANYONE
+    ) -> Copied:
+        return await self._run(subtree.copy_children, caller, False, id, into, after, limit, owner)
+
+    async def graft(self, id: int, into: int, caller: Caller = ANYONE) -> None:
+        await self._run(subtree.graft, caller, True, id, into)
+
+    async def drop_staged(self, name: bytes) -> None:
+        await self._run(subtree.drop_staged, ANYONE, False, name)
+
+    async def add_job(self, job: Job) -> None:
+        await self._run(sqljobs.add_job, ANYONE, False, job)
+
+    async def job(self, id: str) -> Job | None:
+        return await self._run(sqljobs.job, ANYONE, False, id)
+
+    async def change_job(self, job: Job, phases: tuple[str, ...]) -> bool:
+        return await self._run(sqljobs.change_job, ANYONE, False, job, phases)
+
+    async def jobs(self, chosen: Chosen) -> list[Job]:
+        return await self._run(sqljobs.jobs, ANYONE, False, chosen)
+
+    async def remove_job(self, id: str) -> None:
+        await self._run(sqljobs.remove_job, ANYONE, False, id)

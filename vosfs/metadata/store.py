@@ -14,7 +14,21 @@ Contract, proved for every adapter by ``tests/store``:
 from collections.abc import Callable
 from typing import Protocol
 
-from vosfs.metadata.node import Attributes, Blob, Change, Content, Cursor, Extent, Found, NewNode, Node, Renamed, Usage
+from vosfs.metadata.job import Chosen, Job
+from vosfs.metadata.node import (
+    Attributes,
+    Blob,
+    Change,
+    Content,
+    Copied,
+    Cursor,
+    Extent,
+    Found,
+    NewNode,
+    Node,
+    Renamed,
+    Usage,
+)
 
 READ, WRITE, OWN = "read", "write", "own"
 """Rights: see a node's bytes or children; change them; change who may."""
@@ -145,17 +159,19 @@ class Store(Tree, Protocol):
 
     async def put_data(
         self, parent: int, name: bytes, new: NewNode, length: int, extents: list[Extent], blobs: list[Blob], md5: str,
-        clear: bool = False, caller: Caller = ANYONE,
+        clear: bool = False, caller: Caller = ANYONE, durable: bool = True,
+        mtime_ns: int | None = None,
     ) -> Content:  # fmt: skip
-        """Make bytes the whole content of the data node ``name``, made if need be; durable, and in one step.
+        """Make bytes the whole content of the data node ``name``, made if need be, in one step.
 
         ``clear`` drops the properties of a node that was there.  IsContainer if a node of another kind is.
         """
 
     async def update(
-        self, id: int, attributes: Attributes, change: dict[str, str | None], caller: Caller = ANYONE
-    ) -> Node:
-        """``set_properties`` and ``set_attributes`` in one step, durable: all of it or nothing."""
+        self, id: int, attributes: Attributes, change: dict[str, str | None], caller: Caller = ANYONE,
+        durable: bool = True,
+    ) -> Node:  # fmt: skip
+        """``set_properties`` and ``set_attributes`` in one step: all of it or nothing."""
 
     async def resolve(self, path: tuple[bytes, ...]) -> list[Node]:
         """The nodes from the root down along ``path``, as far as it exists."""
@@ -164,6 +180,9 @@ class Store(Tree, Protocol):
         self, parent: int, start: bytes, limit: int
     ) -> list[tuple[bytes, Node, dict[str, str]]]:
         """Like ``children``, but from ``start`` inclusive, with each child's properties."""
+
+    async def properties_in_use(self) -> list[str]:
+        """The URIs of all properties that somebody set on any node, some thousands at most."""
 
     async def referenced(self, locator: str) -> bool:
         """Whether any node stands on a blob."""
@@ -191,12 +210,48 @@ class Store(Tree, Protocol):
     async def account(self, name: str) -> tuple[str, str] | None:
         """(password hash, groups) of a user."""
 
+    async def put_certificate(self, name: str, account: str) -> None:
+        """Let the holder of a certificate with this distinguished name (RFC 4514) be that user."""
+
+    async def certificate(self, name: str) -> str | None:
+        """The user a certificate's name stands for."""
+
     async def put_token(self, digest: bytes, account: str, expires_ns: int) -> None: ...
 
     async def token(self, digest: bytes) -> tuple[str, int] | None:
         """(user, expiry) of a bearer token, by the SHA-256 of its text."""
 
-    async def put_job(self, id: str, owner: str, phase: str, document: str) -> None: ...
+    # -- whole trees, in steps, under STAGING_ID (``subtree.py``)
 
-    async def job(self, id: str) -> tuple[str, str, str, int] | None:
-        """(owner, phase, document, created) of a transfer job."""
+    async def copy_node(self, id: int, name: bytes, owner: str, caller: Caller = ANYONE) -> Node:
+        """A copy of one node, without children, staged as ``name`` and owned by ``owner``.  The bytes are shared."""
+
+    async def copy_children(
+        self, id: int, into: int, after: bytes, limit: int, owner: str, caller: Caller = ANYONE
+    ) -> Copied:
+        """Copy up to ``limit`` children with names above ``after``.  PermissionDenied if one may not be read."""
+
+    async def graft(self, id: int, into: int, caller: Caller = ANYONE) -> None:
+        """Move all children of ``id`` into ``into``, in one step, and what is below them.
+
+        Containers of one name merge and bytes replace bytes; DuplicateNode for any other two nodes of one name.
+        """
+
+    async def drop_staged(self, name: bytes) -> None:
+        """Throw away what is staged as ``name``; no error if nothing is."""
+
+    # -- jobs
+
+    async def add_job(self, job: Job) -> None:
+        """Keep a new job."""
+
+    async def job(self, id: str) -> Job | None: ...
+
+    async def change_job(self, job: Job, phases: tuple[str, ...]) -> bool:
+        """Write phase, destruction time and document, if the stored phase is one of ``phases``; whether it was."""
+
+    async def jobs(self, chosen: Chosen) -> list[Job]:
+        """The jobs that all conditions choose."""
+
+    async def remove_job(self, id: str) -> None:
+        """Forget a job; no error if it is gone."""

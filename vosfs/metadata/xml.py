@@ -157,6 +157,11 @@ def parse_node(body: bytes) -> NodeDocument:
     return NodeDocument(uri, _type(root), properties, None if target is None else _text(target).strip())
 
 
+def is_protocols(body: bytes) -> bool:
+    """Whether a document is a list of protocols, which a client posts to a node to ask for its own (R98)."""
+    return b"protocols" in body[:1000] and parse(body).tag == f"{{{NS}}}protocols"
+
+
 def parse_transfer(body: bytes) -> Transfer:
     """A transfer document.  InvalidArgument."""
     root = parse(body)
@@ -250,11 +255,23 @@ def core_properties(node: Node) -> list[tuple[str, str, bool]]:
     return result
 
 
-_VIEWS = (
-    '<vos:accepts><vos:view uri="ivo://ivoa.net/vospace/core#anyview"/></vos:accepts>'
-    '<vos:provides><vos:view uri="ivo://ivoa.net/vospace/core#defaultview"/>'
-    '<vos:view uri="ivo://ivoa.net/vospace/core#binaryview"/></vos:provides><vos:capabilities/>'
-)
+DATA_VIEWS = ((CORE + "anyview", CORE + "binaryview"), (CORE + "defaultview", CORE + "binaryview"))
+ARCHIVES = (CORE + "tar", CORE + "zip")
+"""Views of containers, in both directions."""
+
+
+def _views(accepts: tuple[str, ...], provides: tuple[str, ...]) -> str:
+    lists = [("accepts", accepts), ("provides", provides)]
+    return "".join(
+        f"<vos:{name}>{''.join(f'<vos:view uri={chr(34)}{uri}{chr(34)}/>' for uri in uris)}</vos:{name}>"
+        for name, uris in lists
+    )
+
+
+_VIEWS = {
+    DATA: _views(*DATA_VIEWS) + "<vos:capabilities/>",
+    CONTAINER: _views(ARCHIVES, ARCHIVES) + "<vos:capabilities/>",
+}
 
 
 def node_inner(node: Node, properties: dict[str, str], detail: str) -> str:
@@ -271,15 +288,15 @@ def node_inner(node: Node, properties: dict[str, str], detail: str) -> str:
         ]
         parts.append(f"<vos:properties>{''.join(lines)}</vos:properties>")
     if detail == "max" and node.kind != LINK:
-        parts.append(_VIEWS)
+        parts.append(_VIEWS.get(node.kind, _VIEWS[DATA]))
     return "".join(parts)
 
 
-def node_open(node: Node, uri: str, detail: str, root: bool) -> str:
+def node_open(node: Node, uri: str, detail: str, root: bool, busy: bool = False) -> str:
     """The start tag of a node, with namespaces if it is a document's root."""
     head = _HEAD.format("node") + ' version="2.1"' if root else "<vos:node"
-    busy = ' busy="false"' if detail == "max" and node.kind == DATA else ""
-    return f'{head} uri="{escape(uri)}" xsi:type="{TYPE_OF.get(node.kind, TYPE_OF[DATA])}"{busy}>'
+    shown = f' busy="{"true" if busy else "false"}"' if detail == "max" and node.kind == DATA else ""
+    return f'{head} uri="{escape(uri)}" xsi:type="{TYPE_OF.get(node.kind, TYPE_OF[DATA])}"{shown}>'
 
 
 def child(node: Node, uri: str, target: str, properties: dict[str, str], detail: str) -> str:

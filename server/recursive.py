@@ -1,0 +1,114 @@
+"""Jobs over whole trees that the vos client knows: ``/async-delete`` and ``/async-setprops`` (spec: clients, 1.5)."""
+
+import msgspec
+
+from server import nodes
+from server.http import Request, Response
+from server.service import Service
+from server.uws import FORM_BYTES_MAX, Execution, Jobs, Result, parameters, spaced
+from server.walk import below
+from vosfs.errors import InvalidArgument, PermissionDenied
+from vosfs.metadata import xml as documents
+from vosfs.metadata.node import CONTAINER
+from vosfs.metadata.store import WRITE, Anyone
+
+
+class Deletion(msgspec.Struct):
+    """What is to be deleted."""
+
+    target: str
+
+
+class _Kind:
+    """What both kinds have in common (see ``uws.Kind``)."""
+
+    def heavy(self, request: object) -> bool:
+        return True
+
+    def needs_bytes(self, request: object) -> bool:
+        return False
+
+    def resumable(self, request: object) -> bool:
+        return True
+
+    async def cut_off(self, service: Service, id: str) -> None:
+        """Each step is a transaction: there is nothing to clean up."""
+
+    def error_form(self, request: object, fault: str) -> str:
+        return spaced(fault)
+
+
+class RecursiveDelete(_Kind):
+    """Deletes a node and all below it, in one step; or nothing, if any of it may not be deleted (R126)."""
+
+    name = "async-delete"
+    shape = Deletion
+
+    def info(self, request: Deletion) -> str:
+        return f"<target>{documents.escape(request.target)}</target>"
+
+    async def run(self, service: Service, execution: Execution) -> None:
+        path = await service.real_path(service.authority.path(execution.request.target), execution.subject)
+        if not path:
+            raise PermissionDenied("the root cannot be deleted")
+        node = await service.find(path, execution.subject)
+        count = 1 + (await nodes.check_tree(service, node, execution.subject) if node.kind == CONTAINER else 0)
+        parent = await service.container_of(path, execution.subject)
+        await service.store.remove(parent.id, path[-1], "tree", Anyone("", execution.subject.permit))
+        await service.store.sync()
+        execution.results.append(Result("successcount", f"final:{count}"))
+
+
+class RecursiveSetProperties(_Kind):
+    """Sets properties on a node and all below it that the subject may write."""
+
+    name = "async-setprops"
+    shape = documents.NodeDocument
+
+    def info(self, request: documents.NodeDocument) -> str:
+        return documents.fragment(documents.new_node(CONTAINER, request.uri, request.properties, ""))
+
+    async def run(self, service: Service, execution: Execution) -> None:
+        subject, given = execution.subject, execution.request
+        path = await service.real_path(service.authority.path(given.uri), subject)
+        top = await service.find(path, subject)
+        subject.permit(top, WRITE)
+        done, failed = 0, 0
+        try:
+            await nodes.set_properties(service, top, given.properties, subject)
+            done += 1
+            if top.kind == CONTAINER:
+                async for _, node in below(service.store, top, subject):
+                    try:
+                        subject.permit(node, WRITE)
+                        await nodes.set_properties(service, node, given.properties, subject)
+                        done += 1
+                    except PermissionDenied:
+                        failed += 1
+        finally:
+            execution.results.append(Result("successcount", f"final:{done}"))
+            if failed:
+                # Absent when there is none: the client takes any text for failures.
+                execution.results.append(Result("errorcount", f"final:{failed}"))
+        await service.store.sync()
+
+
+DELETE, SET_PROPERTIES = RecursiveDelete(), RecursiveSetProperties()
+
+
+async def create(service: Service, jobs: Jobs, request: Request, kind: str) -> Response:
+    """POST: a job, PENDING until its phase is set to RUN."""
+    subject, _ = await service.caller(request)
+    asked: object
+    if kind == DELETE.name:
+        form = parameters((await request.read(FORM_BYTES_MAX)).decode("utf-8", "replace"))
+        target = form.get("target") or parameters(request.query).get("target", "")
+        if not target:
+            raise InvalidArgument("parameter target is missing")
+        service.authority.path(target)
+        asked = Deletion(target)
+    else:
+        document = documents.parse_node(await request.read(documents.DOCUMENT_BYTES_MAX))
+        service.authority.path(document.uri)
+        asked = document
+    return await jobs.created(kind, subject, asked, request)

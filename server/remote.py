@@ -1,0 +1,218 @@
+"""The service as a client of third parties: pullToVoSpace, pushFromVoSpace and callbacks (VOSpace 2.1 section 3.5.3).
+
+An end-point is whatever a user writes there, so it is looked up first and refused unless its address is public
+(R256): otherwise anybody could read the service's own network through it.  The connection then goes to the very
+address that was checked.  ``[server] private_endpoints`` lifts that.
+"""
+
+import hashlib
+import ipaddress
+import logging
+import os
+import socket
+import tempfile
+from contextlib import ExitStack
+from urllib.parse import urljoin, urlsplit
+
+import trio
+
+from server.access import Subject
+from server.service import Service
+from vosfs.backends.backend import BlobReader
+from vosfs.client import Answer, HttpClient, Segment, Sink
+from vosfs.errors import (
+    InvalidArgument,
+    InvalidURI,
+    ProtocolNotSupported,
+    TransferFailed,
+    ViewNotSupported,
+    VOSpaceError,
+)
+from vosfs.metadata import content
+from vosfs.metadata.node import CONTAINER, CORE, DATA, Extent, NewNode, Node
+from vosfs.metadata.store import Anyone
+from vosfs.metadata.xml import Transfer
+from vosfs.uri import Path
+
+FETCH_PROTOCOLS = (CORE + "httpget", CORE + "httpsget")
+SEND_PROTOCOLS = (CORE + "httpput", CORE + "httpsput")
+REDIRECTS_MAX = 5
+DEADLINE_S = 30.0
+log = logging.getLogger(__name__)
+
+ENDPOINTS_MAX = 16
+"""Tried in one transfer."""
+_REDIRECTS = (301, 302, 303, 307, 308)
+
+
+async def connect(service: Service, url: str) -> tuple[HttpClient, str]:
+    """A client of a third party's server, and the target to ask it for.  InvalidURI if it must not be asked."""
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.hostname or parts.username is not None:
+        raise InvalidURI(f"{url[:200]} is not an http or https URL without credentials")
+    try:
+        port = parts.port or (443 if parts.scheme == "https" else 80)
+        with trio.fail_after(DEADLINE_S):
+            found = await trio.socket.getaddrinfo(parts.hostname, port, type=socket.SOCK_STREAM)
+    except (OSError, ValueError, UnicodeError, trio.TooSlowError) as exc:
+        raise TransferFailed(f"{parts.hostname}: {exc}") from exc
+    address = str(found[0][4][0])
+    if not service.private_endpoints and not ipaddress.ip_address(address).is_global:
+        raise InvalidURI(f"{parts.hostname} is not a public address")
+    origin = f"{parts.scheme}://{parts.netloc}"
+    target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
+    return HttpClient(origin, DEADLINE_S, address=address), target
+
+
+def _endpoints(transfer: Transfer, protocols: tuple[str, ...]) -> list[str]:
+    if transfer.view and not transfer.view.startswith(CORE):
+        raise ViewNotSupported(transfer.view[:200])
+    wanted = [p for p in transfer.protocols if p.uri in protocols]
+    if not wanted:
+        raise ProtocolNotSupported(", ".join(p.uri[:100] for p in transfer.protocols[:10]) or "none was named")
+    urls = list(dict.fromkeys(p.endpoint for p in wanted if p.endpoint))[:ENDPOINTS_MAX]
+    if not urls:
+        raise InvalidArgument("no protocol has an endpoint")
+    for url in urls:
+        if any(c <= " " for c in url) or not url.isascii():
+            raise InvalidURI(f"{url[:200]!r} is not a URL")
+    return urls
+
+
+# -- pullToVoSpace ---------------------------------------------------------------------------------------------
+
+
+async def fetch(service: Service, subject: Subject, transfer: Transfer, path: Path) -> None:
+    """Fetch a data node's bytes from the first end-point that gives them (R251); the node is made or replaced.
+
+    InvalidURI and ProtocolNotSupported before anything is tried, TransferFailed when all were.
+    """
+    tried = []
+    for url in _endpoints(transfer, FETCH_PROTOCOLS):
+        try:
+            await _fetch_one(service, subject, url, path)
+            return
+        except InvalidURI:
+            raise
+        except VOSpaceError as exc:
+            tried.append(f"{url}: {exc}")
+    raise TransferFailed("; ".join(tried)[:2000])
+
+
+async def _fetch_one(service: Service, subject: Subject, url: str, path: Path) -> None:
+    parent = await service.container_of(path, subject)
+    md5 = hashlib.md5(usedforsecurity=False)
+    writer = await trio.to_thread.run_sync(service.backend.create)
+
+    def sink(data: memoryview) -> None:
+        md5.update(data)
+        writer.write(data)
+
+    try:
+        answer = await _get(service, url, sink)
+        blob = await trio.to_thread.run_sync(writer.finish, True)
+    finally:
+        with trio.CancelScope(shield=True):
+            await trio.to_thread.run_sync(writer.abort)
+    kind = answer.headers.get(b"content-type", b"").decode("latin-1").partition(";")[0].strip()[:200]
+    new = NewNode(
+        DATA, owner=subject.user, content_type=kind if kind.isprintable() else "", public=parent.public,
+        group_read=parent.group_read, group_write=parent.group_write,
+    )  # fmt: skip
+    extents = [Extent(0, blob.length, blob.locator)] if blob.length else []
+    await service.store.put_data(
+        parent.id, path[-1], new, blob.length, extents, [blob], md5.hexdigest(), True, Anyone("", subject.permit)
+    )
+
+
+async def _get(service: Service, url: str, sink: Sink) -> Answer:
+    for _ in range(REDIRECTS_MAX + 1):
+        client, target = await connect(service, url)
+        try:
+            head = client.head("GET", target, [("Accept-Encoding", "identity"), ("User-Agent", "vosfs")])
+            answer = await client.download(head, sink)
+        finally:
+            client.close()
+        if answer.status == 200:
+            return answer
+        location = answer.headers.get(b"location", b"").decode("latin-1")
+        if answer.status not in _REDIRECTS or not location:
+            raise TransferFailed(f"the answer is {answer.status}")
+        url = urljoin(url, location)
+    raise TransferFailed(f"more than {REDIRECTS_MAX} redirects")
+
+
+# -- pushFromVoSpace -------------------------------------------------------------------------------------------
+
+
+async def send(service: Service, subject: Subject, transfer: Transfer, path: Path, node: Node) -> None:
+    """Send a data node's bytes to the first end-point that takes them, each being tried once (R259)."""
+    if node.kind == CONTAINER:
+        raise ViewNotSupported(f"{service.authority.uri(path)} is a container")
+    tried = []
+    for url in _endpoints(transfer, SEND_PROTOCOLS):
+        try:
+            await _send_one(service, subject, url, node)
+            return
+        except InvalidURI:
+            raise
+        except VOSpaceError as exc:
+            tried.append(f"{url}: {exc}")
+    raise TransferFailed("; ".join(tried)[:2000])
+
+
+async def _send_one(service: Service, subject: Subject, url: str, node: Node) -> None:
+    found = await service.store.open(node.id, Anyone("", subject.permit))
+    client, target = await connect(service, url)
+    with ExitStack() as stack:
+        stack.callback(client.close)
+        segments = await trio.to_thread.run_sync(_segments, service, found.extents, found.node.length, stack)
+        kind = found.node.content_type or "application/octet-stream"
+        head = client.head("PUT", target, [("Content-Type", kind), ("User-Agent", "vosfs")])
+        answer = await client.upload(head, segments)
+    if answer.status not in (200, 201, 204):
+        raise TransferFailed(f"the answer is {answer.status}")
+
+
+def _segments(service: Service, extents: list[Extent], length: int, stack: ExitStack) -> list[Segment]:
+    """A content as runs of open files; what lies in no file is put into one that has no name."""
+    spool = stack.enter_context(tempfile.TemporaryFile())  # noqa: SIM115 (the stack closes it)
+    readers: dict[str, BlobReader] = {}
+    result = []
+    at = 0
+    for piece in content.slices(extents, 0, length) if length else ():
+        size = piece.stop - piece.start
+        if piece.locator:
+            reader = readers.get(piece.locator)
+            if reader is None:
+                reader = readers[piece.locator] = service.backend.open(piece.locator)
+                stack.callback(reader.close)
+            if reader.fileno() >= 0:
+                result.append((reader.fileno(), piece.offset, piece.offset + size))
+                continue
+            for start in range(0, size, 1 << 20):
+                stop = min(start + (1 << 20), size)
+                os.pwrite(spool.fileno(), reader.read(piece.offset + start, piece.offset + stop), at + start)
+        elif piece.data:
+            os.pwrite(spool.fileno(), piece.data, at)
+        else:
+            os.ftruncate(spool.fileno(), at + size)
+        result.append((spool.fileno(), at, at + size))
+        at += size
+    return result
+
+
+# -- callbacks -------------------------------------------------------------------------------------------------
+
+
+async def notify(service: Service, url: str, body: bytes) -> None:
+    """POST a job's document to its client's callback URL, once; best effort."""
+    try:
+        client, target = await connect(service, url)
+        try:
+            head = client.head("POST", target, [("Content-Type", "text/xml"), ("User-Agent", "vosfs")])
+            await client.request(head, body)
+        finally:
+            client.close()
+    except VOSpaceError as exc:
+        log.info("callback to %s: %s", url[:200], exc)

@@ -1,0 +1,108 @@
+"""Whole trees in SQL: transactions as in ``sql.py``.
+
+A tree is copied or unpacked in many small transactions, so that others get their turn, under a container that no
+path leads to (``STAGING_ID``); one last transaction puts it where it belongs.  Nobody sees half of it, and what a
+crash leaves there is found by its name, the job's.
+"""
+
+import msgspec
+
+from vosfs.errors import DuplicateNode, NodeNotFound
+from vosfs.metadata.node import CONTAINER, DATA, STAGING_ID, Blob, Copied, Extent, Node
+from vosfs.metadata.sql import (
+    CHILD,
+    CHILDREN_AFTER,
+    DELETE_NAME,
+    INSERT_NAME,
+    INSERT_NODE,
+    Frame,
+    Transaction,
+    commit,
+    container_of,
+    extents_of,
+    get,
+    log_change,
+    new_id,
+    writable,
+)
+from vosfs.metadata.store import READ, WRITE
+
+
+def copy_node(f: Frame, id: int, name: bytes, owner: str) -> Transaction[Node]:
+    node = yield from get(f, id)
+    return (yield from _copy(f, node, STAGING_ID, name, owner))
+
+
+def copy_children(f: Frame, id: int, into: int, after: bytes, limit: int, owner: str) -> Transaction[Copied]:
+    container = yield from container_of(f, id)
+    f.caller.permit(container, READ)
+    rows = yield CHILDREN_AFTER, (f.space, id, after, limit)
+    containers = []
+    for name, *columns in rows:
+        node = Node(*columns)
+        copied = yield from _copy(f, node, into, bytes(name), owner)
+        if node.kind == CONTAINER:
+            containers.append((node.id, copied.id))
+    return Copied(bytes(rows[-1][0]) if len(rows) == limit else None, containers)
+
+
+def _copy(f: Frame, node: Node, into: int, name: bytes, owner: str) -> Transaction[Node]:
+    f.caller.permit(node, READ)
+    # Held until the end: who takes these blobs from the original then sees that the copy stands on them.
+    held = yield "SELECT 1 FROM node WHERE space = ? AND id = ? AND nlink > 0{share}", (f.space, node.id)
+    if not held:
+        raise NodeNotFound(repr(name))
+    copy = msgspec.structs.replace(
+        node, id=new_id(), version=1, nlink=1, ctime_ns=f.now_ns, btime_ns=f.now_ns, owner=owner, immutable=0
+    )
+    yield INSERT_NAME, (f.space, into, name, copy.id)
+    yield INSERT_NODE, (f.space, *msgspec.structs.astuple(copy), into)
+    yield (
+        "INSERT INTO property (space, node, uri, value) SELECT space, ?, uri, value FROM property"
+        " WHERE space = ? AND node = ?",
+        (copy.id, f.space, node.id),
+    )
+    if node.kind == DATA and node.length:
+        yield (
+            "INSERT INTO extent (space, node, start, stop, locator, start_in_blob, data)"
+            " SELECT space, ?, start, stop, locator, start_in_blob, data FROM extent"
+            " WHERE space = ? AND node = ?",
+            (copy.id, f.space, node.id),
+        )
+    return copy
+
+
+def graft(f: Frame, id: int, into: int) -> Transaction[None]:
+    """Move all children of ``id`` into ``into``: containers merge, bytes replace bytes, anything else is DuplicateNode."""
+    yield from writable(f, into)
+    for name, *columns in (yield CHILDREN_AFTER, (f.space, id, b"", 1 << 31)):
+        name, node = bytes(name), Node(*columns)
+        rows = yield CHILD + "{update_n}", (f.space, into, name)
+        if not rows:
+            yield (
+                "UPDATE name SET parent = ? WHERE space = ? AND parent = ? AND name = ?",
+                (into, f.space, id, name),
+            )
+            yield "UPDATE node SET parent = ? WHERE space = ? AND id = ?", (into, f.space, node.id)
+            yield from log_change(f, node.id, into, name)
+            continue
+        other = Node(*rows[0])
+        if node.kind == other.kind == CONTAINER:
+            yield from graft(f, node.id, other.id)
+        elif node.kind == other.kind == DATA:
+            f.caller.permit(other, WRITE)
+            extents = yield from extents_of(f, node.id)
+            blobs = [Blob(locator, 0, 0) for locator in {e.locator for e in extents if e.locator}]
+            changes = [Extent(0, max(node.length, other.length, 1)), *extents]
+            yield from commit(f, other.id, None, node.length, changes, blobs, node.mtime_ns, node.md5)
+        else:
+            raise DuplicateNode(repr(name))
+    yield "UPDATE node SET mtime_ns = ?, ctime_ns = ? WHERE space = ? AND id = ?", (f.now_ns, f.now_ns, f.space, into)
+
+
+def drop_staged(f: Frame, name: bytes) -> Transaction[None]:
+    """Give up what was staged under a name, if anything."""
+    rows = yield CHILD + "{update_n}", (f.space, STAGING_ID, name)
+    for row in rows:
+        yield DELETE_NAME, (f.space, STAGING_ID, name)
+        yield "UPDATE node SET nlink = 0 WHERE space = ? AND id = ?", (f.space, row[0])
