@@ -63,7 +63,7 @@ class App:
                     1e3 * (time.perf_counter() - started))  # fmt: skip
             if isinstance(exc, ProtocolError):
                 raise
-            return fault(exc)
+            return fault(exc, self._service.certificates)
         except trio.TooSlowError:
             log.warning("%s %s: a body stalled", request.method, request.path[:200])
             return fault(TimedOut("the body stalled"))

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import trio
 
-from server import app, housekeeping, recursive, remote, transfers
+from server import app, digests, housekeeping, recursive, remote, transfers
 from server.auth import check_user, hash_password, issue_token
 from server.http import Server, listen
 from server.importer import import_tree
@@ -100,7 +100,7 @@ async def serve(cfg: Config, ready: Callable[[Config, SqlStore], Awaitable[None]
             cfg = replace(cfg, server=replace(cfg.server, port=sock.getsockname()[1]))
         service = Service(
             store, backend, uri.Authority(cfg.space.authority), cfg.base_url, cfg.data_url, await store.secret(),
-            cfg.space.gateway, cfg.server.role, cfg.server.private_endpoints,
+            cfg.space.gateway, cfg.server.role, cfg.server.private_endpoints, bool(cfg.server.client_ca),
         )  # fmt: skip
         jobs = Jobs(service, KINDS, partial(remote.notify, service))
         resources = {"all": tuple(app.METHODS), "metadata": app.METADATA, "storage": app.STORAGE}[cfg.server.role]
@@ -111,6 +111,7 @@ async def serve(cfg: Config, ready: Callable[[Config, SqlStore], Awaitable[None]
             nursery.start_soon(jobs.run)
             if cfg.server.role != "metadata":
                 nursery.start_soon(housekeeping.run, store, backend)
+                nursery.start_soon(digests.run, store, backend)
             with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
                 logger.info("serving %s (%s)", cfg.base_url, cfg.server.role)
                 await ready(cfg, store)

@@ -41,6 +41,7 @@ class Service:
     def __init__(
         self, store: Store, backend: Backend, authority: Authority, base_url: str, data_url: str, secret: bytes,
         gateway: bool = True, role: str = "all", private_endpoints: bool = False,
+        certificates: bool = False,
     ) -> None:  # fmt: skip
         # Dependencies
         self.store = store
@@ -59,6 +60,8 @@ class Service:
         """Whether ``backend`` is where the bytes are."""
         self.private_endpoints = private_endpoints
         """Whether third parties may be at addresses that are not public (``remote.py``)."""
+        self.certificates = certificates
+        """Whether client certificates are accepted."""
         self.gateway = gateway
         """Whether the gateway binding is offered."""
         # Mutable state
@@ -215,13 +218,19 @@ def xml(body: bytes, status: int = 200, headers: list[tuple[str, str]] | None = 
     return Response(status, [("Content-Type", "text/xml"), *(headers or [])], body)
 
 
-CHALLENGES = [("WWW-Authenticate", 'Bearer realm="vosfs"'), ("WWW-Authenticate", 'Basic realm="vosfs"')]
+CHALLENGES = [
+    ("WWW-Authenticate", 'Bearer realm="vosfs"'),
+    ("WWW-Authenticate", 'Basic realm="vosfs"'),
+    ("WWW-Authenticate", 'ivoa_bearer standard_id="ivo://ivoa.net/sso#OAuth"'),
+]
+"""SSO 2.1 section 2; ``X509_CHALLENGE`` with them where client certificates are accepted."""
+X509_CHALLENGE = ("WWW-Authenticate", 'ivoa_x509 standard_id="ivo://ivoa.net/sso#tls-with-certificate"')
 
 
-def fault(exc: VOSpaceError) -> Response:
+def fault(exc: VOSpaceError, certificates: bool = False) -> Response:
     """The HTTP form of a fault: its exact name first, then what and why (VOSpace 2.1 section 6; R19-R36)."""
     message = str(exc)
-    headers = CHALLENGES if exc.status in (401, 403) else []
+    headers = [*CHALLENGES, *[X509_CHALLENGE] * certificates] if exc.status in (401, 403) else []
     if exc.status == 503:
         headers = [("Retry-After", "5")]
     return text(exc.status, f"{exc.fault} {message}".rstrip() + "\n", list(headers))

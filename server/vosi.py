@@ -5,8 +5,8 @@ import time
 import trio
 
 from server.http import Request, Response
-from server.service import Service, xml
-from vosfs.errors import VOSpaceError
+from server.service import CHALLENGES, Service, xml
+from vosfs.errors import NotAuthenticated, VOSpaceError
 from vosfs.metadata import xml as documents
 from vosfs.metadata.messages import PROTOCOL as GATEWAY
 from vosfs.metadata.node import CORE, ROOT_ID
@@ -20,6 +20,7 @@ METHODS = (
     '<securityMethod standardID="ivo://ivoa.net/sso#OAuth"/><securityMethod standardID="ivo://ivoa.net/sso#token"/>'
     '<securityMethod standardID="ivo://ivoa.net/sso#BasicAA"/>'
 )
+CERTIFICATE_METHOD = '<securityMethod standardID="ivo://ivoa.net/sso#tls-with-certificate"/>'
 
 CAPABILITIES = [
     ("ivo://ivoa.net/std/VOSI#capabilities", "capabilities", "full", False),
@@ -41,6 +42,15 @@ CAPABILITIES = [
 async def capabilities(service: Service, request: Request) -> Response:
     """VOSI 1.1 section 3.1, in the shape that cadcutils can parse: unqualified children, the prefix ``xsi``."""
     entries = list(CAPABILITIES)
+    methods = METHODS + CERTIFICATE_METHOD * service.certificates
+    headers = [("Last-Modified", http_date(UP_SINCE_NS / 1e9))]
+    try:
+        subject, _ = await service.caller(request)
+        if not subject.anonymous:
+            headers.append(("X-VO-Authenticated", subject.user))
+    except NotAuthenticated:
+        # Readable by all the same (R288): that is where a client learns how to identify itself.
+        headers += CHALLENGES
     if service.gateway:
         entries.append((GATEWAY, "gateway", "full", True))
     lines = [
@@ -52,10 +62,10 @@ async def capabilities(service: Service, request: Request) -> Response:
         lines.append(
             f'<capability standardID="{standard}"><interface xsi:type="vs:ParamHTTP" role="std">'
             f'<accessURL use="{use}">{documents.escape(service.base_url)}/{path}</accessURL>'
-            f"{METHODS if secured else ''}</interface></capability>"
+            f"{methods if secured else ''}</interface></capability>"
         )
     lines.append("</vosi:capabilities>")
-    return xml("".join(lines).encode(), 200, [("Last-Modified", http_date(UP_SINCE_NS / 1e9))])
+    return xml("".join(lines).encode(), 200, headers)
 
 
 async def availability(service: Service, request: Request) -> Response:

@@ -378,6 +378,20 @@ class MemoryStore:
         chosen = [name for name in sorted(names) if name >= start][:limit]
         return [(name, self._nodes[names[name]], dict(self._properties.get(names[name], {}))) for name in chosen]
 
+    async def undigested(self, rest_ns: int, limit: int) -> list[int]:
+        latest = time.time_ns() - rest_ns
+        found = [
+            node for node in self._nodes.values()
+            if node.kind == DATA and not node.md5 and node.length and not node.immutable and node.nlink
+            and node.ctime_ns < latest
+        ]  # fmt: skip
+        return [node.id for node in sorted(found, key=lambda node: node.ctime_ns)][:limit]
+
+    async def put_digest(self, id: int, version: int, md5: str) -> None:
+        node = self._nodes.get(id)
+        if node is not None and node.version == version:
+            self._nodes[id] = replace(node, md5=md5)
+
     async def properties_in_use(self) -> list[str]:
         return sorted({uri for properties in self._properties.values() for uri in properties})
 

@@ -115,6 +115,8 @@ MIGRATIONS = [
         phase TEXT NOT NULL, created_ns BIGINT NOT NULL, destruction_ns BIGINT NOT NULL, document TEXT NOT NULL,
         PRIMARY KEY (space, id)) {without_rowid};
     CREATE INDEX job_owner ON job (space, owner, created_ns);
+    CREATE INDEX node_undigested ON node (space, ctime_ns) WHERE md5 = '' AND kind = 'data' AND length > 0
+        AND immutable = 0 AND nlink > 0;
     CREATE TABLE certificate (name TEXT PRIMARY KEY, account TEXT NOT NULL);
     """,
 ]
@@ -655,6 +657,19 @@ def trim(f: Frame, before_ns: int) -> Transaction[None]:
     yield "DELETE FROM token WHERE expires_ns < ?", (f.now_ns,)
 
 
+def undigested(f: Frame, rest_ns: int, limit: int) -> Transaction[list[int]]:
+    rows = yield (
+        "SELECT id FROM node WHERE space = ? AND md5 = '' AND kind = 'data' AND length > 0 AND immutable = 0"
+        " AND nlink > 0 AND ctime_ns < ? ORDER BY ctime_ns LIMIT ?",
+        (f.space, f.now_ns - rest_ns, limit),
+    )
+    return [row[0] for row in rows]
+
+
+def put_digest(f: Frame, id: int, version: int, md5: str) -> Transaction[None]:
+    yield "UPDATE node SET md5 = ? WHERE space = ? AND id = ? AND version = ?", (md5, f.space, id, version)
+
+
 def properties_in_use(f: Frame) -> Transaction[list[str]]:
     rows = yield "SELECT DISTINCT uri FROM property WHERE space = ? LIMIT 5000", (f.space,)
     return [row[0] for row in rows]
@@ -749,7 +764,7 @@ Script = Callable[..., Transaction[Any]]
 
 READS: frozenset[Script] = frozenset((
     get, lookup, find, children, children_with_properties, resolve, properties, changes, cursor, referenced, unreferenced,
-    used, secret, pick, properties_in_use,
+    used, secret, pick, properties_in_use, undigested,
 ))  # fmt: skip
 """Scripts that only look: single statements, or ones that need not see the same moment.  All others begin a
 transaction before their first statement, so that what they checked still holds when they write."""

@@ -130,6 +130,12 @@ class SqlStore:
     async def cursor(self) -> Cursor:
         return await self._run(sql.cursor, ANYONE, False)
 
+    async def undigested(self, rest_ns: int, limit: int) -> list[int]:
+        return await self._run(sql.undigested, ANYONE, False, rest_ns, limit)
+
+    async def put_digest(self, id: int, version: int, md5: str) -> None:
+        await self._run(sql.put_digest, ANYONE, False, id, version, md5)
+
     async def properties_in_use(self) -> list[str]:
         return await self._run(sql.properties_in_use, ANYONE, False)
 

@@ -181,6 +181,12 @@ class Store(Tree, Protocol):
     ) -> list[tuple[bytes, Node, dict[str, str]]]:
         """Like ``children``, but from ``start`` inclusive, with each child's properties."""
 
+    async def undigested(self, rest_ns: int, limit: int) -> list[int]:
+        """Data nodes whose MD5 is not known and that have not changed for ``rest_ns``, longest first."""
+
+    async def put_digest(self, id: int, version: int, md5: str) -> None:
+        """Note the MD5 of a node's content, unless it is at another version by now.  Not a change of the node."""
+
     async def properties_in_use(self) -> list[str]:
         """The URIs of all properties that somebody set on any node, some thousands at most."""
 
