@@ -559,7 +559,8 @@ async def package(service: Service, request: Request) -> Response:
         raise InvalidArgument(f"1 to {TARGETS_MAX} parameters TARGET are needed")
     tops = []
     for target in targets:
-        path, node = await service.locate(service.authority.path(target), subject, leaf=True)
+        trace = await service.trace(service.authority.path(target), subject, leaf=True)
+        path, node = trace.path, trace.node()
         subject.permit(node, READ)
         tops.append((path[-1] if path else b"vospace", node))
     return download(

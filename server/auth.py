@@ -18,7 +18,7 @@ from vosfs.errors import InvalidArgument, NotAuthenticated
 from vosfs.metadata.store import Store
 
 REMEMBER_S = 30.0
-"""How long a revoked token or password may still work."""
+"""How long a revoked token or password, or a group, may still work."""
 REMEMBER_MAX = 10_000
 TOKEN_LIFE_S = 30 * 24 * 3600
 VERIFY_THREADS_MAX = 2
@@ -51,6 +51,7 @@ class Authenticator:
         # Constants
         self._key = secrets.token_bytes(32)
         # Mutable state
+        self._users: dict[str, tuple[Subject, float]] = {}
         self._known: dict[bytes, tuple[Subject, float]] = {}
         self._verifying = trio.CapacityLimiter(VERIFY_THREADS_MAX)
         self._unknown_hash = hash_password(secrets.token_urlsafe(16))
@@ -87,13 +88,20 @@ class Authenticator:
         raise NotAuthenticated(f"the certificate {names[0][:200]!r} is nobody's here")
 
     async def known_user(self, user: str) -> Subject:
-        """The subject a user is now."""
+        """The subject a user is now, or was up to REMEMBER_S ago."""
         if not user:
             return NOBODY
+        known = self._users.get(user)
+        if known and known[1] > time.monotonic():
+            return known[0]
         account = await self._store.account(user)
         if account is None:
             raise NotAuthenticated("the user no longer exists")
-        return Subject(user, groups_of(account[1]))
+        if len(self._users) >= REMEMBER_MAX:
+            self._users.clear()
+        subject = Subject(user, groups_of(account[1]))
+        self._users[user] = (subject, time.monotonic() + REMEMBER_S)
+        return subject
 
     async def _bearer(self, token: str) -> str:
         # Looked up by digest: the comparison's time says nothing about the token.

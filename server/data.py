@@ -28,7 +28,6 @@ from vosfs.errors import (
     InvalidArgument,
     InvalidURI,
     IsContainer,
-    NodeNotFound,
     PermissionDenied,
     TransferFailed,
     VOSpaceError,
@@ -126,7 +125,8 @@ async def put(
     """
     if not path:
         raise IsContainer("the root holds no bytes")
-    parent = await service.container_of(path, subject)
+    trace = await service.trace(path, subject, leaf=True)
+    path, parent = trace.path, trace.parent()
     name = path[-1]
     if name == b".null":
         # Accepted and discarded (R232): for who may write here, and into nothing.
@@ -135,10 +135,8 @@ async def put(
         return Response(201)
     if name in RESERVED_NAMES:
         raise InvalidURI(f"{service.authority.uri(path)} is reserved")
-    node: Node | None = None
-    try:
-        node = await service.store.lookup(parent.id, check_name(name), caller)
-    except NodeNotFound:
+    node = trace.found
+    if node is None:
         subject.permit(parent, WRITE)
     else:
         if node.kind != DATA:
@@ -153,7 +151,7 @@ async def put(
         group_read=parent.group_read, group_write=parent.group_write,
     )  # fmt: skip
     done = await service.store.put_data(
-        parent.id, name, new, received.length, received.extents, received.blobs, received.md5, clear, caller
+        parent.id, check_name(name), new, received.length, received.extents, received.blobs, received.md5, clear, caller
     )
     return Response(201, [("ETag", etag(done.node)), *digest_header(done.node)])
 
@@ -307,8 +305,9 @@ async def files(service: Service, request: Request, path: Path) -> Response:
     if not service.keeps_bytes:
         return await _elsewhere(service, request, path, subject)
     if request.method == "PUT":
-        return await put(service, request, await service.real_path(path, subject, leaf=True), subject, caller)
-    path, node = await service.locate(path, subject, leaf=True)
+        return await put(service, request, path, subject, caller)
+    trace = await service.trace(path, subject, leaf=True)
+    path, node = trace.path, trace.node()
     subject.permit(node, READ)
     if node.kind != DATA:
         raise IsContainer(f"{service.authority.uri(path)} holds no bytes")
@@ -318,10 +317,10 @@ async def files(service: Service, request: Request, path: Path) -> Response:
 async def _elsewhere(service: Service, request: Request, path: Path, subject: Subject) -> Response:
     """Send the client to the storage role, with an end-point that lets it in there."""
     push = request.method == "PUT"
-    path = await service.real_path(path, subject, leaf=True)
+    trace = await service.trace(path, subject, leaf=True)
+    path = trace.path
     if not push:
-        node = await service.find(path, subject)
-        subject.permit(node, READ)
+        subject.permit(trace.node(), READ)
     location = endpoint_url(service, "pushToVoSpace" if push else "pullFromVoSpace", path, subject, "")
     return Response(307 if push else 303, [("Location", location)])
 

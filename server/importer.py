@@ -42,7 +42,7 @@ async def import_tree(
     """Register ``source`` as the new container ``path``.  QuietError if it exists or its parent does not."""
     if not path:
         raise QuietError("name a container to make, such as /archive")
-    chain = await store.resolve(path[:-1])
+    chain, _ = await store.trace(path[:-1])
     if len(chain) != len(path) or chain[-1].kind != CONTAINER:
         raise QuietError("the container's parent does not exist in the space")
     progress = Progress()

@@ -8,7 +8,7 @@ import trio
 from server import vosi
 from server.access import ADMIN, Subject
 from server.http import Request, Response
-from server.service import Service, check_texts, xml
+from server.service import Service, Trace, check_texts, xml
 from server.uws import parameters
 from server.walk import below
 from vosfs.errors import (
@@ -60,7 +60,7 @@ async def create_node(service: Service, request: Request, path: Path, subject: S
         raise InvalidArgument("a LinkNode needs a target")
     if path[-1] in RESERVED_NAMES:
         raise InvalidURI(f"{service.authority.uri(path)} is reserved")
-    parent = await service.container_of(path, subject)
+    parent = (await service.trace(path, subject, follow=False)).parent()
     subject.permit(parent, WRITE)
     attributes, properties = _split(document.properties, None, {})
     check_texts(
@@ -77,11 +77,10 @@ async def create_node(service: Service, request: Request, path: Path, subject: S
         immutable=attributes.immutable or 0,
     )  # fmt: skip
     try:
-        node = await service.store.create(parent.id, check_name(path[-1]), new, caller)
+        node = await service.store.create(parent.id, check_name(path[-1]), new, caller, durable=True)
     except DuplicateNode:
         raise DuplicateNode(service.authority.uri(path)) from None
-    await service.store.sync()
-    body = await _document(service, node, path, "max")
+    body = _document(service, node, new.properties, path, "max")
     location = f"{service.base_url}/nodes{_encoded(service, path)}"
     return xml(body, 201, [("Location", location)])
 
@@ -145,13 +144,14 @@ async def get_node(service: Service, request: Request, path: Path, subject: Subj
         limit = int(given["limit"])
     if path and path[-1] in RESERVED_NAMES:
         raise NodeNotFound(service.authority.uri(path))
-    node = await service.find(path, subject)
+    trace = await service.trace(path, subject)
+    path, node = trace.path, trace.node()
     subject.permit(node, READ)
     if given.get("view") == "data":
         # Of VOSpace 2.0: the bytes (R99).
         return Response(303, [("Location", f"{service.base_url}/files{_encoded(service, path)}")])
     if node.kind != CONTAINER:
-        return xml(await _document(service, node, path, detail))
+        return xml(_document(service, node, trace.properties, path, detail))
     start = b""
     if given.get("uri"):
         child = service.authority.path(given["uri"])
@@ -160,8 +160,8 @@ async def get_node(service: Service, request: Request, path: Path, subject: Subj
         start = child[-1]
     if given.get("sort") in SORT_KEYS:
         descending = given.get("order", "asc").lower() == "desc"
-        return await _sorted(service, subject, node, path, detail, start, limit, given["sort"], descending)
-    return await _listing(service, subject, node, path, detail, start, limit)
+        return await _sorted(service, subject, trace, detail, start, limit, given["sort"], descending)
+    return await _listing(service, subject, trace, detail, start, limit)
 
 
 SORT_KEYS: dict[str, Callable[[tuple[bytes, Node, dict[str, str]]], object]] = {
@@ -173,10 +173,11 @@ SORT_MAX = 50_000
 
 
 async def _sorted(
-    service: Service, subject: Subject, node: Node, path: Path, detail: str, start: bytes, limit: int | None, by: str,
+    service: Service, subject: Subject, trace: Trace, detail: str, start: bytes, limit: int | None, by: str,
     descending: bool,
 ) -> Response:  # fmt: skip
     """A listing in another order than by name, as the vos client asks for it."""
+    path, node = trace.path, trace.chain[-1]
     found: list[tuple[bytes, Node, dict[str, str]]] = []
     after = b""
     while len(found) < SORT_MAX:
@@ -189,26 +190,30 @@ async def _sorted(
     found.sort(key=SORT_KEYS[by], reverse=descending)  # type: ignore[arg-type]
     first = next((i for i, child in enumerate(found) if child[0] == start), 0) if start else 0
     page = found[first : None if limit is None else first + limit]
-    properties = await service.store.properties(node.id)
-    text = documents.node_open(node, service.authority.uri(path), detail, True)
-    text += documents.node_inner(node, properties, detail) + "<vos:nodes>"
-    text += _children(service, subject, path, page, detail) + "</vos:nodes></vos:node>"
-    return xml(text.encode())
+    return xml((_open(service, trace, detail) + _children(service, subject, path, page, detail) + _CLOSE).encode())
+
+
+_CLOSE = "</vos:nodes></vos:node>"
+
+
+def _open(service: Service, trace: Trace, detail: str) -> str:
+    """A container's document, up to its children."""
+    node = trace.chain[-1]
+    text = documents.node_open(node, service.authority.uri(trace.path), detail, True)
+    return text + documents.node_inner(node, trace.properties, detail) + "<vos:nodes>"
 
 
 async def _listing(
-    service: Service, subject: Subject, node: Node, path: Path, detail: str, start: bytes, limit: int | None
+    service: Service, subject: Subject, trace: Trace, detail: str, start: bytes, limit: int | None
 ) -> Response:
-    properties = await service.store.properties(node.id)
-    head = documents.node_open(node, service.authority.uri(path), detail, True)
-    head += documents.node_inner(node, properties, detail) + "<vos:nodes>"
-    tail = "</vos:nodes></vos:node>"
+    path, node = trace.path, trace.chain[-1]
+    head = _open(service, trace, detail)
     left = limit if limit is not None else 1 << 60
     want = min(left, PAGE_NODES_MAX)
     page = await service.store.children_with_properties(node.id, start, want) if want else []
     first = head + _children(service, subject, path, page, detail)
     if len(page) < PAGE_NODES_MAX or left <= PAGE_NODES_MAX:
-        return xml((first + tail).encode())
+        return xml((first + _CLOSE).encode())
 
     async def rest() -> AsyncGenerator[bytes]:
         nonlocal page, left
@@ -219,7 +224,7 @@ async def _listing(
             after = page[-1][0] + b"\0"
             page = await service.store.children_with_properties(node.id, after, min(left, PAGE_NODES_MAX))
             yield _children(service, subject, path, page, detail).encode()
-        yield tail.encode()
+        yield _CLOSE.encode()
 
     return Response(200, [("Content-Type", "text/xml")], rest())
 
@@ -240,8 +245,7 @@ def _children(
     )
 
 
-async def _document(service: Service, node: Node, path: Path, detail: str) -> bytes:
-    properties = {} if detail == "min" else await service.store.properties(node.id)
+def _document(service: Service, node: Node, properties: dict[str, str], path: Path, detail: str) -> bytes:
     tail = "<vos:nodes/>" if node.kind == CONTAINER else ""
     if node.kind == LINK:
         tail = f"<vos:target>{documents.escape(service.target_uri(node, path))}</vos:target>"
@@ -259,21 +263,21 @@ async def set_node(service: Service, request: Request, path: Path, subject: Subj
         return await _protocols(service, path, subject)
     document = documents.parse_node(body)
     _document_path(service, document, path)
-    real = await service.real_path(path, subject)
-    if real:
-        await service.container_of(real, subject)
-    node = await service.find(real, subject)
+    trace = await service.trace(path, subject)
+    if path:
+        trace.parent()
+    node = trace.node()
     if document.type != "Node" and documents.TYPES[document.type] != node.kind:
         raise InvalidArgument(f"the node is a {documents.TYPE_OF[node.kind]}, and stays one")
     subject.permit(node, WRITE)
-    stored = await service.store.properties(node.id)
-    attributes, properties = _split(document.properties, node, stored)
+    attributes, properties = _split(document.properties, node, trace.properties)
     if node.kind == LINK and document.target and document.target != service.target_uri(node, path):
         attributes.target = document.target.encode()
     check_texts(attributes.target or b"", attributes.content_type, attributes.group_read, attributes.group_write)
     if properties or attributes != Attributes():
         node = await service.store.update(node.id, attributes, properties, caller)
-    return xml(await _document(service, node, path, "max"))
+    shown = {uri: value for uri, value in {**trace.properties, **properties}.items() if value is not None}
+    return xml(_document(service, node, shown, path, "max"))
 
 
 async def _protocols(service: Service, path: Path, subject: Subject) -> Response:
@@ -304,19 +308,23 @@ async def check_tree(service: Service, top: Node, subject: Subject) -> int:
     return count
 
 
+async def remove_tree(service: Service, trace: Trace, subject: Subject, caller: Anyone) -> None:
+    """Delete a node and all below it.  NodeNotFound, PermissionDenied."""
+    parent = trace.parent()
+    subject.permit(parent, WRITE)
+    top = trace.node()
+    if top.kind == CONTAINER and not subject.admin:
+        await check_tree(service, top, subject)
+    try:
+        await service.store.remove(parent.id, trace.path[-1], "tree", caller, durable=True)
+    except NodeNotFound:
+        raise NodeNotFound(service.authority.uri(trace.path)) from None
+
+
 async def delete_node(service: Service, path: Path, subject: Subject, caller: Anyone) -> Response:
     """DELETE: the node and all its descendants; 204 (R119-R130)."""
     if not path:
         raise PermissionDenied("the root cannot be deleted")
-    parent = await service.container_of(path, subject)
-    subject.permit(parent, WRITE)
-    try:
-        if not subject.admin:
-            top = await service.store.lookup(parent.id, path[-1])
-            if top.kind == CONTAINER:
-                await check_tree(service, top, subject)
-        await service.store.remove(parent.id, path[-1], "tree", caller)
-    except NodeNotFound:
-        raise NodeNotFound(service.authority.uri(path)) from None
-    await service.store.sync()
+    trace = await service.trace(path, subject, follow=False)
+    await remove_tree(service, trace, subject, caller)
     return Response(204)

@@ -48,14 +48,13 @@ class RecursiveDelete(_Kind):
         return f"<target>{documents.escape(request.target)}</target>"
 
     async def run(self, service: Service, execution: Execution) -> None:
-        path = await service.real_path(service.authority.path(execution.request.target), execution.subject)
-        if not path:
+        subject = execution.subject
+        trace = await service.trace(service.authority.path(execution.request.target), subject)
+        if not trace.path:
             raise PermissionDenied("the root cannot be deleted")
-        node = await service.find(path, execution.subject)
-        count = 1 + (await nodes.check_tree(service, node, execution.subject) if node.kind == CONTAINER else 0)
-        parent = await service.container_of(path, execution.subject)
-        await service.store.remove(parent.id, path[-1], "tree", Anyone("", execution.subject.permit))
-        await service.store.sync()
+        node = trace.node()
+        count = 1 + (await nodes.check_tree(service, node, subject) if node.kind == CONTAINER else 0)
+        await nodes.remove_tree(service, trace, subject, Anyone("", subject.permit))
         execution.results.append(Result("successcount", f"final:{count}"))
 
 
@@ -70,8 +69,7 @@ class RecursiveSetProperties(_Kind):
 
     async def run(self, service: Service, execution: Execution) -> None:
         subject, given = execution.subject, execution.request
-        path = await service.real_path(service.authority.path(given.uri), subject)
-        top = await service.find(path, subject)
+        top = await service.find(service.authority.path(given.uri), subject)
         subject.permit(top, WRITE)
         done, failed = 0, 0
         try:

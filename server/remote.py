@@ -100,7 +100,7 @@ async def fetch(service: Service, subject: Subject, transfer: Transfer, path: Pa
 
 
 async def _fetch_one(service: Service, subject: Subject, url: str, path: Path) -> None:
-    parent = await service.container_of(path, subject)
+    parent = (await service.trace(path, subject)).parent()
     md5 = hashlib.md5(usedforsecurity=False)
     writer = await trio.to_thread.run_sync(service.backend.create)
 

@@ -94,35 +94,24 @@ class Service:
         origin = request.header(ORIGIN_HEADER.lower().encode())[:ORIGIN_BYTES_MAX]
         return subject, Anyone(origin, subject.permit)
 
-    async def find(self, path: Path, subject: Subject) -> Node:
-        """The node at ``path``; ancestors that are links to containers of this space are followed (A10).
+    async def trace(self, path: Path, subject: Subject, leaf: bool = False, follow: bool = True) -> "Trace":
+        """Go along ``path``, in one look at the store unless links must be followed (A10, R332-R335).
 
-        NodeNotFound (R93), PermissionDenied if an ancestor may not be read, LinkFound, InvalidURI.
-        """
-        return (await self.locate(path, subject))[1]
-
-    async def locate(self, path: Path, subject: Subject, leaf: bool = False) -> tuple[Path, Node]:
-        """The real path of what ``path`` leads to, and the node; with ``leaf``, a link at its end is followed too."""
-        real = await self.real_path(path, subject, leaf)
-        node, missing = await self._walk(real, subject)
-        if missing is not None:
-            raise NodeNotFound(self.authority.uri(path))
-        return real, node
-
-    async def real_path(self, path: Path, subject: Subject, leaf: bool = False) -> Path:
-        """``path`` with the links in it replaced by where they lead, as far as it exists (R332-R335).
-
-        LinkFound after LINKS_MAX of them; InvalidURI for one that leaves the space.
+        Ancestors that are links to containers of this space are followed, and with ``leaf`` a link at the end too;
+        without ``follow`` an ancestor link is LinkFound, as creation and deletion want it (R67).  PermissionDenied if
+        an ancestor may not be read, LinkFound after LINKS_MAX links, InvalidURI for one that leaves the space.
         """
         for _ in range(LINKS_MAX + 1):
-            chain = await self.store.resolve(path)
+            chain, properties = await self.store.trace(path)
             for depth, node in enumerate(chain):
                 if node.kind == LINK and (depth < len(path) or leaf):
                     break
                 if node.kind == CONTAINER and depth < len(path) and not subject.may(node, READ):
                     subject.permit(node, READ)
             else:
-                return path
+                return Trace(self, path, chain, properties)
+            if not follow:
+                raise LinkFound(f"{self.authority.uri(path[:depth])} {self.target_uri(node, path[:depth])}")
             target = self.target_uri(node, path[:depth])
             try:
                 path = (*self.authority.path(target), *path[depth:])
@@ -130,34 +119,9 @@ class Service:
                 raise InvalidURI(f"{self.authority.uri(path[:depth])} leads out of this space, to {target}") from None
         raise LinkFound(f"{self.authority.uri(path)} leads through more than {LINKS_MAX} links")
 
-    async def container_of(self, path: Path, subject: Subject) -> Node:
-        """The container that holds, or would hold, the last name of ``path``.
-
-        ContainerNotFound (R65); LinkFound if an ancestor is a link, which creation and deletion must not follow (R67).
-        """
-        node, missing = await self._walk(path[:-1], subject)
-        if missing is not None:
-            raise ContainerNotFound(self.authority.uri(missing))
-        if node.kind == LINK:
-            raise self._link_found(node, path[:-1])
-        if node.kind != CONTAINER:
-            raise NotContainer(self.authority.uri(path[:-1]))
-        return node
-
-    async def _walk(self, path: Path, subject: Subject) -> tuple[Node, Path | None]:
-        """The deepest node that exists along ``path``, and the path of the first that does not."""
-        chain = await self.store.resolve(path)
-        for depth, node in enumerate(chain[: len(path)]):
-            if node.kind == LINK:
-                raise self._link_found(node, path[:depth])
-            if node.kind != CONTAINER:
-                break
-            if not subject.may(node, READ):
-                subject.permit(node, READ)
-        return chain[-1], None if len(chain) > len(path) else path[: len(chain)]
-
-    def _link_found(self, node: Node, path: Path) -> LinkFound:
-        return LinkFound(f"{self.authority.uri(path)} {self.target_uri(node, path)}")
+    async def find(self, path: Path, subject: Subject) -> Node:
+        """The node at ``path``, ancestor links followed.  NodeNotFound (R93) and what ``trace`` raises."""
+        return (await self.trace(path, subject)).node()
 
     def target_uri(self, node: Node, path: Path) -> str:
         """A link's target as VOSpace shows it: a URI as it was given, a symbolic link's text resolved to one.
@@ -179,6 +143,43 @@ class Service:
             elif part not in (b"", b"."):
                 parts.append(part)
         return self.authority.uri(tuple(parts))
+
+
+class Trace:
+    """What lies along a path."""
+
+    __slots__ = ("path", "chain", "properties", "_service")
+
+    def __init__(self, service: Service, path: Path, chain: list[Node], properties: dict[str, str]) -> None:
+        self._service = service
+        self.path = path
+        """The real one: links are replaced by where they lead."""
+        self.chain = chain
+        """The nodes from the root down, as far as there are any."""
+        self.properties = properties
+        """Of the node at the end, if it is there."""
+
+    @property
+    def found(self) -> Node | None:
+        """The node at the end of the path, if it is there."""
+        return self.chain[-1] if len(self.chain) > len(self.path) else None
+
+    def node(self) -> Node:
+        """The node at the end of the path.  NodeNotFound."""
+        if self.found is None:
+            raise NodeNotFound(self._service.authority.uri(self.path))
+        return self.chain[-1]
+
+    def parent(self) -> Node:
+        """The container that holds, or would hold, the last name.  ContainerNotFound (R65), NotContainer."""
+        uri = self._service.authority.uri
+        if len(self.chain) < len(self.path):
+            at = self.chain[-1]
+            raise (ContainerNotFound if at.kind == CONTAINER else NotContainer)(uri(self.path[: len(self.chain)]))
+        parent = self.chain[len(self.path) - 1]
+        if parent.kind != CONTAINER:
+            raise NotContainer(uri(self.path[:-1]))
+        return parent
 
 
 class Feed:

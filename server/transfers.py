@@ -14,6 +14,7 @@ from server.access import Subject
 from server.archive import ARCHIVE_VIEWS
 from server.data import endpoint_url
 from server.http import Request, Response
+from server.nodes import remove_tree
 from server.service import Service, xml
 from server.uws import (
     Execution,
@@ -31,7 +32,6 @@ from vosfs.errors import (
     InvalidArgument,
     InvalidURI,
     NodeBusy,
-    NodeNotFound,
     OperationNotSupported,
     PermissionDenied,
     ProtocolNotSupported,
@@ -182,30 +182,22 @@ async def negotiate(
 
 async def source_of(service: Service, path: Path, subject: Subject, view: str) -> tuple[Path, Node]:
     """The node that bytes come from, which the subject may read; links are followed (R197)."""
-    path, node = await service.locate(path, subject, leaf=True)
+    trace = await service.trace(path, subject, leaf=True)
+    node = trace.node()
     if view not in (ARCHIVE_VIEWS if node.kind == CONTAINER else VIEWS[PULL]):
-        raise ViewNotSupported(f"{view or 'none'} of {service.authority.uri(path)}"[:300])
+        raise ViewNotSupported(f"{view or 'none'} of {service.authority.uri(trace.path)}"[:300])
     subject.permit(node, READ)
-    return path, node
+    return trace.path, node
 
 
 async def destination_of(service: Service, path: Path, subject: Subject, view: str) -> tuple[Path, Node | None]:
     """The node that bytes go to, None if it is to be made; which the subject may write."""
     if path and path[-1] == AUTO:
         path = (*path[:-1], generated_name())
-    path = await service.real_path(path, subject, leaf=True)
-    node: Node | None = None
-    if path:
-        parent = await service.container_of(path, subject)
-        if path[-1] == NULL:
-            subject.permit(parent, WRITE)
-            return path, None
-        try:
-            node = await service.store.lookup(parent.id, check_name(path[-1]))
-        except NodeNotFound:
-            subject.permit(parent, WRITE)
-    else:
-        node = await service.find(path, subject)
+    trace = await service.trace(path, subject, leaf=True)
+    path, node = trace.path, trace.found
+    if node is None:
+        subject.permit(trace.parent(), WRITE)
     if node is None or node.kind == DATA:
         if view not in VIEWS[PUSH]:
             raise ViewNotSupported(view[:200])
@@ -301,58 +293,49 @@ async def _move_or_copy(service: Service, subject: Subject, transfer: documents.
     """moveNode and copyNode (R131-R165); the new path, None for a move to ``.null``."""
     if transfer.keep_bytes is None:
         raise InvalidArgument("keepBytes says whether to move or to copy")
-    source = await service.real_path(service.authority.path(transfer.target), subject)
-    if not source:
+    source = await service.trace(service.authority.path(transfer.target), subject)
+    if not source.path:
         raise PermissionDenied("the root stays where it is")
-    target = service.authority.path(transfer.direction)
-    if target and target[-1] == NULL and not transfer.keep_bytes:
-        await _discard(service, subject, source)
+    caller = Anyone("", subject.permit)
+    wanted = service.authority.path(transfer.direction)
+    if wanted and wanted[-1] == NULL and not transfer.keep_bytes:
+        # A move to .null deletes (R130).
+        await remove_tree(service, source, subject, caller)
         return None
-    node = await service.find(source, subject)
-    target = await _destination(service, subject, target, source[-1])
-    if target[: len(source)] == source and (len(target) > len(source) or transfer.keep_bytes):
-        if target == source:
+    node = source.node()
+    parent, target = await _destination(service, subject, wanted, source.path[-1])
+    if target[: len(source.path)] == source.path and (target != source.path or transfer.keep_bytes):
+        if target == source.path:
             raise DuplicateNode(transfer.direction)
         raise InvalidURI(f"{transfer.direction}: Cannot move container node into its descendants")
-    new = await service.container_of(target, subject)
     name = check_name(target[-1])
     if transfer.keep_bytes:
-        subject.permit(new, WRITE)
-        await copying.copy(service.store, subject, node, new, name, job)
-    else:
-        old = await service.container_of(source, subject)
-        try:
-            await service.store.rename(old.id, source[-1], new.id, name, "keep", Anyone("", subject.permit))
-        except InvalidArgument as exc:
-            # The same, found by the store: somebody moved an ancestor meanwhile (R143).
-            raise InvalidURI(f"{transfer.direction}: {exc}") from None
-        await service.store.sync()
+        subject.permit(parent, WRITE)
+        await copying.copy(service.store, subject, node, parent, name, job)
+        return target
+    try:
+        await service.store.rename(
+            source.parent().id, source.path[-1], parent.id, name, "keep", caller, durable=True
+        )  # fmt: skip
+    except InvalidArgument as exc:
+        # Found by the store: somebody moved an ancestor meanwhile (R143).
+        raise InvalidURI(f"{transfer.direction}: {exc}") from None
     return target
 
 
-async def _destination(service: Service, subject: Subject, path: Path, name: bytes) -> Path:
-    """Where a node named ``name`` is to go: into an existing container (R135), or under a free name."""
+async def _destination(service: Service, subject: Subject, path: Path, name: bytes) -> tuple[Node, Path]:
+    """Where a node named ``name`` is to go: into an existing container (R135), or under a free name of one."""
     if path and path[-1] == AUTO:
-        return (*await service.real_path(path[:-1], subject, leaf=True), generated_name())
-    if path and path[-1] == NULL:
+        path = (*path[:-1], generated_name())
+    elif path and path[-1] == NULL:
         raise InvalidURI(f"{service.authority.uri(path)} is reserved")
-    try:
-        real, node = await service.locate(path, subject, leaf=True)
-    except NodeNotFound:
-        return await service.real_path(path, subject)
+    trace = await service.trace(path, subject, leaf=True)
+    node = trace.found
+    if node is None:
+        return trace.parent(), trace.path
     if node.kind != CONTAINER:
         raise DuplicateNode(service.authority.uri(path))
-    return (*real, name)
-
-
-async def _discard(service: Service, subject: Subject, path: Path) -> None:
-    """A move to ``.null`` deletes (R130)."""
-    parent = await service.container_of(path, subject)
-    try:
-        await service.store.remove(parent.id, path[-1], "tree", Anyone("", subject.permit))
-    except NodeNotFound:
-        raise NodeNotFound(service.authority.uri(path)) from None
-    await service.store.sync()
+    return node, (*trace.path, name)
 
 
 async def create(service: Service, jobs: Jobs, request: Request) -> Response:

@@ -63,6 +63,7 @@ HOUSEKEEPING_S = 30.0
 LIST_MAX = 10_000
 FORM_BYTES_MAX = 64 * 1024
 RUN_ID_MAX = 64
+CALLBACK_MAX = 2000
 KEEPALIVE_S = 15.0
 """Between comments on a silent event stream."""
 OPEN = (PENDING, QUEUED, EXECUTING, HELD, SUSPENDED)
@@ -165,10 +166,23 @@ class Jobs:
 
     async def create(self, kind: str, owner: str, request: Any, given: dict[str, str]) -> Job:
         """A PENDING job (R371)."""
-        state = State(
-            msgspec.Raw(msgspec.json.encode(request)), given.get("runid", "")[:RUN_ID_MAX], given.get("callback", "")
-        )
-        return await self.keep(kind, owner, PENDING, state)
+        return await self.keep(kind, owner, PENDING, _new_state(request, given))
+
+    async def _create_and_run(self, kind: Kind, subject: Subject, asked: Any, given: dict[str, str]) -> Job:
+        """The same, and RUN: a short job is over before it is stored, in one write instead of three."""
+        if kind.heavy(asked) or not self._runs(kind, asked):
+            job = await self.create(kind.name, subject.user, asked, given)
+            await self.start(job)
+            return job
+        state = _new_state(asked, given)
+        state.started_ns = time.time_ns()
+        job = Job(new_id(), kind.name, subject.user, EXECUTING, state.started_ns, 0, "")
+        phase = await self._work(job, state, kind, asked)
+        state.ended_ns = 0 if phase == EXECUTING else time.time_ns()
+        job = await self.keep(kind.name, subject.user, phase, state, job.id)
+        if phase != EXECUTING:
+            self._tell(job, state)
+        return job
 
     async def keep(self, kind: str, owner: str, phase: str, state: State, id: str = "") -> Job:
         """Store a job in any phase."""
@@ -184,9 +198,14 @@ class Jobs:
             return False
         self._changed.set()
         self._changed = trio.Event()
-        if phase in (COMPLETED, ERROR, ABORTED) and state.callback and self._nursery is not None:
-            self._nursery.start_soon(self._notify, state.callback, self.document(job))
+        if phase in (COMPLETED, ERROR, ABORTED):
+            self._tell(job, state)
         return True
+
+    def _tell(self, job: Job, state: State) -> None:
+        """Call back who wanted to know the end."""
+        if state.callback and self._nursery is not None:
+            self._nursery.start_soon(self._notify, state.callback, self.document(job))
 
     async def start(self, job: Job) -> None:
         """RUN: the job is EXECUTING, or QUEUED behind others, or HELD when there are too many (R373-R375)."""
@@ -586,9 +605,10 @@ class Jobs:
     async def created(self, kind: str, subject: Subject, asked: Any, request: Request) -> Response:
         """A new job, run at once if the URL says so: 303 to it (R131, R195)."""
         given = parameters(request.query)
-        job = await self.create(kind, subject.user, asked, given)
         if given.get("phase", "").upper() == "RUN":
-            await self.start(job)
+            job = await self._create_and_run(self._kinds[kind], subject, asked, given)
+        else:
+            job = await self.create(kind, subject.user, asked, given)
         return Response(303, [("Location", f"{self._service.base_url}/{kind}/{job.id}")])
 
     # -- end-points of transfers -----------------------------------------------------------------------------------
@@ -674,6 +694,10 @@ def _nanoseconds(text: str) -> int:
     if moment.tzinfo is None:
         moment = moment.replace(tzinfo=UTC)
     return int(moment.timestamp()) * 10**9 + moment.microsecond * 1000
+
+
+def _new_state(request: Any, given: dict[str, str]) -> State:
+    return State(encoded(request), given.get("runid", "")[:RUN_ID_MAX], given.get("callback", "")[:CALLBACK_MAX])
 
 
 def _text(state: State) -> str:

@@ -82,7 +82,7 @@ OPERATION = st.one_of(
     ),
     st.tuples(st.just("lookup"), NODES, NAMES),
     st.tuples(st.just("children"), NODES, NAMES, st.integers(1, 3)),
-    st.tuples(st.just("resolve"), st.lists(NAMES, max_size=3).map(tuple)),
+    st.tuples(st.just("trace"), st.lists(NAMES, max_size=3).map(tuple)),
     st.tuples(st.just("get"), NODES),
     st.tuples(st.just("open"), NODES),
     st.tuples(st.just("unreferenced")),
@@ -149,8 +149,8 @@ class Run:
             if base is not None:
                 base += (await store.get(self.id(number))).version
             return await store.commit(self.id(number), base, length, changes, blobs, 11, "m")
-        if name == "resolve":
-            return await store.resolve(arguments[0])
+        if name == "trace":
+            return await store.trace(arguments[0])
         if name == "unreferenced":
             return sorted(await store.unreferenced(time.time_ns() + 10**9, 100))
         if name == "purge":

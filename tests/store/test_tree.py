@@ -66,7 +66,7 @@ async def test_the_root_is_there(store: AnyStore) -> None:
     root = await store.get(ROOT_ID)
     assert (root.kind, root.owner, root.nlink, root.immutable) == (CONTAINER, "alice", 1, 0)
     assert await store.children(ROOT_ID, b"", 10) == []
-    assert await store.resolve(()) == [root]
+    assert (await store.trace(()))[0] == [root]
 
 
 async def test_create_keeps_what_the_creator_says(store: AnyStore) -> None:
@@ -144,14 +144,28 @@ async def test_children_with_properties_refuses_what_is_no_container(store: AnyS
     await refused(store, NotContainer, store.children_with_properties, file.id, b"", 10)
 
 
-async def test_resolve_goes_as_far_as_the_path_exists(store: AnyStore) -> None:
+async def test_a_trace_goes_as_far_as_the_path_exists(store: AnyStore) -> None:
     root = await store.get(ROOT_ID)
     a = await store.create(ROOT_ID, b"a", BOX)
     b = await store.create(a.id, b"b", FILE)
-    ids = [node.id for node in await store.resolve((b"a", b"b"))]
+    ids = [node.id for node in (await store.trace((b"a", b"b")))[0]]
     assert ids == [root.id, a.id, b.id]
-    assert [node.id for node in await store.resolve((b"a", b"b", b"c"))] == ids
-    assert [node.id for node in await store.resolve((b"a", b"x", b"b"))] == ids[:2]
+    assert [node.id for node in (await store.trace((b"a", b"b", b"c")))[0]] == ids
+    assert [node.id for node in (await store.trace((b"a", b"x", b"b")))[0]] == ids[:2]
+
+
+async def test_a_deep_trace(store: AnyStore) -> None:
+    ids = [ROOT_ID]
+    for _ in range(50):
+        ids.append((await store.create(ids[-1], b"d", BOX)).id)
+    await store.set_properties(ids[32], {"urn:p": "32"})
+    await store.set_properties(ids[40], {"urn:p": "40"})
+    for depth in (15, 16, 17, 32, 33, 50):
+        chain, properties = await store.trace((b"d",) * depth)
+        assert [node.id for node in chain] == ids[: depth + 1]
+        assert properties == ({"urn:p": "32"} if depth == 32 else {})
+        chain, properties = await store.trace((*(b"d",) * depth, b"no", b"d"))
+        assert [node.id for node in chain] == ids[: depth + 1] and properties == {}
 
 
 async def test_link_gives_a_node_one_more_name(store: AnyStore) -> None:
@@ -231,7 +245,7 @@ async def test_rename_moves(store: AnyStore) -> None:
     assert [name for name, _ in await listing(store, ROOT_ID)] == [b"box"]
     inner = await store.create(ROOT_ID, b"inner", BOX)
     await store.rename(ROOT_ID, b"inner", box.id, b"inner", "keep")
-    assert [n.id for n in await store.resolve((b"box", b"inner"))] == [ROOT_ID, box.id, inner.id]
+    assert [n.id for n in (await store.trace((b"box", b"inner")))[0]] == [ROOT_ID, box.id, inner.id]
 
 
 async def test_rename_replaces(store: AnyStore) -> None:
@@ -274,7 +288,7 @@ async def test_rename_exchanges(store: AnyStore) -> None:
     # Parents were exchanged too: the container knows its new place.
     await refused(store, InvalidArgument, store.rename, ROOT_ID, b"file", inner.id, b"x", "")
     await store.rename(ROOT_ID, b"box", inner.id, b"box", "")
-    assert [n.id for n in await store.resolve((b"file", b"box", b"inner"))] == [ROOT_ID, inner.id, box.id, file.id]
+    assert [n.id for n in (await store.trace((b"file", b"box", b"inner")))[0]] == [ROOT_ID, inner.id, box.id, file.id]
     await refused(store, NodeNotFound, store.rename, ROOT_ID, b"file", ROOT_ID, b"none", "exchange")
 
 
@@ -308,7 +322,7 @@ async def test_rename_over_containers(store: AnyStore) -> None:
     await refused(store, ContainerNotEmpty, store.rename, ROOT_ID, b"empty", ROOT_ID, b"full", "")
     done = await store.rename(ROOT_ID, b"full", ROOT_ID, b"empty", "")
     assert done.gone is not None and (done.gone.id, done.gone.nlink) == (empty.id, 0)
-    assert [n.id for n in await store.resolve((b"empty", b"x"))][1] == full.id
+    assert [n.id for n in (await store.trace((b"empty", b"x")))[0]][1] == full.id
 
 
 async def test_rename_to_the_same_node_changes_nothing(store: AnyStore) -> None:

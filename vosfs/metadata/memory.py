@@ -149,7 +149,9 @@ class MemoryStore:
         caller.permit(self._nodes[parent], READ)
         return [(name, self._nodes[names[name]]) for name in sorted(names) if name > after][:limit]
 
-    async def create(self, parent: int, name: bytes, new: NewNode, caller: Caller = ANYONE) -> Node:
+    async def create(
+        self, parent: int, name: bytes, new: NewNode, caller: Caller = ANYONE, durable: bool = False
+    ) -> Node:
         names = self._writable(parent, caller)
         if name in names:
             raise DuplicateNode(repr(name))
@@ -187,7 +189,7 @@ class MemoryStore:
         self._log(caller, id, parent, name)
         return self._set_links(id, node.nlink + 1)
 
-    async def remove(self, parent: int, name: bytes, kind: str, caller: Caller = ANYONE) -> Node:
+    async def remove(self, parent: int, name: bytes, kind: str, caller: Caller = ANYONE, durable: bool = False) -> Node:
         names = self._writable(parent, caller)
         node = self._child(parent, name)
         if node.immutable:
@@ -213,8 +215,9 @@ class MemoryStore:
             at = self._parent[at]
 
     async def rename(
-        self, parent: int, name: bytes, to_parent: int, to_name: bytes, flag: str = "", caller: Caller = ANYONE
-    ) -> Renamed:
+        self, parent: int, name: bytes, to_parent: int, to_name: bytes, flag: str = "", caller: Caller = ANYONE,
+        durable: bool = False,
+    ) -> Renamed:  # fmt: skip
         for id in (parent, to_parent):
             self._writable(id, caller)
         names, to_names = self._names[parent], self._names[to_parent]
@@ -362,14 +365,15 @@ class MemoryStore:
 
     # -- Store -----------------------------------------------------------------------------------------------
 
-    async def resolve(self, path: tuple[bytes, ...]) -> list[Node]:
+    async def trace(self, path: tuple[bytes, ...]) -> tuple[list[Node], dict[str, str]]:
         chain = [self._nodes[ROOT_ID]]
         for name in path:
             id = self._names.get(chain[-1].id, {}).get(name)
             if id is None:
                 break
             chain.append(self._nodes[id])
-        return chain
+        whole = len(chain) > len(path)
+        return chain, dict(self._properties.get(chain[-1].id, {})) if whole else {}
 
     async def children_with_properties(
         self, parent: int, start: bytes, limit: int

@@ -45,6 +45,9 @@ DIALECT = sql.Dialect(
 _RETRY = (psycopg.errors.SerializationFailure, psycopg.errors.DeadlockDetected)
 
 
+_BEGIN_DURABLE = "BEGIN; SET LOCAL synchronous_commit = on"
+
+
 class PostgresStore(SqlStore):
     """The store in a PostgreSQL database, named by a libpq DSN."""
 
@@ -69,7 +72,10 @@ class PostgresStore(SqlStore):
                 autocommit=True,
                 prepare_threshold=2,
                 connect_timeout=CONNECT_TIMEOUT_S,
-                options=f"-c statement_timeout={STATEMENT_TIMEOUT_MS} -c lock_timeout={STATEMENT_TIMEOUT_MS}",
+                options=(
+                    f"-c statement_timeout={STATEMENT_TIMEOUT_MS} -c lock_timeout={STATEMENT_TIMEOUT_MS}"
+                    " -c synchronous_commit=off"
+                ),
                 application_name="vosfsd",
             )
         except psycopg.OperationalError as exc:
@@ -176,9 +182,8 @@ class PostgresStore(SqlStore):
         open_ = script not in READS
         try:
             if open_:
-                cursor.execute("BEGIN")
-                if not durable:
-                    cursor.execute("SET LOCAL synchronous_commit = off")
+                # One round trip; sessions do not wait for the disk unless a transaction says so.
+                connection.execute(_BEGIN_DURABLE if durable else "BEGIN", prepare=False)
             statement, parameters = next(transaction)
             while True:
                 text = rendered.get(statement)

@@ -134,6 +134,7 @@ INSERT_NAME = "INSERT INTO name (space, parent, name, node) VALUES (?, ?, ?, ?)"
 DELETE_NAME = "DELETE FROM name WHERE space = ? AND parent = ? AND name = ?"
 _TOUCH = "UPDATE node SET mtime_ns = ?, ctime_ns = ? WHERE space = ? AND id = ?"
 _CHANGE = "INSERT INTO change (space, xid, node, parent, name, origin, at_ns) VALUES (?, {xid}, ?, ?, ?, ?, ?)"
+_PROPERTIES = "SELECT uri, value FROM property WHERE space = ? AND node = ?"
 _EXTENTS = "SELECT start, stop, locator, start_in_blob, data FROM extent WHERE space = ? AND node = ? ORDER BY start"
 _INSERT_EXTENT = (
     "INSERT INTO extent (space, node, start, stop, locator, start_in_blob, data) VALUES (?, ?, ?, ?, ?, ?, ?)"
@@ -234,19 +235,45 @@ def children_with_properties(
     return [(bytes(row[0]), Node(*row[1:]), found.get(row[1], {})) for row in rows]
 
 
-def resolve(f: Frame, path: tuple[bytes, ...]) -> Transaction[list[Node]]:
-    chain = [(yield from get(f, ROOT_ID))]
-    for name in path:
-        rows = yield CHILD, (f.space, chain[-1].id, name)
-        if not rows:
-            break
-        chain.append(Node(*rows[0]))
-    return chain
+def trace(f: Frame, path: tuple[bytes, ...]) -> Transaction[tuple[list[Node], dict[str, str]]]:
+    chain: list[Node] = []
+    at = ROOT_ID
+    for start in range(0, max(1, len(path)), TRACE_NAMES):
+        names = path[start : start + TRACE_NAMES]
+        values = [value for pair in enumerate(names) for value in pair]
+        spaces = (f.space, f.space) if names else (f.space,)
+        rows = yield _TRACES[len(names)], (*values, at, *spaces)
+        found = [Node(*row) for row in rows]
+        chain += found[1:] if chain else found
+        if len(found) <= len(names):
+            return chain, {}
+        at = found[-1].id
+    rows = yield _PROPERTIES, (f.space, at)
+    return chain, dict(rows)
+
+
+TRACE_NAMES = 16
+"""Of a path that are looked up by one statement: one for each name costs a path of four 32 µs, this one 11."""
+
+
+def _trace_statement(names: int) -> str:
+    start = "SELECT 0 AS depth, CAST(? AS BIGINT) AS id"
+    chain = f"WITH chain (depth, id) AS ({start})"
+    if names:
+        chain = (
+            f"WITH RECURSIVE names (depth, name) AS (VALUES {', '.join(['(?, ?)'] * names)}), chain (depth, id) AS"
+            f" ({start} UNION ALL SELECT c.depth + 1, m.node FROM chain c JOIN names p ON p.depth = c.depth"
+            " JOIN name m ON m.space = ? AND m.parent = c.id AND m.name = p.name)"
+        )
+    return f"{chain} SELECT {NODE_COLUMNS} FROM chain c JOIN node n ON n.space = ? AND n.id = c.id ORDER BY c.depth"
+
+
+_TRACES = [_trace_statement(names) for names in range(TRACE_NAMES + 1)]
 
 
 def properties(f: Frame, id: int) -> Transaction[dict[str, str]]:
     yield from get(f, id)
-    rows = yield "SELECT uri, value FROM property WHERE space = ? AND node = ?", (f.space, id)
+    rows = yield _PROPERTIES, (f.space, id)
     return dict(rows)
 
 
@@ -763,7 +790,7 @@ def pick(f: Frame, table: str, columns: str, where: dict[str, Any]) -> Transacti
 Script = Callable[..., Transaction[Any]]
 
 READS: frozenset[Script] = frozenset((
-    get, lookup, find, children, children_with_properties, resolve, properties, changes, cursor, referenced, unreferenced,
+    get, lookup, find, children, children_with_properties, trace, properties, changes, cursor, referenced, unreferenced,
     used, secret, pick, properties_in_use, undigested,
 ))  # fmt: skip
 """Scripts that only look: single statements, or ones that need not see the same moment.  All others begin a

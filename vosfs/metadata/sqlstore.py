@@ -69,22 +69,25 @@ class SqlStore:
     ) -> list[tuple[bytes, Node, dict[str, str]]]:
         return await self._run(sql.children_with_properties, ANYONE, False, parent, start, limit)
 
-    async def resolve(self, path: tuple[bytes, ...]) -> list[Node]:
-        return await self._run(sql.resolve, ANYONE, False, path)
+    async def trace(self, path: tuple[bytes, ...]) -> tuple[list[Node], dict[str, str]]:
+        return await self._run(sql.trace, ANYONE, False, path)
 
-    async def create(self, parent: int, name: bytes, new: NewNode, caller: Caller = ANYONE) -> Node:
-        return await self._run(sql.create, caller, False, parent, name, new)
+    async def create(
+        self, parent: int, name: bytes, new: NewNode, caller: Caller = ANYONE, durable: bool = False
+    ) -> Node:
+        return await self._run(sql.create, caller, durable, parent, name, new)
 
     async def link(self, id: int, parent: int, name: bytes, caller: Caller = ANYONE) -> Node:
         return await self._run(sql.link, caller, False, id, parent, name)
 
-    async def remove(self, parent: int, name: bytes, kind: str, caller: Caller = ANYONE) -> Node:
-        return await self._run(sql.remove, caller, False, parent, name, kind)
+    async def remove(self, parent: int, name: bytes, kind: str, caller: Caller = ANYONE, durable: bool = False) -> Node:
+        return await self._run(sql.remove, caller, durable, parent, name, kind)
 
     async def rename(
-        self, parent: int, name: bytes, to_parent: int, to_name: bytes, flag: str = "", caller: Caller = ANYONE
-    ) -> Renamed:
-        return await self._run(sql.rename, caller, False, parent, name, to_parent, to_name, flag)
+        self, parent: int, name: bytes, to_parent: int, to_name: bytes, flag: str = "", caller: Caller = ANYONE,
+        durable: bool = False,
+    ) -> Renamed:  # fmt: skip
+        return await self._run(sql.rename, caller, durable, parent, name, to_parent, to_name, flag)
 
     async def set_attributes(self, id: int, change: Attributes, caller: Caller = ANYONE) -> Node:
         return await self._run(sql.set_attributes, caller, False, id, change)

@@ -167,14 +167,29 @@ class Store(Tree, Protocol):
         ``clear`` drops the properties of a node that was there.  IsContainer if a node of another kind is.
         """
 
+    # -- as in Tree, and with ``durable`` on disk when they return
+
+    async def create(
+        self, parent: int, name: bytes, new: NewNode, caller: Caller = ANYONE, durable: bool = False
+    ) -> Node: ...
+
+    async def remove(
+        self, parent: int, name: bytes, kind: str, caller: Caller = ANYONE, durable: bool = False
+    ) -> Node: ...
+
+    async def rename(
+        self, parent: int, name: bytes, to_parent: int, to_name: bytes, flag: str = "", caller: Caller = ANYONE,
+        durable: bool = False,
+    ) -> Renamed: ...  # fmt: skip
+
     async def update(
         self, id: int, attributes: Attributes, change: dict[str, str | None], caller: Caller = ANYONE,
         durable: bool = True,
     ) -> Node:  # fmt: skip
         """``set_properties`` and ``set_attributes`` in one step: all of it or nothing."""
 
-    async def resolve(self, path: tuple[bytes, ...]) -> list[Node]:
-        """The nodes from the root down along ``path``, as far as it exists."""
+    async def trace(self, path: tuple[bytes, ...]) -> tuple[list[Node], dict[str, str]]:
+        """The nodes from the root down along ``path``, as far as it exists; if it all does, the last one's properties."""
 
     async def children_with_properties(
         self, parent: int, start: bytes, limit: int
