@@ -21,7 +21,7 @@ METHODS = {
     "data": ("GET", "HEAD", "PUT"),
     "blobs": ("GET", "HEAD", "PUT"),
     "gateway": ("POST",),
-    "synctrans": ("GET", "POST"),
+    "synctrans": ("GET", "HEAD", "POST"),
     "sync": ("POST",),
     "transfers": ("GET", "HEAD", "POST", "DELETE"),
     "async-delete": ("GET", "HEAD", "POST", "DELETE"),

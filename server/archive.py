@@ -27,6 +27,7 @@ from server.http import Request, Response
 from server.service import Service
 from server.walk import below
 from vosfs.backends.backend import BlobReader, BlobWriter
+from vosfs.client import Sink
 from vosfs.errors import DuplicateNode, InvalidArgument, InvalidData, NodeNotFound, VOSpaceError
 from vosfs.metadata import content
 from vosfs.metadata.node import CONTAINER, CORE, DATA, LINK, STAGING_ID, Blob, Extent, NewNode, Node
@@ -264,8 +265,14 @@ class _Member(msgspec.Struct):
     stream: Any = None
 
 
-async def upload(service: Service, request: Request, top: Node, format: str, subject: Subject) -> None:
-    """Unpack a request's body into a container (R274-R285).  InvalidData, DuplicateNode, PermissionDenied."""
+async def upload(
+    service: Service, receive: Callable[[Sink], Awaitable[object]], top: Node, format: str, subject: Subject,
+    confirm: Callable[[], Awaitable[None]],
+) -> None:  # fmt: skip
+    """Unpack the body that ``receive`` moves into a container (R274-R285); ``confirm`` is asked before it shows.
+
+    InvalidData, DuplicateNode, PermissionDenied.
+    """
     name = b"upload-" + secrets.token_hex(12).encode()
     staged = await service.store.create(
         STAGING_ID, name, NewNode(CONTAINER, owner=subject.user, public=top.public, group_read=top.group_read,
@@ -277,13 +284,14 @@ async def upload(service: Service, request: Request, top: Node, format: str, sub
         async with trio.open_nursery() as nursery:
             nursery.start_soon(_unpack, unpacker, format)
             try:
-                await request.receive(incoming.put)
+                await receive(incoming.put)
             except BaseException:
                 incoming.broken = True
                 raise
             finally:
                 with trio.CancelScope(shield=True):
                     await trio.to_thread.run_sync(incoming.end)
+        await confirm()
         await service.store.graft(staged.id, top.id, stager(subject))
     except BaseExceptionGroup as group:
         raise _first(group) from None

@@ -9,7 +9,7 @@ import hashlib
 import re
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from urllib.parse import quote_from_bytes
 
 import msgspec
@@ -29,8 +29,6 @@ from vosfs.errors import (
     InvalidURI,
     IsContainer,
     PermissionDenied,
-    TransferFailed,
-    VOSpaceError,
 )
 from vosfs.metadata import content
 from vosfs.metadata.job import Job
@@ -116,12 +114,18 @@ def digest_header(node: Node) -> list[tuple[str, str]]:
 
 
 async def put(
-    service: Service, request: Request, path: Path, subject: Subject, caller: Anyone, clear: bool = False
+    service: Service,
+    request: Request,
+    path: Path,
+    subject: Subject,
+    caller: Anyone,
+    clear: bool = False,
+    confirm: Callable[[], Awaitable[None]] | None = None,
 ) -> Response:
     """Store a body as the content of the node at ``path``, made if need be: 201 with its digest.
 
     Rights are checked before the body is read, and again when it is committed.  ``clear``: drop the properties that
-    clients set, as pushToVoSpace must (R228).
+    clients set, as pushToVoSpace must (R228).  ``confirm`` is asked last, before anything shows.
     """
     if not path:
         raise IsContainer("the root holds no bytes")
@@ -150,6 +154,8 @@ async def put(
         DATA, owner=subject.user, content_type=_content_type(request), public=parent.public,
         group_read=parent.group_read, group_write=parent.group_write,
     )  # fmt: skip
+    if confirm is not None:
+        await confirm()
     done = await service.store.put_data(
         parent.id, check_name(name), new, received.length, received.extents, received.blobs, received.md5, clear, caller
     )
@@ -354,28 +360,24 @@ async def endpoint(service: Service, jobs: Jobs, request: Request, token: str) -
 async def _push(
     service: Service, jobs: Jobs, job: Job | None, request: Request, allowed: Endpoint, subject: Subject
 ) -> Response:
-    """A push end-point's PUT; its job, if it has one, tells how it went (R235, R267)."""
-    announced = request.header(b"x-put-txn-op") == "start" and request.length == 0
-    if job is not None and not announced:
-        await jobs.uploading(job)
-    try:
+    """A push end-point's PUT; its job, if it has one, tells how it went (R235, R267) and can stop it (R194)."""
+
+    async def confirm() -> None:
+        if job is not None:
+            await jobs.endpoint_job(job.id)
+
+    async def receive_all() -> Response:
         if allowed.view:
             node = await service.find(allowed.path, subject)
             subject.permit(node, WRITE)
-            await archive.upload(service, request, node, allowed.view, subject)
-            response = Response(201)
-        else:
-            response = await put(service, request, allowed.path, subject, Anyone("", subject.permit), clear=True)
-    except BaseException as exc:
-        if job is not None and not announced:
-            error = exc if isinstance(exc, VOSpaceError) else TransferFailed("the upload broke off")
-            with trio.CancelScope(shield=True):
-                # Who announced another digest than that of the bytes may send them again.
-                await jobs.uploaded(job, error, isinstance(exc, DigestMismatch))
-        raise
-    if job is not None and not announced:
-        await jobs.uploaded(job, None)
-    return response
+            await archive.upload(service, request.receive, node, allowed.view, subject, confirm)
+            return Response(201)
+        return await put(service, request, allowed.path, subject, Anyone("", subject.permit), True, confirm)
+
+    announced = request.header(b"x-put-txn-op") == "start" and request.length == 0
+    if job is None or announced:
+        return await receive_all()
+    return await jobs.upload(job, receive_all)
 
 
 async def blobs(service: Service, request: Request, name: str) -> Response:

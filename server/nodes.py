@@ -60,8 +60,11 @@ async def create_node(service: Service, request: Request, path: Path, subject: S
         raise InvalidArgument("a LinkNode needs a target")
     if path[-1] in RESERVED_NAMES:
         raise InvalidURI(f"{service.authority.uri(path)} is reserved")
-    parent = (await service.trace(path, subject, follow=False)).parent()
+    trace = await service.trace(path, subject, follow=False)
+    parent = trace.parent()
     subject.permit(parent, WRITE)
+    if trace.found is not None:
+        raise DuplicateNode(service.authority.uri(path))
     attributes, properties = _split(document.properties, None, {})
     check_texts(
         (document.target or "").encode(), attributes.content_type, attributes.group_read, attributes.group_write

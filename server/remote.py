@@ -12,16 +12,20 @@ import os
 import socket
 import tempfile
 from contextlib import ExitStack
+from functools import partial
 from urllib.parse import urljoin, urlsplit
 
 import trio
 
+from server import archive
 from server.access import Subject
 from server.service import Service
 from vosfs.backends.backend import BlobReader
 from vosfs.client import Answer, HttpClient, Segment, Sink
 from vosfs.errors import (
+    DuplicateNode,
     InvalidArgument,
+    InvalidData,
     InvalidURI,
     ProtocolNotSupported,
     TransferFailed,
@@ -64,42 +68,50 @@ async def connect(service: Service, url: str) -> tuple[HttpClient, str]:
     return HttpClient(origin, DEADLINE_S, address=address), target
 
 
-def _endpoints(transfer: Transfer, protocols: tuple[str, ...]) -> list[str]:
-    if transfer.view and not transfer.view.startswith(CORE):
-        raise ViewNotSupported(transfer.view[:200])
+def _endpoints(transfer: Transfer, protocols: tuple[str, ...]) -> list[tuple[str, str]]:
+    """(protocol, URL) of each end-point to try."""
     wanted = [p for p in transfer.protocols if p.uri in protocols]
     if not wanted:
         raise ProtocolNotSupported(", ".join(p.uri[:100] for p in transfer.protocols[:10]) or "none was named")
-    urls = list(dict.fromkeys(p.endpoint for p in wanted if p.endpoint))[:ENDPOINTS_MAX]
-    if not urls:
+    found = list(dict.fromkeys((p.uri, p.endpoint) for p in wanted if p.endpoint))[:ENDPOINTS_MAX]
+    if not found:
         raise InvalidArgument("no protocol has an endpoint")
-    for url in urls:
+    for _, url in found:
         if any(c <= " " for c in url) or not url.isascii():
             raise InvalidURI(f"{url[:200]!r} is not a URL")
-    return urls
+    return found
 
 
 # -- pullToVoSpace ---------------------------------------------------------------------------------------------
 
 
-async def fetch(service: Service, subject: Subject, transfer: Transfer, path: Path) -> None:
-    """Fetch a data node's bytes from the first end-point that gives them (R251); the node is made or replaced.
+async def fetch(service: Service, subject: Subject, transfer: Transfer, path: Path, node: Node | None) -> None:
+    """Fetch the bytes of a node from the first end-point that gives them (R251); ``node``: what is there now.
 
-    InvalidURI and ProtocolNotSupported before anything is tried, TransferFailed when all were.
+    InvalidURI, InvalidArgument and ProtocolNotSupported before anything is tried, InvalidData for a broken archive,
+    TransferFailed when all were.
     """
     tried = []
-    for url in _endpoints(transfer, FETCH_PROTOCOLS):
+    for protocol, url in _endpoints(transfer, FETCH_PROTOCOLS):
         try:
-            await _fetch_one(service, subject, url, path)
+            with service.uploading(node):
+                await _fetch_one(service, subject, url, transfer.view, path, node)
             return
-        except InvalidURI:
+        except (InvalidURI, InvalidData, DuplicateNode):
             raise
         except VOSpaceError as exc:
-            tried.append(f"{url}: {exc}")
+            tried.append(f"{protocol} {url}: {exc}")
     raise TransferFailed("; ".join(tried)[:2000])
 
 
-async def _fetch_one(service: Service, subject: Subject, url: str, path: Path) -> None:
+async def _fetch_one(service: Service, subject: Subject, url: str, view: str, path: Path, node: Node | None) -> None:
+    if node is not None and node.kind == CONTAINER:
+        receive = partial(_get, service, url)
+        await archive.upload(service, receive, node, archive.ARCHIVE_VIEWS[view], subject, _at_once)
+        return
+    if path[-1] == b".null":
+        await _get(service, url, lambda data: None)
+        return
     parent = (await service.trace(path, subject)).parent()
     md5 = hashlib.md5(usedforsecurity=False)
     writer = await trio.to_thread.run_sync(service.backend.create)
@@ -123,6 +135,10 @@ async def _fetch_one(service: Service, subject: Subject, url: str, path: Path) -
     await service.store.put_data(
         parent.id, path[-1], new, blob.length, extents, [blob], md5.hexdigest(), True, Anyone("", subject.permit)
     )
+
+
+async def _at_once() -> None:
+    """An abort of this job cancels its task: nothing is left to confirm."""
 
 
 async def _get(service: Service, url: str, sink: Sink) -> Answer:
@@ -150,14 +166,14 @@ async def send(service: Service, subject: Subject, transfer: Transfer, path: Pat
     if node.kind == CONTAINER:
         raise ViewNotSupported(f"{service.authority.uri(path)} is a container")
     tried = []
-    for url in _endpoints(transfer, SEND_PROTOCOLS):
+    for protocol, url in _endpoints(transfer, SEND_PROTOCOLS):
         try:
             await _send_one(service, subject, url, node)
             return
         except InvalidURI:
             raise
         except VOSpaceError as exc:
-            tried.append(f"{url}: {exc}")
+            tried.append(f"{protocol} {url}: {exc}")
     raise TransferFailed("; ".join(tried)[:2000])
 
 

@@ -22,6 +22,7 @@ from vosfs.errors import (
     NotContainer,
     VOSpaceError,
 )
+from vosfs.metadata import xml as documents
 from vosfs.metadata.messages import ORIGIN_HEADER
 from vosfs.metadata.node import CONTAINER, LINK, Node
 from vosfs.metadata.store import READ, Anyone, Store
@@ -110,14 +111,23 @@ class Service:
                     subject.permit(node, READ)
             else:
                 return Trace(self, path, chain, properties)
-            if not follow:
-                raise LinkFound(f"{self.authority.uri(path[:depth])} {self.target_uri(node, path[:depth])}")
             target = self.target_uri(node, path[:depth])
+            if not follow:
+                raise LinkFound(await self._link_details(node, path[:depth], target, subject))
             try:
                 path = (*self.authority.path(target), *path[depth:])
             except InvalidURI:
                 raise InvalidURI(f"{self.authority.uri(path[:depth])} leads out of this space, to {target}") from None
         raise LinkFound(f"{self.authority.uri(path)} leads through more than {LINKS_MAX} links")
+
+    async def _link_details(self, node: Node, path: Path, target: str, subject: Subject) -> str:
+        """What LinkFound says: both URIs, and the whole node for who may read it (A7)."""
+        text = f"{self.authority.uri(path)} {target}"
+        if not subject.may(node, READ):
+            return text
+        document = documents.node_open(node, self.authority.uri(path), "max", True)
+        document += documents.node_inner(node, await self.store.properties(node.id), "max")
+        return f"{text}\n{document}<vos:target>{documents.escape(target)}</vos:target></vos:node>"
 
     async def find(self, path: Path, subject: Subject) -> Node:
         """The node at ``path``, ancestor links followed.  NodeNotFound (R93) and what ``trace`` raises."""

@@ -31,17 +31,19 @@ from vosfs.errors import (
     DuplicateNode,
     InvalidArgument,
     InvalidURI,
+    LinkFound,
     NodeBusy,
     OperationNotSupported,
     PermissionDenied,
     ProtocolNotSupported,
+    QuotaExceeded,
     ViewNotSupported,
     VOSpaceError,
 )
 from vosfs.metadata import xml as documents
 from vosfs.metadata.job import COMPLETED as DONE
 from vosfs.metadata.job import ERROR, EXECUTING
-from vosfs.metadata.node import CONTAINER, CORE, DATA, Node
+from vosfs.metadata.node import CONTAINER, CORE, DATA, LINK, Node
 from vosfs.metadata.store import READ, WRITE, Anyone
 from vosfs.uri import Path, check_name
 
@@ -156,6 +158,7 @@ async def negotiate(
 
     Raises the faults of R237 and R247.
     """
+    _check_params(service, transfer)
     path = service.authority.path(transfer.target)
     node: Node | None
     if transfer.direction == PULL:
@@ -178,6 +181,24 @@ async def negotiate(
     if not found:
         raise ProtocolNotSupported(", ".join(p.uri[:100] for p in transfer.protocols[:10]) or "none was named")
     return found, path, node
+
+
+def _check_params(service: Service, transfer: documents.Transfer) -> None:
+    """InvalidArgument for a parameter of a view or a known protocol that means nothing here (R30, R181).
+
+    QuotaExceeded if the bytes that are announced would not fit (R199).
+    """
+    known = {uri for uris in PROTOCOLS.values() for uri in uris}
+    for subject, params in [
+        *((p.uri, p.params) for p in transfer.protocols if p.uri in known), (transfer.view, transfer.view_params)
+    ]:  # fmt: skip
+        for uri, value in params.items():
+            raise InvalidArgument(f"{subject} has no parameter {uri[:200]} ({value[:100]})")
+    length = transfer.params.get(CORE + "length", "").strip()
+    if length.isascii() and length.isdigit() and service.keeps_bytes and transfer.direction in (PUSH, FETCH):
+        free = service.backend.space()[1]
+        if int(length[:20]) > free:
+            raise QuotaExceeded(f"{length[:20]} bytes are announced, {free} are free")
 
 
 async def source_of(service: Service, path: Path, subject: Subject, view: str) -> tuple[Path, Node]:
@@ -261,17 +282,21 @@ class Transfers:
             # What is offered for reading may be read many times: its job is over (R246).
             execution.waiting = transfer.direction == PUSH
         elif transfer.direction == FETCH:
-            path, _ = await destination_of(
+            _check_params(service, transfer)
+            path, node = await destination_of(
                 service, service.authority.path(transfer.target), execution.subject, transfer.view
             )
             execution.results.append(Result("dataNode", service.authority.uri(path)))
-            await remote.fetch(service, execution.subject, transfer, path)
+            if transfer.target.endswith("/.auto"):
+                execution.results.append(Result("target", service.authority.uri(path)))
+            await remote.fetch(service, execution.subject, transfer, path, node)
         elif transfer.direction == SEND:
-            path, node = await source_of(
+            _check_params(service, transfer)
+            path, source = await source_of(
                 service, service.authority.path(transfer.target), execution.subject, transfer.view
             )
             execution.results.append(Result("dataNode", service.authority.uri(path)))
-            await remote.send(service, execution.subject, transfer, path, node)
+            await remote.send(service, execution.subject, transfer, path, source)
         else:
             raise InvalidArgument(f"direction is one of {', '.join(DIRECTIONS)} or a vos: URI")
 
@@ -298,11 +323,14 @@ async def _move_or_copy(service: Service, subject: Subject, transfer: documents.
         raise PermissionDenied("the root stays where it is")
     caller = Anyone("", subject.permit)
     wanted = service.authority.path(transfer.direction)
-    if wanted and wanted[-1] == NULL and not transfer.keep_bytes:
-        # A move to .null deletes (R130).
-        await remove_tree(service, source, subject, caller)
-        return None
     node = source.node()
+    if wanted and wanted[-1] == NULL:
+        # A move to .null deletes (R130), a copy is thrown away (R328).
+        if transfer.keep_bytes:
+            subject.permit(node, READ)
+        else:
+            await remove_tree(service, source, subject, caller)
+        return None
     parent, target = await _destination(service, subject, wanted, source.path[-1])
     if target[: len(source.path)] == source.path and (target != source.path or transfer.keep_bytes):
         if target == source.path:
@@ -327,15 +355,17 @@ async def _destination(service: Service, subject: Subject, path: Path, name: byt
     """Where a node named ``name`` is to go: into an existing container (R135), or under a free name of one."""
     if path and path[-1] == AUTO:
         path = (*path[:-1], generated_name())
-    elif path and path[-1] == NULL:
-        raise InvalidURI(f"{service.authority.uri(path)} is reserved")
-    trace = await service.trace(path, subject, leaf=True)
-    node = trace.found
-    if node is None:
+    trace = await service.trace(path, subject)
+    if trace.found is None:
         return trace.parent(), trace.path
-    if node.kind != CONTAINER:
+    if trace.found.kind == LINK:
+        try:
+            trace = await service.trace(trace.path, subject, leaf=True)
+        except (InvalidURI, LinkFound):
+            raise DuplicateNode(service.authority.uri(path)) from None
+    if trace.found is None or trace.found.kind != CONTAINER:
         raise DuplicateNode(service.authority.uri(path))
-    return node, (*trace.path, name)
+    return trace.found, (*trace.path, name)
 
 
 async def create(service: Service, jobs: Jobs, request: Request) -> Response:

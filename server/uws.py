@@ -8,6 +8,7 @@ A job that was running when the daemon stopped is taken up again at the next sta
 otherwise ends in ERROR; none is forgotten.
 """
 
+import heapq
 import logging
 import secrets
 import time
@@ -22,7 +23,15 @@ import trio
 from server.access import Subject
 from server.http import Request, Response
 from server.service import Service, text, xml
-from vosfs.errors import InternalFault, InvalidArgument, NodeNotFound, PermissionDenied, TransferFailed, VOSpaceError
+from vosfs.errors import (
+    DigestMismatch,
+    InternalFault,
+    InvalidArgument,
+    NodeNotFound,
+    PermissionDenied,
+    TransferFailed,
+    VOSpaceError,
+)
 from vosfs.metadata import xml as documents
 from vosfs.metadata.job import (
     ABORTED,
@@ -60,6 +69,7 @@ WAIT_S_MAX = 50.0
 POLL_S = 0.25
 """How often a waiter looks for changes by other processes."""
 HOUSEKEEPING_S = 30.0
+SOON_MAX = 10_000
 LIST_MAX = 10_000
 FORM_BYTES_MAX = 64 * 1024
 RUN_ID_MAX = 64
@@ -161,6 +171,9 @@ class Jobs:
         self._places = trio.Semaphore(RUNNING_MAX)
         self._queued = 0
         self._changed = trio.Event()
+        self._soon: list[tuple[int, str]] = []
+        """Heap of (when, id) of limits that clients set and that end before house-keeping comes by."""
+        self._sooner = trio.Event()
 
     # -- the life of a job -----------------------------------------------------------------------------------------
 
@@ -186,7 +199,8 @@ class Jobs:
 
     async def keep(self, kind: str, owner: str, phase: str, state: State, id: str = "") -> Job:
         """Store a job in any phase."""
-        now = time.time_ns()
+        # As precise as it is shown: who asks for jobs after this one must not get this one (R390).
+        now = time.time_ns() // 10**6 * 10**6
         job = Job(id or new_id(), kind, owner, phase, now, now + DESTRUCTION_S * 10**9, _text(state))
         await self._store.add_job(job)
         return job
@@ -370,11 +384,20 @@ class Jobs:
                 await self._destroy_due()
             except VOSpaceError as exc:
                 log.warning("jobs that are due: %s", exc)
-            await trio.sleep(HOUSEKEEPING_S)
+            pause = HOUSEKEEPING_S
+            if self._soon:
+                pause = min(pause, max(0.0, (self._soon[0][0] - time.time_ns()) / 1e9))
+            with trio.move_on_after(pause):
+                await self._sooner.wait()
+            self._sooner = trio.Event()
 
     async def _destroy_due(self) -> None:
-        """Archive jobs at their destruction time, and forget archived ones (R382)."""
+        """Archive jobs at their destruction time, and forget archived ones (R382); end those out of time (R380)."""
         now = time.time_ns()
+        while self._soon and self._soon[0][0] <= now:
+            known = await self._store.job(heapq.heappop(self._soon)[1])
+            if known is not None:
+                await self._overdue(known)
         for job in await self._store.jobs(Chosen(due_ns=now, limit=LIST_MAX)):
             if job.phase == ARCHIVED:
                 await self._store.remove_job(job.id)
@@ -386,6 +409,23 @@ class Jobs:
             job = msgspec.structs.replace(job, destruction_ns=now + ARCHIVE_S * 10**9)
             await self.change(job, state, ARCHIVED, PHASES)
 
+    async def _overdue(self, job: Job) -> Job:
+        """The job, ABORTED if its client did not send the bytes in time."""
+        state = _state(job)
+        ends_ns = state.started_ns + state.duration_s * 10**9
+        if job.phase != EXECUTING or not state.waiting or not state.duration_s or time.time_ns() < ends_ns:
+            return job
+        state.ended_ns, state.message = time.time_ns(), f"no bytes came for {state.duration_s} s"
+        if await self.change(job, state, ABORTED, (EXECUTING,)) and job.id in self._running:
+            self._running[job.id].cancel()
+        return await self._store.job(job.id) or job
+
+    def _remember(self, when_ns: int, id: str) -> None:
+        """Look at a job again at a time, if house-keeping would be too late."""
+        if when_ns < time.time_ns() + 2 * HOUSEKEEPING_S * 10**9 and len(self._soon) < SOON_MAX:
+            heapq.heappush(self._soon, (when_ns, id))
+            self._sooner.set()
+
     # -- looking ---------------------------------------------------------------------------------------------------
 
     async def get(self, kind: str, id: str, subject: Subject) -> Job:
@@ -395,7 +435,7 @@ class Jobs:
             raise NodeNotFound(f"no job {id[:50]}")
         if job.owner != subject.user and not subject.admin:
             raise PermissionDenied("this is somebody else's job")
-        return job
+        return await self._overdue(job)
 
     async def wait(self, job: Job, seconds: float) -> Job:
         """The job when its phase is another one, or it is no longer active, or ``seconds`` passed (R408-R411)."""
@@ -572,6 +612,9 @@ class Jobs:
             longest = time.time_ns() + DESTRUCTION_S_MAX * 10**9
             job = msgspec.structs.replace(job, destruction_ns=min(_nanoseconds(value), longest))
         await self.change(job, state, job.phase, (job.phase,))
+        self._remember(job.destruction_ns, job.id)
+        if state.started_ns:
+            self._remember(state.started_ns + state.duration_s * 10**9, job.id)
         if job.destruction_ns < time.time_ns():
             await self._destroy_due()
 
@@ -622,24 +665,39 @@ class Jobs:
             raise PermissionDenied("the transfer that this end-point was for is over")
         return job
 
-    async def uploading(self, job: Job) -> None:
-        """Bytes begin to arrive.  PermissionDenied if they came already: a push end-point is for one upload (R196)."""
+    async def upload(self, job: Job, work: Callable[[], Awaitable[Response]]) -> Response:
+        """Take the bytes of a push job, which ``work`` does; an abort of the job stops it.
+
+        PermissionDenied if they came already: a push end-point is for one upload (R196).
+        """
         state = _state(job)
         state.uploading = True
         if not await self.change(job, state, EXECUTING, (EXECUTING,)):
             raise PermissionDenied("the transfer that this end-point was for is over")
-
-    async def uploaded(self, job: Job, error: VOSpaceError | None, again: bool = False) -> None:
-        """They are here, or will not come; ``again``: the client may try once more."""
-        state = _state(job)
-        state.uploading = False
-        phase = COMPLETED
-        if error is not None:
-            fail(state, error)
-            phase = EXECUTING if again else ERROR
-        if phase != EXECUTING:
-            state.ended_ns = time.time_ns()
-        await self.change(job, state, phase, (EXECUTING,))
+        error: VOSpaceError = TransferFailed("the upload broke off")
+        response: Response | None = None
+        try:
+            with trio.CancelScope() as scope:
+                self._running[job.id] = scope
+                response = await work()
+            if response is None:
+                raise PermissionDenied("the transfer was aborted")
+            return response
+        except VOSpaceError as exc:
+            error = exc
+            raise
+        finally:
+            self._running.pop(job.id, None)
+            state.uploading = False
+            phase = COMPLETED
+            if response is None:
+                fail(state, error)
+                # Who announced another digest than that of the bytes may send them again.
+                phase = EXECUTING if isinstance(error, DigestMismatch) else ERROR
+            if phase != EXECUTING:
+                state.ended_ns = time.time_ns()
+            with trio.CancelScope(shield=True):
+                await self.change(job, state, phase, (EXECUTING,))
 
 
 def new_id() -> str:

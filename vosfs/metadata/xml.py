@@ -21,7 +21,7 @@ NS = "http://www.ivoa.net/xml/VOSpace/v2.0"
 XSI = "http://www.w3.org/2001/XMLSchema-instance"
 DOCUMENT_BYTES_MAX = 1 << 20
 PROTOCOLS_MAX = 64
-"""In one transfer document, and security methods too."""
+"""In one transfer document; security methods and parameters too."""
 PROPERTIES_MAX = 256
 VALUE_BYTES_MAX = 64 * 1024
 
@@ -56,6 +56,7 @@ class ProtocolRequest(msgspec.Struct):
     uri: str
     endpoint: str = ""
     security_methods: list[str] = []
+    params: dict[str, str] = {}
 
 
 class Transfer(msgspec.Struct):
@@ -67,6 +68,7 @@ class Transfer(msgspec.Struct):
     protocols: list[ProtocolRequest] = []
     keep_bytes: bool | None = None
     params: dict[str, str] = {}
+    view_params: dict[str, str] = {}
 
 
 # -- reading ---------------------------------------------------------------------------------------------------
@@ -171,11 +173,12 @@ def parse_transfer(body: bytes) -> Transfer:
     def text(name: str) -> str:
         return _text(root.find(f"{{{NS}}}{name}")).strip()
 
-    if (
-        len(root.findall(f"{{{NS}}}protocol")) > PROTOCOLS_MAX
-        or len(root.findall(f".//{{{NS}}}securityMethod")) > PROTOCOLS_MAX
-    ):
-        raise InvalidArgument(f"more than {PROTOCOLS_MAX} protocols or security methods")
+    def params(element: etree._Element) -> dict[str, str]:
+        return {param.get("uri", ""): _text(param) for param in element.findall(f"{{{NS}}}param")}
+
+    for name in ("protocol", "securityMethod", "param"):
+        if len(root.findall(f".//{{{NS}}}{name}")) > PROTOCOLS_MAX:
+            raise InvalidArgument(f"more than {PROTOCOLS_MAX} elements {name}")
     keep = text("keepBytes")
     view = root.find(f"{{{NS}}}view")
     protocols = [
@@ -183,13 +186,13 @@ def parse_transfer(body: bytes) -> Transfer:
             element.get("uri", ""),
             _text(element.find(f"{{{NS}}}endpoint")).strip(),
             [method.get("uri", "") for method in element.findall(f"{{{NS}}}securityMethod")],
+            params(element),
         )
         for element in root.findall(f"{{{NS}}}protocol")
     ]
     return Transfer(
         text("target"), text("direction"), "" if view is None else view.get("uri", ""), protocols,
-        _true(keep) if keep else None,
-        {element.get("uri", ""): _text(element) for element in root.findall(f"{{{NS}}}param")},
+        _true(keep) if keep else None, params(root), {} if view is None else params(view),
     )  # fmt: skip
 
 
@@ -347,6 +350,10 @@ def push_or_pull(target: str, direction: str, protocols: list[str]) -> bytes:
     ).encode()
 
 
+def _params(params: dict[str, str]) -> str:
+    return "".join(f'<vos:param uri="{escape(uri)}">{escape(value)}</vos:param>' for uri, value in params.items())
+
+
 def transfer_request(transfer: Transfer) -> bytes:
     """A client's transfer document, as it was understood (R169)."""
     lines = [
@@ -354,16 +361,15 @@ def transfer_request(transfer: Transfer) -> bytes:
         f"<vos:target>{escape(transfer.target)}</vos:target><vos:direction>{escape(transfer.direction)}</vos:direction>",
     ]
     if transfer.view:
-        lines.append(f'<vos:view uri="{escape(transfer.view)}"/>')
+        lines.append(f'<vos:view uri="{escape(transfer.view)}">{_params(transfer.view_params)}</vos:view>')
     for protocol in transfer.protocols:
         endpoint = f"<vos:endpoint>{escape(protocol.endpoint)}</vos:endpoint>" if protocol.endpoint else ""
         methods = "".join(f'<vos:securityMethod uri="{escape(uri)}"/>' for uri in protocol.security_methods)
-        lines.append(f'<vos:protocol uri="{escape(protocol.uri)}">{endpoint}{methods}</vos:protocol>')
+        inner = f"{endpoint}{_params(protocol.params)}{methods}"
+        lines.append(f'<vos:protocol uri="{escape(protocol.uri)}">{inner}</vos:protocol>')
     if transfer.keep_bytes is not None:
         lines.append(f"<vos:keepBytes>{'true' if transfer.keep_bytes else 'false'}</vos:keepBytes>")
-    for uri, value in transfer.params.items():
-        lines.append(f'<vos:param uri="{escape(uri)}">{escape(value)}</vos:param>')
-    return ("".join(lines) + "</vos:transfer>").encode()
+    return f"{''.join(lines)}{_params(transfer.params)}</vos:transfer>".encode()
 
 
 def transfer_details(transfer: Transfer, endpoints: Iterable[tuple[str, str, str]]) -> bytes:
@@ -379,9 +385,7 @@ def transfer_details(transfer: Transfer, endpoints: Iterable[tuple[str, str, str
         lines.append(
             f'<vos:protocol uri="{escape(protocol)}"><vos:endpoint>{escape(url)}</vos:endpoint>{security}</vos:protocol>'
         )
-    for uri, value in transfer.params.items():
-        lines.append(f'<vos:param uri="{escape(uri)}">{escape(value)}</vos:param>')
-    return ("".join(lines) + "</vos:transfer>").encode()
+    return f"{''.join(lines)}{_params(transfer.params)}</vos:transfer>".encode()
 
 
 def fragment(document: bytes) -> str:
