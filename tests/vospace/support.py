@@ -257,6 +257,14 @@ def half_sent(daemon: Daemon, url: str, data: bytes) -> Iterator[Raw]:
         yield raw
 
 
+def refused(raw: Raw) -> bool:
+    """Whether an upload ends without success: with a fault, or with the connection."""
+    try:
+        return raw.answer().status >= 400
+    except (EOFError, ConnectionResetError):
+        return True
+
+
 def is_busy(daemon: Daemon, path: str) -> bool:
     """The busy attribute of a node."""
     return read(daemon, f"/nodes{path}").get("busy") == "true"

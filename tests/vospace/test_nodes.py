@@ -24,6 +24,7 @@ from tests.vospace.support import (
     exists,
     half_sent,
     is_busy,
+    move,
     names,
     node_at,
     push,
@@ -523,8 +524,10 @@ def test_what_is_immutable_stays(space: Daemon, folder: str) -> None:
         update(space, f"{folder}/l", "LinkNode", target="urn:x:z"),
     ):
         assert is_fault(answer, 403, "PermissionDenied")
-    said = synctrans(space, transfer(f"{ROOT}{folder}/d", PUSH, ["httpput"])).failed("PermissionDenied")
-    assert said
+    move(space, f"{folder}/d", f"{folder}/e").failed("PermissionDenied")
+    job = synctrans(space, transfer(f"{ROOT}{folder}/d", PUSH, ["httpput"]))
+    found = endpoints(read(space, job.url + "/results/transferDetails"))
+    assert not found or is_fault(space.request("PUT", found[0][1], b"new", auth=False), 403, "PermissionDenied")
     assert update(space, f"{folder}/d", properties={"title": "t"})[0] == 200
     assert (fetch(space, f"{folder}/d"), node_at(space, f"{folder}/l").target) == (b"old", "urn:x:y")
     assert node_at(space, f"{folder}/d").properties["immutable"] == "true"
