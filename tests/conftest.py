@@ -21,6 +21,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.vospace import conformance
+
 BIN = Path(sys.executable).parent
 START_S = 30
 faulthandler.register(signal.SIGUSR1, all_threads=True)
@@ -43,7 +45,12 @@ def _expected_log_records_only(caplog: pytest.LogCaptureFixture, request: pytest
     assert not records, [r.getMessage() for r in records]
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    conformance.add_option(parser)
+
+
 def pytest_configure(config: pytest.Config) -> None:
+    conformance.configure(config)
     config.addinivalue_line("markers", "expect_log: the test provokes warnings in the log")
 
 

@@ -1,0 +1,75 @@
+"""Fixtures of the conformance tests: shared daemons, users with tokens, a container for each test, a third party."""
+
+import os
+from collections.abc import Iterator
+
+import pytest
+
+from tests.conftest import Daemon, start_daemon
+from tests.server.support import assert_sound, create, log_text, make_user, update
+from tests.vospace.support import ThirdParty
+
+
+@pytest.fixture(scope="session")
+def space(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
+    """A daemon with the defaults: the root is everybody's to read, the group ``everybody`` may write to it."""
+    daemon = start_daemon(tmp_path_factory.mktemp("vospace") / "space")
+    assert update(daemon, "", properties={"publicread": "true"})[0] == 200
+    yield daemon
+    assert daemon.stop() == 0
+
+
+@pytest.fixture
+def folder(space: Daemon) -> Iterator[str]:
+    """The path of a fresh container in the shared space; afterwards the daemon must be sound."""
+    start = len(log_text(space))
+    path = f"/t{os.urandom(5).hex()}"
+    assert create(space, path, "ContainerNode")[0] == 201
+    yield path
+    assert_sound(space, start)
+
+
+@pytest.fixture(scope="session")
+def alice(space: Daemon) -> dict[str, str]:
+    """Headers of a user who is in the group ``team``."""
+    return make_user(space, "alice", "team")
+
+
+@pytest.fixture(scope="session")
+def bob(space: Daemon) -> dict[str, str]:
+    """Headers of a user who is in no group."""
+    return make_user(space, "bob")
+
+
+@pytest.fixture
+def home(space: Daemon, folder: str, alice: dict[str, str]) -> str:
+    """A private container that alice may write to, in a public one."""
+    rights = {"publicread": "false", "groupwrite": "team", "groupread": "team"}
+    assert create(space, f"{folder}/home", "ContainerNode", properties=rights)[0] == 201
+    return f"{folder}/home"
+
+
+@pytest.fixture(scope="session")
+def open_space(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
+    """A daemon that may talk to servers on loopback."""
+    daemon = start_daemon(tmp_path_factory.mktemp("open") / "space", "--allow-private-endpoints")
+    yield daemon
+    assert daemon.stop() == 0
+
+
+@pytest.fixture
+def open_folder(open_space: Daemon) -> Iterator[str]:
+    """The path of a fresh container in it."""
+    start = len(log_text(open_space))
+    path = f"/t{os.urandom(5).hex()}"
+    assert create(open_space, path, "ContainerNode")[0] == 201
+    yield path
+    assert_sound(open_space, start)
+
+
+@pytest.fixture
+def third() -> Iterator[ThirdParty]:
+    """A third party's web server."""
+    party = ThirdParty()
+    yield party
+    party.close()
