@@ -45,6 +45,8 @@ GROWTH_MIB_MAX = 100.0
 RESET_EVERY = 40
 """Examples between two cleanings of the attacker's container."""
 WEIGH_EVERY = 25
+SHRINK_S_MAX = 15.0
+"""For the search for a smaller case."""
 BATCH = 500
 """Examples of one run of hypothesis: its memory of what it tried makes long runs slow."""
 CORE_URI = urllib.parse.unquote(CORE)
@@ -732,6 +734,10 @@ def judge(world: World, lines: list[Line]) -> None:
 # -- the run ---------------------------------------------------------------------------------------------------------
 
 
+def _size(plans: list[tuple[list[bytes], int]]) -> int:
+    return sum(len(request) for requests, _ in plans for request in requests)
+
+
 class Campaign:
     """All requests of one run."""
 
@@ -744,17 +750,20 @@ class Campaign:
         self.sent = 0
         self.examples = 0
         self.worst: tuple[str, list[tuple[list[bytes], int]]] | None = None
-        """What went wrong, in the last form that hypothesis tried."""
+        """What went wrong, in its smallest form so far."""
         self.statuses: dict[bytes, int] = {}
         self._shown = shown
         self._begun = time.monotonic()
         self._begun_mib = world.daemon.rss_mib()
-        self._hunting = False
+        self._hunt_end = 0.0
+        """Set when something was found: until then hypothesis looks for a smaller case."""
 
     def one(self, plans: list[tuple[list[bytes], int]]) -> None:
         """Send one example and judge it."""
-        if self.sent >= self.count and not self._hunting:
+        if self.sent >= self.count and not self._hunt_end:
             return
+        if self._hunt_end and time.monotonic() > self._hunt_end:
+            raise Broken("found")
         world = self.world
         self.examples += 1
         try:
@@ -773,8 +782,9 @@ class Campaign:
             if self.all:
                 self._note(str(exc), plans)
                 return
-            self._hunting = True
-            self.worst = str(exc), plans
+            self._hunt_end = self._hunt_end or time.monotonic() + SHRINK_S_MAX
+            if self.worst is None or _size(plans) <= _size(self.worst[1]):
+                self.worst = str(exc), plans
             # What the log says is of this example, not of the next.
             world.log_at = world.log.stat().st_size
             raise
