@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 DEBIAN := fuse3 libfuse3-dev pkg-config postgresql gcc libc6-dev python3-dev python3-venv
 
-.PHONY: help init demo test check format bench bench-quick soak run docs clean debian
+.PHONY: help init demo test check format bench bench-quick bench-daemon soak fuzz run docs clean debian
 
 help:  ## list these targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -39,7 +39,7 @@ format: $(STAMP)  ## let ruff format and mend what it can
 	$(BIN)/ruff check --fix vosfs server scripts tests
 	$(BIN)/ruff format vosfs server scripts tests
 
-bench: $(STAMP)  ## the workload on the mount, sshfs and the local disk; JSON and a table in bench-results/
+bench: $(STAMP)  ## the workload on the mount, sshfs and the local disk; JSON and a table in bench-results/ (bench-daemon: the daemon alone)
 	@sh scripts/debian.sh sshfs openssh-server git
 	$(BIN)/python scripts/bench.py
 
@@ -47,9 +47,15 @@ bench-quick: $(STAMP)  ## one short round of it
 	@sh scripts/debian.sh sshfs openssh-server git
 	$(BIN)/python scripts/bench.py --rounds 1 --big 128
 
+bench-daemon: $(STAMP)  ## requests per second, listings, moves and bytes of the daemon alone, on SQLite and PostgreSQL
+	$(BIN)/python scripts/load.py
+
 soak: $(STAMP)  ## the long checks: a big tree, 4 GiB, 100 000 entries (an hour at most)
 	@sh scripts/debian.sh rsync
 	$(BIN)/python scripts/soak.py
+
+fuzz: $(STAMP)  ## 100 000 hostile requests to a daemon with a secret (about ten minutes)
+	$(BIN)/python scripts/fuzz.py
 
 run: $(STAMP)  ## a daemon and a mount to play with, until ^C
 	@$(BIN)/python scripts/demo.py --stay

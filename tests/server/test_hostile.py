@@ -4,6 +4,8 @@ import concurrent.futures
 import contextlib
 import math
 import os
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -710,3 +712,21 @@ def test_mutated_requests(fuzzed: Daemon, requests: list[bytes]) -> None:
 def test_the_daemon_survived_the_fuzz(fuzzed: Daemon, folder: str) -> None:
     assert_sound(fuzzed, 0 if not folder else len((fuzzed.directory.parent / "space.log").read_text()))
     assert is_fault(fuzzed.request("GET", "/nodes/none"), 404, "NodeNotFound")
+
+
+def _campaign(*options: str) -> "subprocess.CompletedProcess[str]":
+    script = Path(__file__).parents[2] / "scripts" / "fuzz.py"
+    return subprocess.run(
+        [sys.executable, str(script), "--quiet", *options], capture_output=True, text=True, timeout=150
+    )
+
+
+def test_a_stranger_breaks_nothing_and_learns_nothing() -> None:
+    # The short form of make fuzz, which sends a hundred thousand and never the same.
+    done = _campaign("--count", "1500", "--seed", "0")
+    assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-2000:]
+
+
+def test_the_fuzz_finds_a_leak() -> None:
+    done = _campaign("--count", "2500", "--seed", "1", "--leak", "--all")
+    assert done.returncode == 1 and "b'canary" in done.stdout, done.stdout[-5000:] + done.stderr[-2000:]
