@@ -53,6 +53,13 @@ class App:
         self._gateway = Gateway(service)
 
     async def __call__(self, request: Request) -> Response:
+        response = await self._answer(request)
+        if request.user:
+            # SSO 2.1 section 2.3.
+            response.headers.append(("x-vo-authenticated", request.user))
+        return response
+
+    async def _answer(self, request: Request) -> Response:
         started = time.perf_counter()
         try:
             return await self._dispatch(request)

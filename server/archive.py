@@ -32,7 +32,7 @@ from vosfs.errors import DuplicateNode, InvalidArgument, InvalidData, NodeNotFou
 from vosfs.metadata import content
 from vosfs.metadata.node import CONTAINER, CORE, DATA, LINK, STAGING_ID, Blob, Extent, NewNode, Node
 from vosfs.metadata.store import ANYONE, READ
-from vosfs.uri import Path, check_name
+from vosfs.uri import RESERVED_NAMES, Path, check_name
 
 TAR, ZIP = "tar", "zip"
 ARCHIVE_VIEWS = {
@@ -61,10 +61,20 @@ TARGETS_MAX = 100
 # -- down ------------------------------------------------------------------------------------------------------
 
 
-def download(service: Service, tops: list[tuple[bytes, Node]], format: str, subject: Subject, name: str) -> Response:
+Tops = list[tuple[Path, Node]]
+"""What an archive is made of: nodes, and where they are."""
+
+
+def pack(service: Service, tops: Tops, format: str, subject: Subject) -> AsyncGenerator[bytes]:
     """An archive of nodes and all below them that the subject may read (R276, R282)."""
     members = _members(service, tops, subject)
-    body = _tar(service, members) if format == TAR else _zip(service, members)
+    return _tar(service, members) if format == TAR else _zip(service, members)
+
+
+def download(service: Service, tops: Tops, format: str, subject: Subject) -> Response:
+    """The same as an answer, named after what is in it."""
+    name = "package" if len(tops) > 1 else _top_name(tops[0][0]).decode("utf-8", "replace")
+    body = pack(service, tops, format, subject)
     headers = [
         ("Content-Type", MEDIA_TYPES[format]),
         ("Content-Disposition", f"attachment; filename*=UTF-8''{quote(name)}.{format}"),
@@ -73,22 +83,38 @@ def download(service: Service, tops: list[tuple[bytes, Node]], format: str, subj
     return Response(200, headers, body)
 
 
-async def _members(
-    service: Service, tops: list[tuple[bytes, Node]], subject: Subject
-) -> AsyncIterator[tuple[Path, Node, bytes]]:
+def _top_name(path: Path) -> bytes:
+    return path[-1] if path else b"vospace"
+
+
+async def _members(service: Service, tops: Tops, subject: Subject) -> AsyncIterator[tuple[Path, Node, bytes]]:
     """(path in the archive, node, link text) of each member."""
-    for name, top in tops:
+    for place, top in tops:
+        name = _top_name(place)
         yield (name,), top, b""
         if top.kind != CONTAINER:
             continue
         async for path, node in below(service.store, top, subject):
             text = b""
             if node.kind == LINK:
-                text = _inside(node.target, path)
+                text = _inside(_relative(service, node.target, place, path), path)
                 if not text:
                     # It would lead out of the archive (R283).
                     continue
             yield (name, *path), node, text
+
+
+def _relative(service: Service, target: bytes, top: Path, path: Path) -> bytes:
+    """A link's text; a ``vos:`` URI below ``top`` as seen from the link at ``path``."""
+    if not target.startswith(b"vos://"):
+        return target
+    try:
+        place = service.authority.path(target.decode("ascii", "replace"))
+    except VOSpaceError:
+        return b""
+    if place[: len(top)] != top:
+        return b""
+    return b"/".join([b".."] * (len(path) - 1) + list(place[len(top) :])) or b"."
 
 
 def _inside(target: bytes, path: Path) -> bytes:
@@ -320,6 +346,16 @@ async def _unpack(unpacker: "_Unpacker", format: str) -> None:
         unpacker.incoming.closed_early = True
 
 
+class _Header(tarfile.TarInfo):
+    """A header of a tar that must be whole: ``tarfile`` itself takes a cut one for the end."""
+
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> "_Header":
+        if len(buf) != BLOCK:
+            raise InvalidData("the archive ends without its end mark")
+        return super().frombuf(buf, encoding, errors)
+
+
 class _Unpacker:
     """Reads an archive in a worker thread and makes nodes of its entries."""
 
@@ -355,7 +391,7 @@ class _Unpacker:
 
     def _tar(self) -> Iterator[_Member]:
         stream = io.BufferedReader(self.incoming, PIECE_BYTES)
-        with tarfile.open(fileobj=stream, mode="r|*") as archive:
+        with tarfile.open(fileobj=stream, mode="r|*", tarinfo=_Header) as archive:
             for info in archive:
                 path = _path(info.name.encode("utf-8", "surrogateescape"))
                 mtime_ns = int(float(info.mtime) * 1e9)
@@ -545,6 +581,8 @@ def _path(name: bytes) -> Path:
     if name.startswith(b"/"):
         raise InvalidData(f"{name[:200]!r} is absolute")
     parts = tuple(part for part in name.split(b"/") if part not in (b"", b"."))
+    if any(part in RESERVED_NAMES for part in parts):
+        raise InvalidData(f"{name[:200]!r} holds a reserved name")
     try:
         return tuple(check_name(part) for part in parts)
     except VOSpaceError as exc:
@@ -570,7 +608,5 @@ async def package(service: Service, request: Request) -> Response:
         trace = await service.trace(service.authority.path(target), subject, leaf=True)
         path, node = trace.path, trace.node()
         subject.permit(node, READ)
-        tops.append((path[-1] if path else b"vospace", node))
-    return download(
-        service, tops, format, subject, tops[0][0].decode("utf-8", "replace") if len(tops) == 1 else "package"
-    )
+        tops.append((path, node))
+    return download(service, tops, format, subject)

@@ -351,8 +351,7 @@ async def endpoint(service: Service, jobs: Jobs, request: Request, token: str) -
     node = await service.find(allowed.path, subject)
     subject.permit(node, READ)
     if allowed.view:
-        name = allowed.path[-1] if allowed.path else b"vospace"
-        return archive.download(service, [(name, node)], allowed.view, subject, name.decode("utf-8", "replace"))
+        return archive.download(service, [(allowed.path, node)], allowed.view, subject)
     caller = Anyone("", subject.permit)
     return await get(service, request, await service.store.open(node.id, caller), allowed.path[-1])
 

@@ -50,7 +50,7 @@ _parse_again = functools.lru_cache(REPEATED_MAX)(wire.parse_request)
 class Request:
     """One request.  The body is read at most once, by ``read`` or by ``receive``."""
 
-    __slots__ = ("method", "path", "query", "headers", "_head", "_connection", "_begun", "_whole")
+    __slots__ = ("method", "path", "query", "headers", "user", "_head", "_connection", "_begun", "_whole")
 
     def __init__(self, head: wire.Head, connection: "Connection") -> None:
         self.method = head.method
@@ -65,6 +65,8 @@ class Request:
         self.path = path.decode("latin-1")
         self.query = query.decode("latin-1")
         self.headers = head.headers
+        self.user = ""
+        """Who asks, once the application knows."""
         self._head = head
         self._connection = connection
         self._begun = False

@@ -83,7 +83,7 @@ async def create_node(service: Service, request: Request, path: Path, subject: S
         node = await service.store.create(parent.id, check_name(path[-1]), new, caller, durable=True)
     except DuplicateNode:
         raise DuplicateNode(service.authority.uri(path)) from None
-    body = _document(service, node, new.properties, path, "max")
+    body = _document(service, node, dict(sorted(new.properties.items())), path, "max")
     location = f"{service.base_url}/nodes{_encoded(service, path)}"
     return xml(body, 201, [("Location", location)])
 
@@ -203,7 +203,7 @@ def _open(service: Service, trace: Trace, detail: str) -> str:
     """A container's document, up to its children."""
     node = trace.chain[-1]
     text = documents.node_open(node, service.authority.uri(trace.path), detail, True)
-    return text + documents.node_inner(node, trace.properties, detail) + "<vos:nodes>"
+    return text + documents.node_inner(node, trace.properties, detail, service.container_capabilities) + "<vos:nodes>"
 
 
 async def _listing(
@@ -253,7 +253,8 @@ def _document(service: Service, node: Node, properties: dict[str, str], path: Pa
     if node.kind == LINK:
         tail = f"<vos:target>{documents.escape(service.target_uri(node, path))}</vos:target>"
     start = documents.node_open(node, service.authority.uri(path), detail, True, service.busy[node.id] > 0)
-    return f"{start}{documents.node_inner(node, properties, detail)}{tail}</vos:node>".encode()
+    capabilities = service.container_capabilities if node.kind == CONTAINER else ""
+    return f"{start}{documents.node_inner(node, properties, detail, capabilities)}{tail}</vos:node>".encode()
 
 
 # -- setNode, deleteNode -----------------------------------------------------------------------------------------
@@ -279,7 +280,7 @@ async def set_node(service: Service, request: Request, path: Path, subject: Subj
     check_texts(attributes.target or b"", attributes.content_type, attributes.group_read, attributes.group_write)
     if properties or attributes != Attributes():
         node = await service.store.update(node.id, attributes, properties, caller)
-    shown = {uri: value for uri, value in {**trace.properties, **properties}.items() if value is not None}
+    shown = {uri: value for uri, value in sorted({**trace.properties, **properties}.items()) if value is not None}
     return xml(_document(service, node, shown, path, "max"))
 
 

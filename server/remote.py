@@ -11,7 +11,8 @@ import logging
 import os
 import socket
 import tempfile
-from contextlib import ExitStack
+from collections.abc import AsyncGenerator
+from contextlib import ExitStack, aclosing
 from functools import partial
 from urllib.parse import urljoin, urlsplit
 
@@ -29,7 +30,6 @@ from vosfs.errors import (
     InvalidURI,
     ProtocolNotSupported,
     TransferFailed,
-    ViewNotSupported,
     VOSpaceError,
 )
 from vosfs.metadata import content
@@ -163,12 +163,10 @@ async def _get(service: Service, url: str, sink: Sink) -> Answer:
 
 async def send(service: Service, subject: Subject, transfer: Transfer, path: Path, node: Node) -> None:
     """Send a data node's bytes to the first end-point that takes them, each being tried once (R259)."""
-    if node.kind == CONTAINER:
-        raise ViewNotSupported(f"{service.authority.uri(path)} is a container")
     tried = []
     for protocol, url in _endpoints(transfer, SEND_PROTOCOLS):
         try:
-            await _send_one(service, subject, url, node)
+            await _send_one(service, subject, url, transfer.view, path, node)
             return
         except InvalidURI:
             raise
@@ -177,17 +175,32 @@ async def send(service: Service, subject: Subject, transfer: Transfer, path: Pat
     raise TransferFailed("; ".join(tried)[:2000])
 
 
-async def _send_one(service: Service, subject: Subject, url: str, node: Node) -> None:
-    found = await service.store.open(node.id, Anyone("", subject.permit))
+async def _send_one(service: Service, subject: Subject, url: str, view: str, path: Path, node: Node) -> None:
     client, target = await connect(service, url)
     with ExitStack() as stack:
         stack.callback(client.close)
-        segments = await trio.to_thread.run_sync(_segments, service, found.extents, found.node.length, stack)
-        kind = found.node.content_type or "application/octet-stream"
+        if node.kind == CONTAINER:
+            format = archive.ARCHIVE_VIEWS[view]
+            kind = archive.MEDIA_TYPES[format]
+            segments = await _spooled(archive.pack(service, [(path, node)], format, subject), stack)
+        else:
+            found = await service.store.open(node.id, Anyone("", subject.permit))
+            kind = found.node.content_type or "application/octet-stream"
+            segments = await trio.to_thread.run_sync(_segments, service, found.extents, found.node.length, stack)
         head = client.head("PUT", target, [("Content-Type", kind), ("User-Agent", "vosfs")])
         answer = await client.upload(head, segments)
     if answer.status not in (200, 201, 204):
         raise TransferFailed(f"the answer is {answer.status}")
+
+
+async def _spooled(body: AsyncGenerator[bytes], stack: ExitStack) -> list[Segment]:
+    """A body whose length must be known before it is sent, in a file that has no name."""
+    spool = stack.enter_context(tempfile.TemporaryFile())  # noqa: SIM115 (the stack closes it)
+    async with aclosing(body) as pieces:
+        async for data in pieces:
+            await trio.to_thread.run_sync(spool.write, data)
+    spool.flush()
+    return [(spool.fileno(), 0, spool.tell())]
 
 
 def _segments(service: Service, extents: list[Extent], length: int, stack: ExitStack) -> list[Segment]:

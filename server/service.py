@@ -24,6 +24,7 @@ from vosfs.errors import (
 )
 from vosfs.metadata import xml as documents
 from vosfs.metadata.messages import ORIGIN_HEADER
+from vosfs.metadata.messages import PROTOCOL as GATEWAY
 from vosfs.metadata.node import CONTAINER, LINK, Node
 from vosfs.metadata.store import READ, Anyone, Store
 from vosfs.uri import Authority, Path
@@ -65,6 +66,11 @@ class Service:
         """Whether client certificates are accepted."""
         self.gateway = gateway
         """Whether the gateway binding is offered."""
+        self.container_capabilities = (
+            f'<vos:capability uri="{GATEWAY}"><vos:endpoint>{documents.escape(base_url)}/gateway</vos:endpoint>'
+            "</vos:capability>"
+        ) * gateway
+        """What else can be done with a container (R360)."""
         # Mutable state
         self.busy: Counter[int] = Counter()
         """How many uploads to a node are under way in this process (R97)."""
@@ -92,6 +98,7 @@ class Service:
             subject = await self.auth.subject(authorization)
         else:
             subject = await self.auth.certified(request.certificate)
+        request.user = subject.user
         origin = request.header(ORIGIN_HEADER.lower().encode())[:ORIGIN_BYTES_MAX]
         return subject, Anyone(origin, subject.permit)
 

@@ -751,7 +751,8 @@ def _nanoseconds(text: str) -> int:
         raise InvalidArgument(f"{text[:50]!r} is not an ISO 8601 time") from None
     if moment.tzinfo is None:
         moment = moment.replace(tzinfo=UTC)
-    return int(moment.timestamp()) * 10**9 + moment.microsecond * 1000
+    # The year 2262 is the last that a database can hold.
+    return min(int(moment.timestamp()) * 10**9 + moment.microsecond * 1000, 2**63 - 1)
 
 
 def _new_state(request: Any, given: dict[str, str]) -> State:

@@ -5,7 +5,7 @@ import time
 import trio
 
 from server.http import Request, Response
-from server.service import CHALLENGES, Service, xml
+from server.service import CHALLENGES, X509_CHALLENGE, Service, xml
 from vosfs.errors import NotAuthenticated, VOSpaceError
 from vosfs.metadata import xml as documents
 from vosfs.metadata.messages import PROTOCOL as GATEWAY
@@ -31,6 +31,7 @@ CAPABILITIES = [
     ("ivo://ivoa.net/std/VOSpace/v2.0#nodes", "nodes", "base", True),
     ("ivo://ivoa.net/std/VOSpace/v2.0#transfers", "transfers", "full", True),
     ("ivo://ivoa.net/std/VOSpace#sync-2.1", "synctrans", "full", True),
+    ("ivo://ivoa.net/std/VOSpace/v2.0#sync", "sync", "full", True),
     ("ivo://ivoa.net/std/VOSpace#files-proto", "files", "base", True),
     ("ivo://ivoa.net/std/VOSpace#recursive-delete-proto", "async-delete", "full", True),
     ("ivo://ivoa.net/std/VOSpace#recursive-nodeprops-proto", "async-setprops", "full", True),
@@ -43,14 +44,13 @@ async def capabilities(service: Service, request: Request) -> Response:
     """VOSI 1.1 section 3.1, in the shape that cadcutils can parse: unqualified children, the prefix ``xsi``."""
     entries = list(CAPABILITIES)
     methods = METHODS + CERTIFICATE_METHOD * service.certificates
-    headers = [("Last-Modified", http_date(UP_SINCE_NS / 1e9))]
+    headers = [("Last-Modified", http_date(UP_SINCE_NS / 1e9)), *CHALLENGES]
+    headers += [X509_CHALLENGE] * service.certificates
     try:
-        subject, _ = await service.caller(request)
-        if not subject.anonymous:
-            headers.append(("X-VO-Authenticated", subject.user))
+        await service.caller(request)
     except NotAuthenticated:
         # Readable by all the same (R288): that is where a client learns how to identify itself.
-        headers += CHALLENGES
+        pass
     if service.gateway:
         entries.append((GATEWAY, "gateway", "full", True))
     lines = [

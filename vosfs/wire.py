@@ -399,14 +399,18 @@ _SHORT = {
 def certified_names(sock: ssl.SSLSocket) -> tuple[str, ...]:
     """The distinguished names (RFC 4514) that a peer's verified certificate may speak for; empty without one.
 
-    Its subject, and if it is a proxy certificate (RFC 3820: the issuer's name and one more CN) its issuer.
+    Its subject, and while that is a proxy's (RFC 3820: the issuer's name and one more CN) the issuer's.
     """
     found: dict[str, Any] = sock.getpeercert() or {}
-    subject, issuer = found.get("subject", ()), found.get("issuer", ())
-    if not subject:
+    if not found.get("subject"):
         return ()
-    names = [_name(subject)]
-    if subject[:-1] == issuer and subject[-1][0][0] == "commonName":
+    names = [_name(found["subject"])]
+    # The way down the chain that OpenSSL verified; before Python 3.13 only its own modules were told of it.
+    for link in sock._sslobj.get_verified_chain():  # type: ignore[attr-defined]
+        found = link.get_info()
+        subject, issuer = found["subject"], found["issuer"]
+        if subject[:-1] != issuer or subject[-1][0][0] != "commonName":
+            break
         names.append(_name(issuer))
     return tuple(names)
 

@@ -416,7 +416,8 @@ async def test_immutable_nodes_stay_as_they_are(store: AnyStore) -> None:
     await refused(store, Immutable, store.rename, box.id, b"a", box.id, b"b", "")
     await refused(store, Immutable, store.rename, ROOT_ID, b"other", box.id, b"a", "")
     await refused(store, Immutable, store.set_attributes, file.id, Attributes(mode=0))
-    await refused(store, Immutable, store.set_properties, file.id, {"urn:a": "1"})
+    await store.set_properties(file.id, {"urn:a": "1"})
+    assert await store.properties(file.id) == {"urn:a": "1"}, "but it can be described"
     await refused(store, Immutable, store.commit, file.id, None, 1, [Extent(0, 1, data=b"x")], [])
     await store.set_attributes(box.id, Attributes(immutable=1))
     await refused(store, Immutable, store.create, box.id, b"new", FILE)

@@ -338,12 +338,13 @@ class MemoryStore:
 
     async def properties(self, id: int, caller: Caller = ANYONE) -> dict[str, str]:
         self._node(id)
-        return dict(self._properties.get(id, {}))
+        return dict(sorted(self._properties.get(id, {}).items()))
 
     async def set_properties(
         self, id: int, change: dict[str, str | None], clear: bool = False, caller: Caller = ANYONE
     ) -> Node:
-        node = self._changeable(id, caller, WRITE)
+        node = self._node(id)
+        caller.permit(node, WRITE)
         kept = {} if clear else self._properties.get(id, {})
         self._properties[id] = {key: value for key, value in {**kept, **change}.items() if value is not None}
         self._nodes[id] = replace(node, ctime_ns=time.time_ns())
@@ -373,7 +374,7 @@ class MemoryStore:
                 break
             chain.append(self._nodes[id])
         whole = len(chain) > len(path)
-        return chain, dict(self._properties.get(chain[-1].id, {})) if whole else {}
+        return chain, dict(sorted(self._properties.get(chain[-1].id, {}).items())) if whole else {}
 
     async def children_with_properties(
         self, parent: int, start: bytes, limit: int

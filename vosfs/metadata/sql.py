@@ -134,7 +134,7 @@ INSERT_NAME = "INSERT INTO name (space, parent, name, node) VALUES (?, ?, ?, ?)"
 DELETE_NAME = "DELETE FROM name WHERE space = ? AND parent = ? AND name = ?"
 _TOUCH = "UPDATE node SET mtime_ns = ?, ctime_ns = ? WHERE space = ? AND id = ?"
 _CHANGE = "INSERT INTO change (space, xid, node, parent, name, origin, at_ns) VALUES (?, {xid}, ?, ?, ?, ?, ?)"
-_PROPERTIES = "SELECT uri, value FROM property WHERE space = ? AND node = ?"
+_PROPERTIES = "SELECT uri, value FROM property WHERE space = ? AND node = ? ORDER BY uri"
 _EXTENTS = "SELECT start, stop, locator, start_in_blob, data FROM extent WHERE space = ? AND node = ? ORDER BY start"
 _INSERT_EXTENT = (
     "INSERT INTO extent (space, node, start, stop, locator, start_in_blob, data) VALUES (?, ?, ?, ?, ?, ?, ?)"
@@ -520,7 +520,9 @@ def set_attributes(f: Frame, id: int, change: Attributes) -> Transaction[Node]:
 
 
 def set_properties(f: Frame, id: int, change: dict[str, str | None], clear: bool) -> Transaction[Node]:
-    node = yield from _changeable(f, id, WRITE)
+    # A read-only node can still be described (R326).
+    node = yield from get(f, id, "{update}")
+    f.caller.permit(node, WRITE)
     if clear:
         yield "DELETE FROM property WHERE space = ? AND node = ?", (f.space, id)
     for uri, value in change.items():

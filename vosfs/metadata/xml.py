@@ -279,12 +279,12 @@ def _views(accepts: tuple[str, ...], provides: tuple[str, ...]) -> str:
 
 
 _VIEWS = {
-    DATA: _views(*DATA_VIEWS) + "<vos:capabilities/>",
-    CONTAINER: _views(ARCHIVES, ARCHIVES) + "<vos:capabilities/>",
+    DATA: _views(*DATA_VIEWS),
+    CONTAINER: _views(ARCHIVES, ARCHIVES),
 }
 
 
-def node_inner(node: Node, properties: dict[str, str], detail: str) -> str:
+def node_inner(node: Node, properties: dict[str, str], detail: str, capabilities: str = "") -> str:
     """What stands inside a node element, up to its children or target."""
     parts = []
     if detail != "min":
@@ -299,6 +299,7 @@ def node_inner(node: Node, properties: dict[str, str], detail: str) -> str:
         parts.append(f"<vos:properties>{''.join(lines)}</vos:properties>")
     if detail == "max" and node.kind != LINK:
         parts.append(_VIEWS.get(node.kind, _VIEWS[DATA]))
+        parts.append(f"<vos:capabilities>{capabilities}</vos:capabilities>" if capabilities else "<vos:capabilities/>")
     return "".join(parts)
 
 
