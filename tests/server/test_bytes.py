@@ -49,6 +49,7 @@ def digest(data: bytes) -> str:
 # -- out -----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.holds("R265")
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize(
     ("given", "start", "stop"),
@@ -64,6 +65,7 @@ def test_a_range(space: Daemon, folder: str, size: int, given: str, start: int, 
     assert headers["Content-Range"] == f"bytes {first}-{first + len(body) - 1}/{size}"
 
 
+@pytest.mark.holds("R265")
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize(
     "given", ["bytes=5-2", "bytes=", "bytes=-", "bytes=a-b", "lines=0-1", "bytes=0-1,3-4", "bytes=--1"]
@@ -74,6 +76,7 @@ def test_an_odd_range_gets_everything(space: Daemon, folder: str, size: int, giv
     assert (status, body) == (200, content(size))
 
 
+@pytest.mark.holds("R265")
 @pytest.mark.parametrize("size", [0, *SIZES])
 @pytest.mark.parametrize("given", ["{size}-", "{size}-{size}", "999999999-", "-0"])
 def test_a_range_outside_is_416(space: Daemon, folder: str, size: int, given: str) -> None:
@@ -82,6 +85,7 @@ def test_a_range_outside_is_416(space: Daemon, folder: str, size: int, given: st
     assert (answer[0], answer[1]["Content-Range"]) == (416, f"bytes */{size}")
 
 
+@pytest.mark.holds("R264", "R265", "R266")
 @pytest.mark.parametrize("size", [0, *SIZES])
 def test_headers_and_validators(space: Daemon, folder: str, size: int) -> None:
     data = content(size)
@@ -117,6 +121,7 @@ def test_headers_and_validators(space: Daemon, folder: str, size: int) -> None:
     assert conditional(If_None_Match=tag) == (200, data)
 
 
+@pytest.mark.holds("R320", "R72")
 def test_what_holds_no_bytes(space: Daemon, folder: str) -> None:
     create(space, f"{folder}/l", "LinkNode", target="http://example.org/")
     create(space, f"{folder}/empty")
@@ -133,6 +138,7 @@ def test_what_holds_no_bytes(space: Daemon, folder: str) -> None:
 # -- in ------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.holds("R266")
 @pytest.mark.parametrize("size", [0, *SIZES])
 @pytest.mark.parametrize("name", ["Digest", "Content-MD5"])
 def test_a_digest_is_checked(space: Daemon, folder: str, size: int, name: str) -> None:
@@ -152,6 +158,7 @@ def test_a_digest_is_checked(space: Daemon, folder: str, size: int, name: str) -
     assert node(space, f"{folder}/f").properties["MD5"] == hashlib.md5(data, usedforsecurity=False).hexdigest()
 
 
+@pytest.mark.holds("R267")
 @pytest.mark.parametrize("length", [1000, 100_000, 10 * MIB])
 @pytest.mark.parametrize("how", ["close", "reset", "chunked"])
 def test_a_cut_body_changes_nothing(space: Daemon, folder: str, length: int, how: str) -> None:
@@ -173,6 +180,7 @@ def test_a_cut_body_changes_nothing(space: Daemon, folder: str, length: int, how
     assert [c.uri for c in node(space, folder).children] == [f"{ROOT}{folder}/f"]
 
 
+@pytest.mark.holds("R268")
 @pytest.mark.parametrize("size", [0, 1, *SIZES, 3 * MIB])
 def test_chunked(space: Daemon, folder: str, size: int) -> None:
     data = content(size)
@@ -189,6 +197,7 @@ def test_chunked(space: Daemon, folder: str, size: int) -> None:
         assert raw.answer().body == data
 
 
+@pytest.mark.holds("R268")
 @pytest.mark.parametrize("size", SIZES)
 def test_expect_100_continue(space: Daemon, folder: str, size: int) -> None:
     with Raw(space) as raw:
@@ -212,6 +221,7 @@ def test_fifty_mebibytes(space: Daemon, folder: str) -> None:
         assert body == data and headers["Digest"] == digest(data)
 
 
+@pytest.mark.holds("R234")
 def test_a_slow_reader_gets_all_of_the_old_content(space: Daemon, folder: str) -> None:
     old, new = content(8 * MIB, 1), content(8 * MIB, 2)
     store(space, f"{folder}/f", old)
@@ -223,6 +233,7 @@ def test_a_slow_reader_gets_all_of_the_old_content(space: Daemon, folder: str) -
         assert raw._take(int(answer.headers["content-length"])) == old
 
 
+@pytest.mark.holds("R234", "R236")
 def test_readers_see_one_content_or_the_other(space: Daemon, folder: str) -> None:
     versions = [content(60_000 + 7000 * n, n) for n in range(4)]
     store(space, f"{folder}/f", versions[0])

@@ -36,6 +36,7 @@ CHILDREN = 3000
 # -- createNode ------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.holds("R46", "R47", "R52", "R53", "R55", "R71", "R74", "R322", "R324")
 @pytest.mark.parametrize(
     ("given", "kept"),
     [
@@ -60,6 +61,7 @@ def test_every_type_is_created(space: Daemon, folder: str, given: str, kept: str
     assert space.request("GET", headers["Location"])[0] == 200
 
 
+@pytest.mark.holds("R64", "R27")
 @pytest.mark.parametrize("kind", ["UnstructuredDataNode", "ContainerNode", "LinkNode"])
 def test_a_taken_name_is_a_duplicate(space: Daemon, folder: str, kind: str) -> None:
     assert create(space, f"{folder}/n", kind, target="vos://a!b/c")[0] == 201
@@ -67,12 +69,14 @@ def test_a_taken_name_is_a_duplicate(space: Daemon, folder: str, kind: str) -> N
     assert is_fault(create(space, "", "ContainerNode"), 409, "DuplicateNode")
 
 
+@pytest.mark.holds("R70")
 def test_of_many_creators_one_wins(space: Daemon, folder: str) -> None:
     with concurrent.futures.ThreadPoolExecutor(8) as pool:
         statuses = list(pool.map(lambda _: create(space, f"{folder}/n")[0], range(8)))
     assert sorted(statuses) == [201] + [409] * 7
 
 
+@pytest.mark.holds("R65", "R66", "R67", "R93", "R113", "R122", "R123", "R331", "R26", "R28")
 def test_faults_along_the_path(space: Daemon, folder: str) -> None:
     assert create(space, f"{folder}/file")[0] == 201
     assert create(space, f"{folder}/link", "LinkNode", target=f"{ROOT}{folder}")[0] == 201
@@ -97,12 +101,14 @@ def test_faults_along_the_path(space: Daemon, folder: str) -> None:
     assert is_fault(space.request("GET", f"/nodes{folder}/file/n"), 404, "NodeNotFound")
 
 
+@pytest.mark.holds("R54")
 @pytest.mark.parametrize("kind", ["Bogus", "vos:Node:x", "TableNode"])
 def test_an_unknown_type_is_not_supported(space: Daemon, folder: str, kind: str) -> None:
     assert is_fault(create(space, f"{folder}/n", kind), 400, "TypeNotSupported")
     assert space.request("GET", f"/nodes{folder}/n")[0] == 404
 
 
+@pytest.mark.holds("R6", "R54")
 def test_xsi_type_is_a_qname(space: Daemon, folder: str) -> None:
     body = (
         f'<node xmlns="{NS}" xmlns:i="http://www.w3.org/2001/XMLSchema-instance"'
@@ -114,10 +120,12 @@ def test_xsi_type_is_a_qname(space: Daemon, folder: str) -> None:
     assert is_fault(space.request("PUT", f"/nodes{folder}/m", foreign), 400, "TypeNotSupported")
 
 
+@pytest.mark.holds("R62")
 def test_a_link_needs_a_target(space: Daemon, folder: str) -> None:
     assert is_fault(create(space, f"{folder}/n", "LinkNode"), 400, "InvalidArgument")
 
 
+@pytest.mark.holds("R48", "R49", "R51", "R299", "R303", "R305", "R310", "R311", "R312")
 @pytest.mark.parametrize(
     "uri",
     [
@@ -143,6 +151,7 @@ def test_a_uri_that_is_not_the_urls_is_invalid(space: Daemon, folder: str, uri: 
     assert node(space, folder).children == []
 
 
+@pytest.mark.holds("R310", "R312", "R314")
 @pytest.mark.parametrize(
     "name",
     ["..", ".", "%2e%2E", ".%2e", "a%00b", "a%2Fb", "%", "a%4", "a//b", "x" * 256, "%C3%A9" * 128, ".null",
@@ -159,6 +168,7 @@ def test_an_unfit_name_is_an_invalid_uri(space: Daemon, folder: str, name: str) 
     assert node(space, folder).children == []
 
 
+@pytest.mark.holds("R304", "R306", "R313")
 @pytest.mark.parametrize(
     "name",
     ["a b", "é", "日本語", "?#%[]", "a'b\"c", "<&>", "\x7f\x01\n", "x" * 255, "+", "a;b", "-rf", "…", "a\u0301", "á"],
@@ -186,6 +196,7 @@ def test_a_name_that_is_not_utf8_is_refused_or_goes_round(space: Daemon, folder:
         assert (status, body.split()[0]) == (400, b"InvalidURI")
 
 
+@pytest.mark.holds("R50", "R301", "R302")
 def test_exclamation_mark_and_tilde_are_one(space: Daemon, folder: str) -> None:
     for number, authority in enumerate(["vosfs.local!vospace", "vosfs.local~vospace", "vosfs.local%21vospace"]):
         document = node_document("", uri=f"vos://{authority}{folder}/n{number}")
@@ -196,12 +207,14 @@ def test_exclamation_mark_and_tilde_are_one(space: Daemon, folder: str) -> None:
         assert node(space, folder, f"?uri={start}&limit=1").children[0].uri == f"{ROOT}{folder}/n{number}"
 
 
+@pytest.mark.holds("R57", "R344")
 def test_a_read_only_property_is_not_set_at_creation(space: Daemon, folder: str) -> None:
     for name in ("length", "creator", "MD5", "quota", "date"):
         assert is_fault(create(space, f"{folder}/n", properties={name: "1"}), 403, "PermissionDenied"), name
     assert node(space, folder).children == []
 
 
+@pytest.mark.holds("R61")
 def test_children_in_a_template_are_ignored(space: Daemon, folder: str) -> None:
     document = node_document(f"{folder}/n", "ContainerNode").replace(
         b"</vos:node>", f'<vos:nodes><vos:node uri="{ROOT}{folder}/n/c"/></vos:nodes></vos:node>'.encode()
@@ -213,6 +226,7 @@ def test_children_in_a_template_are_ignored(space: Daemon, folder: str) -> None:
 # -- getNode ---------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.holds("R75", "R76", "R77", "R78", "R79", "R80", "R82", "R83")
 def test_levels_of_detail(space: Daemon, folder: str) -> None:
     create(space, f"{folder}/d", properties={"title": "t"})
     create(space, f"{folder}/l", "LinkNode", target="http://example.org/")
@@ -233,11 +247,13 @@ def test_levels_of_detail(space: Daemon, folder: str) -> None:
     assert is_fault(space.request("GET", f"/nodes{folder}?detail=all"), 400, "InvalidArgument")
 
 
+@pytest.mark.holds("R86")
 @pytest.mark.parametrize("limit", ["-1", "x", "1.5", "%C2%B2", "%D9%A3", "9" * 30, "", "0x1"])
 def test_a_limit_is_a_count(space: Daemon, folder: str, limit: str) -> None:
     assert is_fault(space.request("GET", f"/nodes{folder}?limit={limit}"), 400, "InvalidArgument")
 
 
+@pytest.mark.holds("R84", "R85", "R88", "R90", "R91")
 def test_pages_start_inclusive_and_miss_nothing(space: Daemon, folder: str) -> None:
     names = ["a", "a b", "b%C3%A9", "c", "d", "e"]
     for name in names:
@@ -259,6 +275,7 @@ def test_pages_start_inclusive_and_miss_nothing(space: Daemon, folder: str) -> N
     assert node(space, folder, f"?uri={quote(ROOT + folder + '/c', safe='')}&limit=1").children[0].uri == every[4]
 
 
+@pytest.mark.holds("R92")
 @pytest.mark.parametrize(
     "uri", ["{root}{folder}", "{root}/other/x", "{root}{folder}/a/b", "vos://x!y{folder}/a", "a", "{root}"]
 )
@@ -267,16 +284,19 @@ def test_a_page_starts_at_a_child(space: Daemon, folder: str, uri: str) -> None:
     assert is_fault(space.request("GET", f"/nodes{folder}?uri={start}"), 400, "InvalidURI")
 
 
+@pytest.mark.holds("R92")
 def test_a_page_of_the_root_does_not_start_at_the_root(space: Daemon, folder: str) -> None:
     for uri in (ROOT, ROOT + "/"):
         assert is_fault(space.request("GET", f"/nodes?uri={quote(uri, safe='')}"), 400, "InvalidURI")
 
 
+@pytest.mark.holds("R1", "R311")
 def test_the_root_and_trailing_slashes(space: Daemon, folder: str) -> None:
     assert node(space, "", "?limit=0").type == node(space, "/", "?limit=0").type == "vos:ContainerNode"
     assert node(space, folder + "/").uri == ROOT + folder
 
 
+@pytest.mark.holds("R95", "R124")
 def test_a_link_is_shown_not_followed(space: Daemon, folder: str) -> None:
     create(space, f"{folder}/l", "LinkNode", target=f"{ROOT}{folder}")
     assert node(space, f"{folder}/l").type == "vos:LinkNode"
@@ -298,6 +318,7 @@ def full(space: Daemon) -> str:
     return "/full"
 
 
+@pytest.mark.holds("R81", "R83", "R87")
 def test_a_long_listing_is_streamed_and_complete(space: Daemon, full: str) -> None:
     with Raw(space, receive_buffer=4096) as raw:
         raw.send(head(space, "GET", "/nodes" + full))
@@ -308,6 +329,7 @@ def test_a_long_listing_is_streamed_and_complete(space: Daemon, full: str) -> No
     assert all("date" in c.properties and c.properties["urn:x:long"] == "v" * 200 for c in children)
 
 
+@pytest.mark.holds("R84", "R87")
 @pytest.mark.parametrize("limit", [999, 1000, 1001, 1500, 2000, 2999, 3000, 5000])
 def test_a_limit_across_pages(space: Daemon, full: str, limit: int) -> None:
     children = node(space, full, f"?limit={limit}&detail=min").children
@@ -323,6 +345,7 @@ def test_a_listing_that_nobody_reads_costs_nothing(space: Daemon, full: str) -> 
     assert node(space, full, "?limit=1").children
 
 
+@pytest.mark.holds("R18")
 def test_head_answers_like_get(space: Daemon, full: str) -> None:
     with Raw(space) as raw:
         for path in (full, full + "/n0000", "/none"):
@@ -334,6 +357,7 @@ def test_head_answers_like_get(space: Daemon, full: str) -> None:
 # -- setNode -----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.holds("R100", "R101", "R102", "R103")
 def test_properties_are_united(space: Daemon, folder: str) -> None:
     path = f"{folder}/n"
     create(space, path, properties={"title": "a", "urn:x:keep": "k", "urn:x:gone": "g"})
@@ -346,6 +370,7 @@ def test_properties_are_united(space: Daemon, folder: str) -> None:
         assert not {"urn:x:gone", "urn:x:no"} & found.keys()
 
 
+@pytest.mark.holds("R103")
 def test_nil_false_sets(space: Daemon, folder: str) -> None:
     create(space, f"{folder}/n")
     document = node_document(f"{folder}/n", "", {"urn:x:a": "1"}).replace(b'x:a"', b'x:a" xsi:nil="false"')
@@ -353,6 +378,7 @@ def test_nil_false_sets(space: Daemon, folder: str) -> None:
     assert node(space, f"{folder}/n").properties["urn:x:a"] == "1"
 
 
+@pytest.mark.holds("R105")
 def test_a_whole_node_can_be_sent_back(space: Daemon, folder: str) -> None:
     store(space, f"{folder}/n", b"content", {"Content-Type": "text/plain"})
     update(space, f"{folder}/n", properties={"title": "<&\r\n\t'é\U0001f600 ", "groupread": "ivo://a/b?g"})
@@ -367,6 +393,7 @@ def test_a_whole_node_can_be_sent_back(space: Daemon, folder: str) -> None:
 KEPT = ("length", "date", "mtime", "ctime", "btime", "creator", "MD5")
 
 
+@pytest.mark.holds("R104", "R344")
 # Deleting what is not there is no change: only what the node has is also deleted.
 @pytest.mark.parametrize(
     ("name", "value"),
@@ -380,6 +407,7 @@ def test_read_only_properties_stay(space: Daemon, folder: str, name: str, value:
     assert node(space, f"{folder}/n").properties == before
 
 
+@pytest.mark.holds("R116", "R106")
 def test_a_change_is_made_whole_or_not_at_all(space: Daemon, folder: str) -> None:
     create(space, f"{folder}/n")
     before = node(space, f"{folder}/n").properties
@@ -392,6 +420,7 @@ def test_a_change_is_made_whole_or_not_at_all(space: Daemon, folder: str) -> Non
     assert ("title" in after, "immutable" in after) == ((status == 200),) * 2
 
 
+@pytest.mark.holds("R107", "R108", "R111", "R112", "R115")
 def test_type_and_uri_stay(space: Daemon, folder: str) -> None:
     create(space, f"{folder}/d")
     create(space, f"{folder}/l", "LinkNode", target="vos://a!b/c")
@@ -406,6 +435,7 @@ def test_type_and_uri_stay(space: Daemon, folder: str) -> None:
     assert node(space, f"{folder}/l").target == "vos://x!y/z"
 
 
+@pytest.mark.holds("R118")
 def test_metadata_changes_ctime_not_mtime(space: Daemon, folder: str) -> None:
     create(space, f"{folder}/d")
     before = ask(space, m.Lookup(ask(space, m.Lookup(1, folder[1:].encode())).node.id, b"d")).node
@@ -430,6 +460,7 @@ def test_a_content_type_cannot_split_the_answer(space: Daemon, folder: str, text
 # -- deleteNode ----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.holds("R119", "R120", "R121", "R122")
 def test_delete_takes_the_whole_tree(space: Daemon, folder: str) -> None:
     for path in ("/c", "/c/c", "/c/c/c"):
         create(space, folder + path, "ContainerNode")
@@ -442,6 +473,7 @@ def test_delete_takes_the_whole_tree(space: Daemon, folder: str) -> None:
     assert is_fault(space.request("DELETE", f"/nodes{folder}/c/c"), 404, "ContainerNotFound")
 
 
+@pytest.mark.holds("R127")
 def test_the_root_stays(space: Daemon, folder: str) -> None:
     for path in ("/nodes", "/nodes/"):
         assert is_fault(space.request("DELETE", path), 403, "PermissionDenied")

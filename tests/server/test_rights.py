@@ -76,6 +76,7 @@ def stranger(request: pytest.FixtureRequest, bob: dict[str, str]) -> dict[str, s
     return bob if request.param == "bob" else ANONYMOUS
 
 
+@pytest.mark.holds("R22", "R23", "R94", "R114")
 def test_strangers_are_refused(shared: Daemon, alice: dict[str, str], stranger: dict[str, str]) -> None:
     paths = ["/homes/alice", "/homes/alice/file", "/homes/alice/none", "/homes/alice/file/x"]
     for method, resource, body in [
@@ -109,6 +110,7 @@ def shown_document(path: str) -> bytes:
     return node_document(path, "Node" if path != "/homes/alice" else "ContainerNode", {"title": "mine"})
 
 
+@pytest.mark.holds("R125")
 def test_a_container_of_another_stays(shared: Daemon, alice: dict[str, str], bob: dict[str, str]) -> None:
     assert is_fault(shared.request("DELETE", "/nodes/homes/alice", headers=bob), 403, "PermissionDenied")
     assert shared.request("GET", "/nodes/homes/alice", headers=alice)[0] == 200
@@ -125,6 +127,7 @@ def test_a_listing_does_not_tell_of_private_children(
     assert SECRET.encode() in body
 
 
+@pytest.mark.holds("R230", "R242")
 def test_strangers_negotiate_nothing(shared: Daemon, alice: dict[str, str], stranger: dict[str, str]) -> None:
     for direction, protocol in (("pullFromVoSpace", "httpget"), ("pushToVoSpace", "httpput")):
         for path in ("/homes/alice/file", "/homes/alice/new", "/homes/alice/new/x"):
@@ -137,6 +140,7 @@ def test_strangers_negotiate_nothing(shared: Daemon, alice: dict[str, str], stra
             assert shared.request("GET", job + "/error", headers=stranger)[2].startswith(b"PermissionDenied ")
 
 
+@pytest.mark.holds("R406")
 def test_jobs_are_their_owners(shared: Daemon, alice: dict[str, str], stranger: dict[str, str]) -> None:
     document = transfer_document(f"{ROOT}/homes/alice/file", "pushToVoSpace", ["httpput"])
     location = shared.request("POST", "/synctrans", document, {**alice, "Content-Type": "text/xml"})[1]["Location"]
@@ -146,6 +150,7 @@ def test_jobs_are_their_owners(shared: Daemon, alice: dict[str, str], stranger: 
     assert shared.request("GET", location, headers=alice)[0] == 200
 
 
+@pytest.mark.holds("R196", "R269")
 def test_an_end_point_is_good_for_its_user_only_while_allowed(
     shared: Daemon, alice: dict[str, str], bob: dict[str, str]
 ) -> None:
@@ -164,6 +169,7 @@ def test_an_end_point_is_good_for_its_user_only_while_allowed(
     assert is_fault(shared.request("GET", url, auth=False), 403, "PermissionDenied")
 
 
+@pytest.mark.holds("R68", "R340", "R346", "R369", "R370")
 def test_groups_and_public(shared: Daemon, alice: dict[str, str], bob: dict[str, str], carol: dict[str, str]) -> None:
     rights = {"groupread": "ivo://x/gms?team other", "groupwrite": "editors", "publicread": "false"}
     assert create(shared, "/homes/project", "ContainerNode", alice, rights)[0] == 201
@@ -305,6 +311,7 @@ def _basic(text: str) -> dict[str, str]:
     return {"Authorization": "Basic " + base64.b64encode(text.encode()).decode()}
 
 
+@pytest.mark.holds("R361")
 def test_passwords(shared: Daemon) -> None:
     assert vosfsd("user", *where(shared), "dave", data="pass:wörd\n").returncode == 0
     assert shared.request("GET", "/nodes", headers=_basic("dave:pass:wörd"))[0] == 200
@@ -319,6 +326,7 @@ def test_passwords(shared: Daemon) -> None:
     assert (done.returncode != 0, done.stderr.count("\n")) == (True, 1)
 
 
+@pytest.mark.holds("R23")
 @pytest.mark.parametrize(
     "value",
     [
@@ -346,6 +354,7 @@ def test_wrong_credentials_are_401(shared: Daemon, value: str) -> None:
         assert "www-authenticate" in answer.headers
 
 
+@pytest.mark.holds("R23")
 def test_an_expired_token_is_401(shared: Daemon, bob: dict[str, str]) -> None:
     file = shared.directory.parent / "old.token"
     assert vosfsd("token", *where(shared), "bob", file, "--days", "-1").returncode == 0

@@ -40,6 +40,7 @@ def by_parameters(
     return space.request("GET", f"/synctrans?{query}")
 
 
+@pytest.mark.holds("R3", "R200", "R201", "R203", "R233", "R239", "R240", "R272")
 @pytest.mark.parametrize("resource", ["/synctrans", "/sync"])
 def test_push_and_pull_by_document(space: Daemon, folder: str, resource: str) -> None:
     target = f"{ROOT}{folder}/n"
@@ -57,6 +58,7 @@ def test_push_and_pull_by_document(space: Daemon, folder: str, resource: str) ->
         assert space.request("GET", url, auth=False)[2] == b"hello"
 
 
+@pytest.mark.holds("R169", "R171", "R183", "R185", "R405")
 def test_the_job_document(space: Daemon, folder: str) -> None:
     target = f"{ROOT}{folder}/n"
     job, _ = negotiate(space, transfer_document(target, PUSH, ["httpput"], "anyview"))
@@ -75,6 +77,7 @@ def test_the_job_document(space: Daemon, folder: str) -> None:
     assert space.request("GET", "/transfers/" + "0" * 24)[0] == 404
 
 
+@pytest.mark.holds("R147", "R167", "R198", "R202", "R237", "R247", "R352")
 @pytest.mark.parametrize(
     ("target", "direction", "protocols", "view", "fault", "spaced"),
     [
@@ -111,11 +114,13 @@ def test_a_refused_transfer_is_a_failed_job(
     assert root.findtext(UWS + "phase") == "ERROR"
 
 
+@pytest.mark.holds("R168")
 def test_a_foreign_target_is_an_invalid_uri(space: Daemon, folder: str) -> None:
     job, _ = negotiate(space, transfer_document(f"vos://example.com!vospace{folder}/n", PULL, ["httpget"]))
     assert space.request("GET", job + "/error")[2].startswith(b"InvalidURI ")
 
 
+@pytest.mark.holds("R206", "R10")
 @pytest.mark.parametrize(
     "body", [b"", b"<a/>", b"<", b"target", b"\0", transfer_document("x", "y").replace(b"v2.0", b"v2.1")]
 )
@@ -123,6 +128,7 @@ def test_a_body_that_is_no_transfer(space: Daemon, folder: str, body: bytes) -> 
     assert is_fault(space.request("POST", "/synctrans", body, {"Content-Type": "text/xml"}), 400, "InvalidArgument")
 
 
+@pytest.mark.holds("R173", "R175", "R176", "R177", "R368")
 def test_unknown_protocols_and_methods_are_passed_over(space: Daemon, folder: str) -> None:
     create(space, f"{folder}/n")
     names = ["urn:x:gopher", "httpsget", "ftpget", "httpget"]
@@ -133,6 +139,7 @@ def test_unknown_protocols_and_methods_are_passed_over(space: Daemon, folder: st
     assert endpoints(details) == []
 
 
+@pytest.mark.holds("R208", "R209", "R215", "R221", "R222")
 def test_parameters_by_get_post_and_form(space: Daemon, folder: str) -> None:
     store(space, f"{folder}/n", b"bytes")
     form = urlencode(
@@ -151,6 +158,7 @@ def test_parameters_by_get_post_and_form(space: Daemon, folder: str) -> None:
         assert (name, space.request("GET", url, auth=False)[2]) == ("httpsget", b"bytes")
 
 
+@pytest.mark.holds("R216", "R217", "R218", "R219")
 def test_request_redirect(space: Daemon, folder: str) -> None:
     store(space, f"{folder}/a%20%3F", b"bytes")
     target = f"{ROOT}{folder}/a%20%3F"
@@ -163,6 +171,7 @@ def test_request_redirect(space: Daemon, folder: str) -> None:
     )
 
 
+@pytest.mark.holds("R210", "R212", "R214", "R220")
 def test_faults_of_parameters_are_direct(space: Daemon, folder: str) -> None:
     target = f"{ROOT}{folder}/n"
     assert is_fault(by_parameters(space, target, PULL, "httpget"), 404, "NodeNotFound")
@@ -174,6 +183,7 @@ def test_faults_of_parameters_are_direct(space: Daemon, folder: str) -> None:
     assert is_fault(space.request("GET", "/synctrans"), 400, "InvalidArgument")
 
 
+@pytest.mark.holds("R211")
 def test_exactly_one_protocol(space: Daemon, folder: str) -> None:
     query = urlencode(
         [
@@ -195,6 +205,7 @@ def end_point(space: Daemon, path: str, direction: str) -> str:
     return endpoints(etree.fromstring(answer[2]))[0][1]
 
 
+@pytest.mark.holds("R196", "R269")
 def test_an_end_point_has_one_direction(space: Daemon, folder: str) -> None:
     store(space, f"{folder}/n", b"old")
     assert space.request("PUT", end_point(space, f"{folder}/n", PULL), b"new", auth=False)[0] in (400, 403, 405)
@@ -209,6 +220,7 @@ def test_a_client_may_ask_first_what_a_push_would_replace(space: Daemon, folder:
     assert status == 200 and headers["Digest"].startswith("md5=")
 
 
+@pytest.mark.holds("R196")
 def test_a_tampered_end_point_is_refused(space: Daemon, folder: str) -> None:
     store(space, f"{folder}/n", b"old")
     url = end_point(space, f"{folder}/n", PUSH)
@@ -235,6 +247,7 @@ def test_a_tampered_end_point_is_refused(space: Daemon, folder: str) -> None:
     assert fetch(space, f"{folder}/n") == b"old"
 
 
+@pytest.mark.holds("R228", "R266")
 def test_a_push_clears_properties_and_keeps_rights(space: Daemon, folder: str) -> None:
     create(space, f"{folder}/n", properties={"title": "t", "urn:x:a": "b", "groupread": "g"})
     assert space.request("PUT", end_point(space, f"{folder}/n", PUSH), b"new", auth=False)[0] == 201
@@ -247,6 +260,7 @@ def test_a_push_clears_properties_and_keeps_rights(space: Daemon, folder: str) -
     assert fetch(space, f"{folder}/n") == b"new"
 
 
+@pytest.mark.holds("R128")
 def test_an_end_point_dies_with_its_node(space: Daemon, folder: str) -> None:
     store(space, f"{folder}/n", b"old")
     pull = end_point(space, f"{folder}/n", PULL)
@@ -254,6 +268,7 @@ def test_an_end_point_dies_with_its_node(space: Daemon, folder: str) -> None:
     assert is_fault(space.request("GET", pull, auth=False), 404, "NodeNotFound")
 
 
+@pytest.mark.holds("R232", "R328")
 def test_a_push_to_null_leaves_nothing(space: Daemon, folder: str) -> None:
     assert space.request("PUT", end_point(space, f"{folder}/.null", PUSH), b"x" * 100_000, auth=False)[0] == 201
     assert node(space, folder).children == []

@@ -70,6 +70,9 @@ class Conformance:
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
         for item in items:
             for mark in item.iter_markers("holds"):
+                unknown = set(mark.args) - self._requirements.keys()
+                if unknown:
+                    raise pytest.UsageError(f"{item.nodeid} holds {unknown}, which is in no table")
                 self._held_by[item.nodeid] += mark.args
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:

@@ -1,13 +1,16 @@
 """Fixtures of the conformance tests: shared daemons, users with tokens, a container for each test, a third party."""
 
+import concurrent.futures
 import os
+import socket
+import time
 from collections.abc import Iterator
 
 import pytest
 
 from tests.conftest import Daemon, start_daemon
-from tests.server.support import assert_sound, create, log_text, make_user, update
-from tests.vospace.support import ThirdParty
+from tests.server.support import ROOT, Raw, assert_sound, create, head, log_text, make_user, update
+from tests.vospace.support import PULL, WAIT_CAP_S, ThirdParty, new_job, transfer
 
 
 @pytest.fixture(scope="session")
@@ -47,6 +50,25 @@ def home(space: Daemon, folder: str, alice: dict[str, str]) -> str:
     rights = {"publicread": "false", "groupwrite": "team", "groupread": "team"}
     assert create(space, f"{folder}/home", "ContainerNode", properties=rights)[0] == 201
     return f"{folder}/home"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def endless_wait(space: Daemon) -> Iterator["concurrent.futures.Future[float]"]:
+    """How many seconds a WAIT without end lasts, found out while the other tests run (R411)."""
+    job = new_job(space, transfer(ROOT, PULL, ["httpget"]))
+    resource = job.url.removeprefix(space.url) + "?WAIT=-1"
+    with Raw(space, timeout_s=2 * WAIT_CAP_S) as raw:
+        start = time.monotonic()
+        raw.send(head(space, "GET", resource))
+
+        def seconds() -> float:
+            assert raw.answer().status == 200
+            return time.monotonic() - start
+
+        with concurrent.futures.ThreadPoolExecutor(1) as pool:
+            yield pool.submit(seconds)
+            # Ends the waiting, if nobody asked for its outcome.
+            raw.sock.shutdown(socket.SHUT_RDWR)
 
 
 @pytest.fixture(scope="session")

@@ -29,6 +29,8 @@ ANONYMOUS = {"Authorization": ""}
 ACTIVE = ("PENDING", "QUEUED", "EXECUTING", "HELD", "SUSPENDED")
 PUBLIC_SHARE = "http://wiki.ivoa.net/twiki/bin/view/IVOA/VOSpacePublicShare"
 END_S = 10.0
+WAIT_CAP_S = 60.0
+"""Connections live as long everywhere (R411)."""
 
 _SCHEMA = etree.XMLSchema(etree.parse(Path(__file__).parent / "schemas" / "all.xsd"))
 

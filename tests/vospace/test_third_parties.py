@@ -1,9 +1,12 @@
 """pullToVoSpace and pushFromVoSpace: the service as the client of somebody else's web server."""
 
+import concurrent.futures
 import socket
+from collections.abc import Callable
 
 import pytest
 
+from server.uws import QUEUED_MAX, RUNNING_MAX
 from tests.conftest import Daemon, eventually, free_port
 from tests.server.support import ROOT, create, fetch, is_fault, store, update
 from tests.vospace.support import (
@@ -314,3 +317,49 @@ def test_a_fetch_that_breaks_off(open_space: Daemon, open_folder: str) -> None:
             peer.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\nhalf")
         job.failed("TransferFailed")
     assert fetch(open_space, f"{open_folder}/n") == b"old"
+
+
+# -- jobs that must wait -------------------------------------------------------------------------------------------
+
+
+@holds("R376", "R413")
+def test_a_fetch_goes_on_after_a_restart(make_daemon: Callable[..., Daemon], third: ThirdParty) -> None:
+    """SUSPENDED is left without anything a client would do."""
+    third.files["/f"] = BIG
+    gate = third.gate("/f")
+    daemon = make_daemon("space", "--allow-private-endpoints")
+    job = ran(daemon, transfer(f"{ROOT}/n", PULL_TO, get(third.url + "/f")))
+    eventually("a request", lambda: third.asked("/f", "GET") == 1)
+    daemon.stop()
+    gate.set()
+    job.daemon = make_daemon("space", "--allow-private-endpoints", port=daemon.port)
+    job.completed()
+    assert (fetch(job.daemon, "/n"), third.asked("/f", "GET")) == (BIG, 2)
+
+
+@holds("R375", "R374")
+def test_what_is_held_waits_for_another_run(make_daemon: Callable[..., Daemon], third: ThirdParty) -> None:
+    """More long jobs than the queue takes: the last ones are HELD, and only their client sets them off."""
+    gates = [third.gate(f"/slow{number}") for number in range(RUNNING_MAX)]
+    third.files.update({f"/slow{number}": BIG for number in range(RUNNING_MAX)})
+    daemon = make_daemon("space", "--allow-private-endpoints")
+    running = [
+        ran(daemon, transfer(f"{ROOT}/slow{number}", PULL_TO, get(f"{third.url}/slow{number}")))
+        for number in range(RUNNING_MAX)
+    ]
+    for job in running:
+        job.reaches("EXECUTING")
+    document = transfer(f"{ROOT}/n", PULL_TO, get(third.url + "/none"))
+    with concurrent.futures.ThreadPoolExecutor(64) as pool:
+        queued = list(pool.map(lambda _: new_job(daemon, document, query="?PHASE=RUN"), range(QUEUED_MAX)))
+    assert {queued[0].phase(), queued[-1].phase()} == {"QUEUED"}
+    held = ran(daemon, document)
+    assert held.phase() == "HELD"
+    for gate in gates:
+        gate.set()
+    for job in (*running, queued[-1]):
+        job.ended()
+    eventually("an empty queue", lambda: len(read(daemon, "/transfers?PHASE=QUEUED")) == 0)
+    assert held.phase() == "HELD"
+    held.run()
+    held.failed("TransferFailed")
