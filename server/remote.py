@@ -51,11 +51,14 @@ _REDIRECTS = (301, 302, 303, 307, 308)
 
 async def connect(service: Service, url: str) -> tuple[HttpClient, str]:
     """A client of a third party's server, and the target to ask it for.  InvalidURI if it must not be asked."""
-    parts = urlsplit(url)
+    try:
+        parts = urlsplit(url)
+        port = parts.port or (443 if parts.scheme == "https" else 80)
+    except ValueError as exc:
+        raise InvalidURI(f"{url[:200]!r}: {exc}") from None
     if parts.scheme not in ("http", "https") or not parts.hostname or parts.username is not None:
         raise InvalidURI(f"{url[:200]} is not an http or https URL without credentials")
     try:
-        port = parts.port or (443 if parts.scheme == "https" else 80)
         with trio.fail_after(DEADLINE_S):
             found = await trio.socket.getaddrinfo(parts.hostname, port, type=socket.SOCK_STREAM)
     except (OSError, ValueError, UnicodeError, trio.TooSlowError) as exc:
@@ -154,7 +157,10 @@ async def _get(service: Service, url: str, sink: Sink) -> Answer:
         location = answer.headers.get(b"location", b"").decode("latin-1")
         if answer.status not in _REDIRECTS or not location:
             raise TransferFailed(f"the answer is {answer.status}")
-        url = urljoin(url, location)
+        try:
+            url = urljoin(url, location)
+        except ValueError as exc:
+            raise TransferFailed(f"redirect to {location[:200]!r}: {exc}") from None
     raise TransferFailed(f"more than {REDIRECTS_MAX} redirects")
 
 

@@ -168,6 +168,8 @@ class Jobs:
         # Mutable state
         self._nursery: trio.Nursery | None = None
         self._running: dict[str, trio.CancelScope] = {}
+        self._mine: set[str] = set()
+        """Jobs that this process runs, or will when there is a place."""
         self._places = trio.Semaphore(RUNNING_MAX)
         self._queued = 0
         self._changed = trio.Event()
@@ -219,7 +221,7 @@ class Jobs:
     def _tell(self, job: Job, state: State) -> None:
         """Call back who wanted to know the end."""
         if state.callback and self._nursery is not None:
-            self._nursery.start_soon(self._notify, state.callback, self.document(job))
+            self._nursery.start_soon(self._guarded, self._notify, state.callback, self.document(job))
 
     async def start(self, job: Job) -> None:
         """RUN: the job is EXECUTING, or QUEUED behind others, or HELD when there are too many (R373-R375)."""
@@ -235,7 +237,9 @@ class Jobs:
         if not here or phase == HELD or self._nursery is None:
             return
         done = trio.Event()
-        self._nursery.start_soon(self._execute, msgspec.structs.replace(job, phase=phase), state, done)
+        self._nursery.start_soon(
+            self._guarded, self._execute, msgspec.structs.replace(job, phase=phase), state, done
+        )  # fmt: skip
         with trio.move_on_after(EAGER_S):
             await done.wait()
 
@@ -262,7 +266,17 @@ class Jobs:
     def _runs(self, kind: Kind, request: Any) -> bool:
         return self._service.role == "all" or kind.needs_bytes(request) == (self._service.role == "storage")
 
+    async def _guarded(self, work: Callable[..., Awaitable[None]], *arguments: Any) -> None:
+        """One job's trouble is not the daemon's end: a database that restarts, say, or a bug."""
+        try:
+            await work(*arguments)
+        except VOSpaceError as exc:
+            log.warning("a job's task: %s", exc)
+        except Exception:
+            log.exception("a job's task failed")
+
     async def _execute(self, job: Job, state: State, done: trio.Event | None = None) -> None:
+        self._mine.add(job.id)
         kind = self._kinds[job.kind]
         request = _request(kind, state)
         try:
@@ -281,6 +295,7 @@ class Jobs:
             else:
                 await self._run(job, state, kind, request)
         finally:
+            self._mine.discard(job.id)
             if done is not None:
                 done.set()
 
@@ -324,7 +339,11 @@ class Jobs:
         """Stop a job that another process aborted or deleted."""
         while True:
             await trio.sleep(1)
-            job = await self._store.job(id)
+            try:
+                job = await self._store.job(id)
+            except VOSpaceError as exc:
+                log.debug("job %s: %s", id, exc)
+                continue
             if job is None or job.phase != EXECUTING:
                 scope.cancel()
 
@@ -335,7 +354,6 @@ class Jobs:
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
             try:
-                await self._take_up()
                 nursery.start_soon(self._keep_house)
                 if self._service.role != "all":
                     nursery.start_soon(self._claim)
@@ -344,10 +362,10 @@ class Jobs:
                 self._nursery = None
 
     async def _take_up(self) -> None:
-        """Go on with what the last process left (R413)."""
+        """Go on with what the last process left (R413), or what was lost when the database was away."""
         for job in await self._store.jobs(Chosen(phases=(QUEUED, EXECUTING, SUSPENDED), limit=LIST_MAX)):
             kind, state = self._kinds.get(job.kind), _state(job)
-            if kind is None:
+            if kind is None or job.id in self._mine or job.id in self._running:
                 continue
             request = _request(kind, state)
             if not self._runs(kind, request) and not (state.waiting and self._service.role != "metadata"):
@@ -362,25 +380,33 @@ class Jobs:
                 await self.change(job, state, ERROR, (job.phase,))
             elif await self.change(job, state, QUEUED, (job.phase,)):
                 assert self._nursery is not None
-                self._nursery.start_soon(self._execute, msgspec.structs.replace(job, phase=QUEUED), state)
+                self._nursery.start_soon(
+                    self._guarded, self._execute, msgspec.structs.replace(job, phase=QUEUED), state
+                )  # fmt: skip
 
     async def _claim(self) -> None:
         """Run what the other role's process queued for this one."""
         assert self._nursery is not None
         seen: set[str] = set()
         while True:
-            jobs = await self._store.jobs(Chosen(phases=(QUEUED,), limit=RUNNING_MAX * 4))
+            await trio.sleep(POLL_S)
+            try:
+                found = await self._store.jobs(Chosen(phases=(QUEUED,), limit=RUNNING_MAX * 4))
+            except VOSpaceError as exc:
+                log.warning("queued jobs: %s", exc)
+                continue
+            jobs = found
             for job in jobs:
                 kind = self._kinds.get(job.kind)
                 state = _state(job)
                 if kind is not None and job.id not in seen and self._runs(kind, _request(kind, state)):
-                    self._nursery.start_soon(self._execute, job, state)
+                    self._nursery.start_soon(self._guarded, self._execute, job, state)
             seen = {job.id for job in jobs}
-            await trio.sleep(POLL_S)
 
     async def _keep_house(self) -> None:
         while True:
             try:
+                await self._take_up()
                 await self._destroy_due()
             except VOSpaceError as exc:
                 log.warning("jobs that are due: %s", exc)
@@ -516,7 +542,7 @@ class Jobs:
         seconds = given.get("wait", "")
         if not seconds or job.phase not in ACTIVE:
             return job
-        if not seconds.removeprefix("-").isdigit() or (seconds[0] == "-" and seconds != "-1"):
+        if seconds != "-1" and not _count(seconds):
             raise InvalidArgument(f"WAIT: {seconds[:20]!r} is not a number of seconds")
         if given.get("phase", job.phase).upper() != job.phase:
             return job
@@ -605,7 +631,7 @@ class Jobs:
         """Destruction time or duration; what is beyond the service's limits is replaced by them (R381, R383)."""
         state = _state(job)
         if name == "executionduration":
-            if not value.isascii() or not value.isdigit() or len(value) > 12:
+            if not _count(value):
                 raise InvalidArgument(f"EXECUTIONDURATION: {value[:20]!r} is not a number of seconds")
             state.duration_s = min(int(value) or DURATION_S_MAX, DURATION_S_MAX)
         else:
@@ -620,13 +646,13 @@ class Jobs:
 
     async def _list(self, request: Request, kind: str, subject: Subject) -> Response:
         """The caller's jobs, chosen by PHASE, AFTER and LAST (R388-R392)."""
-        given = {k.lower(): v for k, v in parse_qs(request.query, keep_blank_values=True, max_num_fields=50).items()}
+        given = _values(request.query)
         phases = tuple(value.upper() for value in given.get("phase", []))
         if any(phase not in PHASES for phase in phases):
             raise InvalidArgument(f"PHASE is one of {', '.join(PHASES)}")
         after_ns = _nanoseconds(given["after"][0]) if "after" in given else -1
         last = given.get("last", [""])[0]
-        if "last" in given and (not last.isascii() or not last.isdigit() or not 0 < int(last[:9]) <= 10**8):
+        if "last" in given and not (_count(last) and int(last)):
             raise InvalidArgument(f"LAST: {last[:20]!r} is not a positive number")
         found: list[Job] = []
         if not subject.anonymous:
@@ -717,11 +743,20 @@ def encoded(request: Any) -> msgspec.Raw:
 
 def parameters(query: str) -> dict[str, str]:
     """Parameters of a query or a form: first values, names in lower case."""
+    return {name: values[0] for name, values in _values(query).items()}
+
+
+def _values(query: str) -> dict[str, list[str]]:
     try:
         pairs = parse_qs(query, keep_blank_values=True, max_num_fields=50)
     except ValueError:
         raise InvalidArgument("too many parameters") from None
-    return {name.lower(): values[0] for name, values in pairs.items()}
+    return {name.lower(): values for name, values in pairs.items()}
+
+
+def _count(text: str) -> bool:
+    """Whether a text is a number of up to nine digits."""
+    return text.isascii() and text.isdigit() and len(text) <= 9
 
 
 def spaced(fault: str) -> str:
@@ -747,16 +782,18 @@ def _nanoseconds(text: str) -> int:
     """An ISO 8601 time; without a zone it is UTC."""
     try:
         moment = datetime.fromisoformat(text.strip())
-    except ValueError:
+        seconds = int((moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp())
+    except (ValueError, OverflowError):
         raise InvalidArgument(f"{text[:50]!r} is not an ISO 8601 time") from None
-    if moment.tzinfo is None:
-        moment = moment.replace(tzinfo=UTC)
-    # The year 2262 is the last that a database can hold.
-    return min(int(moment.timestamp()) * 10**9 + moment.microsecond * 1000, 2**63 - 1)
+    # The year 2262 is the last that a database can hold, and nothing here is older than 1970.
+    return max(0, min(seconds * 10**9 + moment.microsecond * 1000, 2**63 - 1))
 
 
 def _new_state(request: Any, given: dict[str, str]) -> State:
-    return State(encoded(request), given.get("runid", "")[:RUN_ID_MAX], given.get("callback", "")[:CALLBACK_MAX])
+    run_id = given.get("runid", "")
+    if not run_id.isprintable() or len(run_id) > RUN_ID_MAX:
+        raise InvalidArgument(f"RUNID has up to {RUN_ID_MAX} printable characters")
+    return State(encoded(request), run_id, given.get("callback", "")[:CALLBACK_MAX])
 
 
 def _text(state: State) -> str:
