@@ -14,6 +14,7 @@ import secrets
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import Any, Protocol
 from urllib.parse import parse_qs
 
@@ -743,7 +744,20 @@ def encoded(request: Any) -> msgspec.Raw:
 
 def parameters(query: str) -> dict[str, str]:
     """Parameters of a query or a form: first values, names in lower case."""
-    return {name: values[0] for name, values in _values(query).items()}
+    return dict(_first_values(query)) if len(query) <= QUERY_BYTES_KEPT else _first_of(_values(query))
+
+
+QUERY_BYTES_KEPT = 256
+"""Queries up to this length are remembered as parsed: clients ask the same again and again."""
+
+
+def _first_of(values: dict[str, list[str]]) -> dict[str, str]:
+    return {name: found[0] for name, found in values.items()}
+
+
+@lru_cache(1024)
+def _first_values(query: str) -> dict[str, str]:
+    return _first_of(_values(query))
 
 
 def _values(query: str) -> dict[str, list[str]]:

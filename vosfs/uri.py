@@ -4,6 +4,7 @@ Inside the tree a path is a tuple of byte names: any bytes but ``/`` and NUL, as
 place that turns them into percent-encoded text and back.
 """
 
+from functools import lru_cache
 from urllib.parse import quote_from_bytes, unquote_to_bytes
 
 from vosfs.errors import InvalidURI, NameTooLong
@@ -32,11 +33,17 @@ def check_name(name: bytes) -> bytes:
     return name
 
 
+@lru_cache(4096)
+def _encoded(name: bytes) -> str:
+    return "/" + quote_from_bytes(name, _UNESCAPED)
+
+
 def encode(path: Path) -> str:
     """``(b'a b', b'c')`` -> ``/a%20b/c``; the root is the empty string."""
-    return "".join("/" + quote_from_bytes(name, _UNESCAPED) for name in path)
+    return "".join([_encoded(name) for name in path])
 
 
+@lru_cache(4096)
 def decode(text: str) -> Path:
     """Percent-decode a path once, segment by segment; one trailing slash is ignored (R16, R310-R314).
 

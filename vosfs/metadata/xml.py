@@ -284,19 +284,21 @@ _VIEWS = {
 }
 
 
+@lru_cache(4096)
+def _open_property(uri: str, fixed: bool) -> str:
+    return f'<vos:property uri="{escape(uri)}" readOnly="{"true" if fixed else "false"}">'
+
+
 def node_inner(node: Node, properties: dict[str, str], detail: str, capabilities: str = "") -> str:
     """What stands inside a node element, up to its children or target."""
     parts = []
     if detail != "min":
-        lines = [
-            f'<vos:property uri="{escape(uri)}" readOnly="{"true" if fixed else "false"}">{escape(value)}</vos:property>'
-            for uri, value, fixed in core_properties(node)
-        ]
-        lines += [
-            f'<vos:property uri="{escape(uri)}" readOnly="false">{escape(value)}</vos:property>'
-            for uri, value in properties.items()
-        ]
-        parts.append(f"<vos:properties>{''.join(lines)}</vos:properties>")
+        parts.append("<vos:properties>")
+        for uri, value, fixed in core_properties(node):
+            parts.append(f"{_open_property(uri, fixed)}{escape(value)}</vos:property>")
+        for uri, value in properties.items():
+            parts.append(f"{_open_property(uri, False)}{escape(value)}</vos:property>")
+        parts.append("</vos:properties>")
     if detail == "max" and node.kind != LINK:
         parts.append(_VIEWS.get(node.kind, _VIEWS[DATA]))
         parts.append(f"<vos:capabilities>{capabilities}</vos:capabilities>" if capabilities else "<vos:capabilities/>")
