@@ -52,7 +52,7 @@ def in_new_folder(daemon: Daemon, home: Path) -> Client:
     """The owner's client, by token, in a fresh container."""
     folder = f"/t{os.urandom(5).hex()}"
     assert create(daemon, folder, "ContainerNode")[0] == 201
-    return Client(home, folder, ("--token", daemon.token))
+    return Client(daemon, home, folder, ("--token", daemon.token))
 
 
 @pytest.fixture

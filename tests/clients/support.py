@@ -4,19 +4,21 @@ The client finds a service through a registry on the network.  It keeps a copy o
 and trusts the copy while it is young, so a copy dated into the future is all that it takes to lead it here.
 """
 
+import concurrent.futures
 import os
 import subprocess
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
 from tests.conftest import BIN, Daemon, free_port
-from tests.server.support import AUTHORITY, vosfsd
+from tests.server.support import AUTHORITY, node, vosfsd
 
 RESOURCE = "ivo://" + AUTHORITY.replace("~", "/")
 SHORT = "gw"
 """The short name of the space in the client's own configuration: ``gw:path``."""
 ANSWER_S = 60
+CORES = 2
 FAR_FUTURE_S = 4_000_000_000
 
 T = TypeVar("T")
@@ -45,11 +47,11 @@ class Done:
 class Client:
     """The vos programs in the hands of one user, in one container of a space."""
 
+    daemon: Daemon
     home: Path
     folder: str = ""
     options: tuple[str, ...] = ()
     """What is given to every program: the credentials."""
-    env: dict[str, str] = field(default_factory=dict)
 
     def uri(self, path: str = "") -> str:
         """The long name of a node below the container."""
@@ -64,7 +66,7 @@ class Client:
         done = subprocess.run(
             [str(BIN / program), *self.options, *map(str, arguments)], cwd=self.home, timeout=ANSWER_S,
             stdin=subprocess.DEVNULL, capture_output=True, text=True,
-            env={"HOME": str(self.home), "PATH": os.environ["PATH"], "LANG": "C.UTF-8", "TZ": "UTC", **self.env, **env},
+            env={"HOME": str(self.home), "PATH": os.environ["PATH"], "LANG": "C.UTF-8", "TZ": "UTC", **env},
         )  # fmt: skip
         as_wanted = done.returncode != 0 if code is None else done.returncode == code
         assert as_wanted, f"{program} {arguments} ended with {done.returncode}:\n{done.stdout}{done.stderr}"
@@ -77,13 +79,19 @@ class Client:
         assert says in done.err, done.err
         return done
 
-    def names(self, path: str = "") -> list[str]:
-        """The names in a container, as ``vls`` shows them."""
-        return self.run("vls", self.uri(path)).lines
+    def together(self, *commands: tuple[object, ...]) -> list[Done]:
+        """Run programs that do not disturb each other, as many at once as there are cores; each must succeed.
 
-    def within(self, folder: str) -> "Client":
-        """The same user in another container."""
-        return Client(self.home, folder, self.options, self.env)
+        The first goes ahead: it fetches the capabilities, which the client keeps in a file.
+        """
+        program, *arguments = commands[0]
+        first = self.run(str(program), *arguments)
+        with concurrent.futures.ThreadPoolExecutor(CORES) as pool:
+            return [first, *pool.map(lambda c: self.run(str(c[0]), *c[1:]), commands[1:])]
+
+    def names(self, path: str = "") -> list[str]:
+        """The names in a container, as the service shows them to its owner: ``vls`` would take 0.3 s."""
+        return [child.uri.rpartition("/")[2] for child in node(self.daemon, f"{self.folder}/{path}").children]
 
 
 def make_home(home: Path, url: str) -> Path:

@@ -66,8 +66,8 @@ def test_files_are_removed(vos: Client, put: Callable[..., None]) -> None:
 def test_listings_are_sorted_by_name_size_and_time(vos: Client, put: Callable[..., None]) -> None:
     put(b=b"x" * 10, c=b"x" * 20_000, a=b"x" * 100)
     orders = {"": "abc", "-r": "cba", "-S": "cab", "-Sr": "bac", "-t": "acb", "-tr": "bca"}
-    found = {option: "".join(vos.run("vls", *filter(None, [option]), vos.uri()).lines) for option in orders}
-    assert found == orders
+    done = vos.together(*(("vls", *option.split(), vos.uri()) for option in orders))
+    assert {option: "".join(one.lines) for option, one in zip(orders, done, strict=True)} == orders
 
 
 def test_a_long_listing_shows_what_a_node_is(vos: Client, served: Daemon, put: Callable[..., None]) -> None:
@@ -75,26 +75,34 @@ def test_a_long_listing_shows_what_a_node_is(vos: Client, served: Daemon, put: C
     vos.run("vmkdir", vos.uri("folder"))
     vos.run("vln", vos.uri("data"), vos.uri("link"))
     owner = node(served, vos.folder).properties["creator"]
-    rows = {row.split()[6 + 2]: row.split() for row in vos.run("vls", "-l", vos.uri()).lines}
+    # Without the creator; with a unit.
+    long, groups, human = vos.together(
+        ("vls", "-l", vos.uri()), ("vls", "-g", vos.uri("data")), ("vls", "-lh", vos.uri("data"))
+    )
+    rows = {row.split()[8]: row.split() for row in long.lines}
     assert [(name, row[0]) for name, row in rows.items()] == [
         ("data", "-rw-------"), ("folder", "drw-------"), ("link", "lrw-------"),
     ]  # fmt: skip
     assert {row[1] for row in rows.values()} == {owner}
     assert rows["data"][2:5] == ["NONE", "NONE", "20480"]
     assert rows["link"][-2:] == ["->", vos.uri("data")]
-    assert vos.run("vls", "-lh", vos.uri("data")).out.split()[4] == "20K"
-    # Groups without the creator.
-    assert vos.run("vls", "-g", vos.uri("data")).out.split()[:4] == ["-rw-------", "NONE", "NONE", "20480"]
+    assert groups.out.split()[:4] == ["-rw-------", "NONE", "NONE", "20480"]
+    assert human.out.split()[4] == "20K"
 
 
 def test_patterns_and_short_names(vos: Client, put: Callable[..., None]) -> None:
     put(f1=b"1", f2=b"2", g1=b"3")
-    assert vos.run("vls", vos.uri("f*")).lines == ["f1", "f2"]
-    assert vos.run("vls", vos.uri("[fg]1")).lines == ["f1", "g1"]
     # A short name becomes a URI with '!' in its authority.
-    assert vos.run("vls", vos.short()).lines == ["f1", "f2", "g1"]
-    assert vos.run("vls", vos.uri().replace("~", "!")).lines == ["f1", "f2", "g1"]
-    assert vos.folder.strip("/") in vos.within("").names()
+    wanted = {
+        vos.uri("f*"): ["f1", "f2"],
+        vos.uri("[fg]1"): ["f1", "g1"],
+        vos.short(): ["f1", "f2", "g1"],
+        vos.uri().replace("~", "!"): ["f1", "f2", "g1"],
+        vos.uri() + "/": ["f1", "f2", "g1"],
+    }
+    found = vos.together(*(("vls", uri) for uri in wanted))
+    assert [one.lines for one in found] == list(wanted.values())
+    assert vos.folder.strip("/") in vos.run("vls", vos.uri().removesuffix(vos.folder) + "/").lines
     assert vos.fails("vls", vos.uri("nothing"), says="NodeNotFound").code == errno.ENOENT
 
 
@@ -103,14 +111,14 @@ def test_a_big_container_is_listed_whole(vos: Client, served: Daemon) -> None:
     names = [f"n{number:03}" for number in range(520)]
     for name in names:
         store(served, f"{vos.folder}/{name}", b"x")
-    assert vos.names() == names
+    assert vos.run("vls", vos.uri()).lines == names
     script = (
         "import sys, vos\n"
         "client = vos.Client(vospace_token=sys.argv[2])\n"
         "print(*[n.name for n in client.get_info_list(sys.argv[1])])\n"
         "print(*client.listdir(sys.argv[1], force=True))\n"
     )
-    plain = Client(vos.home)
+    plain = Client(served, vos.home)
     found = plain.run("python", "-c", script, vos.uri(), vos.options[1]).lines
     assert [line.split() for line in found] == [names, names]
 
@@ -149,8 +157,9 @@ def test_links_are_made_followed_and_removed(
     made = seen("to-file")
     assert (made.type, made.target) == ("vos:LinkNode", vos.uri("file"))
     assert seen("to-page").target == "https://example.org/data.fits"
-    assert vos.names("to-folder") == ["e"]
-    assert vos.run("vls", "-l", vos.uri("to-page")).lines[0].endswith("to-page -> https://example.org/data.fits")
+    followed, shown = vos.together(("vls", vos.uri("to-folder")), ("vls", "-l", vos.uri("to-page")))
+    assert followed.lines == ["e"]
+    assert shown.lines[0].endswith("to-page -> https://example.org/data.fits")
     vos.fails("vln", vos.uri("file"), vos.uri("to-file"), says="DuplicateNode")
     # Links are not copied, unless they are to be followed.
     vos.run("vcp", vos.uri("to-file"), vos.home / "skipped")
@@ -256,7 +265,7 @@ def test_a_group_may_do_what_it_was_given(
 ) -> None:
     headers = make_user(served, "bob", "staff")
     update(served, "/", properties={"groupread": "staff"})
-    bob = Client(make_home(tmp_path / "bob", served.url), vos.folder, ("--token", headers["Authorization"][7:]))
+    bob = Client(served, make_home(tmp_path / "bob", served.url), vos.folder, ("--token", headers["Authorization"][7:]))
     vos.run("vchmod", "g+r", vos.uri(), "staff")
     put(f=b"content")
     update(served, f"{vos.folder}/f", properties={"groupread": ""})

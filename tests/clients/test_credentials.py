@@ -31,7 +31,7 @@ def doors(served: Daemon) -> Iterator[str]:
 @pytest.fixture
 def nobody(served: Daemon, doors: str, tmp_path: Path) -> Client:
     """The client without credentials."""
-    return Client(make_home(tmp_path / "nobody", served.url), doors)
+    return Client(served, make_home(tmp_path / "nobody", served.url), doors)
 
 
 @pytest.fixture
@@ -42,16 +42,17 @@ def carol(served: Daemon, doors: str, tmp_path: Path) -> Callable[[str], Client]
         home = make_home(tmp_path / "carol", served.url)
         (home / ".netrc").write_text(f'machine 127.0.0.1 login {CAROL} password "{password}"\n')
         (home / ".netrc").chmod(0o600)
-        return Client(home, doors)
+        return Client(served, home, doors)
 
     return make
 
 
 def test_without_credentials_what_is_public_can_be_read(nobody: Client, served: Daemon) -> None:
-    assert nobody.names() == ["open", "shared", "shut"]
-    nobody.run("vcp", nobody.uri("open"), nobody.home / "open")
+    listed, _, printed = nobody.together(
+        ("vls", nobody.uri()), ("vcp", nobody.uri("open"), nobody.home / "open"), ("vcat", nobody.uri("open"))
+    )
+    assert (listed.lines, printed.out) == (["open", "shared", "shut"], "for all\n\n\n")
     assert (nobody.home / "open").read_bytes() == b"for all\n"
-    assert nobody.run("vcat", nobody.uri("open")).out == "for all\n\n\n"
     nobody.fails("vcp", nobody.uri("shut"), nobody.home / "shut", says="PermissionDenied")
     nobody.fails("vls", "-l", nobody.uri("shut"), says="PermissionDenied")
     (nobody.home / "new").write_bytes(b"new")
@@ -65,10 +66,10 @@ def test_without_credentials_what_is_public_can_be_read(nobody: Client, served: 
 
 
 def test_a_token_is_its_users(nobody: Client, served: Daemon, tmp_path: Path) -> None:
-    owner = Client(nobody.home, nobody.folder, ("--token", served.token))
+    owner = Client(served, nobody.home, nobody.folder, ("--token", served.token))
     owner.run("vcp", owner.uri("shut"), owner.home / "shut")
     assert (owner.home / "shut").read_bytes() == b"for some\n"
-    wrong = Client(nobody.home, nobody.folder, ("--token", "wrong" + served.token))
+    wrong = Client(served, nobody.home, nobody.folder, ("--token", "wrong" + served.token))
     done = wrong.fails("vls", wrong.uri(), says="NotAuthenticated")
     assert done.code == errno.EACCES
     # A word about the wrong credential, also for what nobody needs one for.

@@ -8,8 +8,7 @@ from pathlib import Path
 from tests.clients.conftest import in_new_folder
 from tests.clients.support import Client
 from tests.conftest import Daemon
-
-MIB = 1 << 20
+from tests.server.support import node
 
 
 def walk(vos: Client) -> list[str]:
@@ -27,7 +26,6 @@ def walk(vos: Client) -> list[str]:
         return done.lines
 
     run("vmkdir", "-p", vos.uri("d/e"))
-    run("vmkdir", vos.uri("d"), code=None)
     run("vcp", tree, vos.uri("tree"))
     run("vcp", tree / "a.txt", vos.uri("d/"))
     run("vcp", vos.uri("tree"), vos.home / "back")
@@ -35,7 +33,6 @@ def walk(vos: Client) -> list[str]:
         assert (vos.home / "back" / file).read_bytes() == (tree / file).read_bytes()
     (tree / "sub/new").write_bytes(b"new")
     run("vsync", "-v", "-r", f"{tree}/", vos.uri("tree"))
-    assert run("vls", vos.uri("tree/sub")) == ["big.fits", "new"]
     assert [row.split()[4] for row in run("vls", "-l", vos.uri("tree"))] == ["6", "0", "0"]
     assert run("vls", "-S", vos.uri("tree/sub")) == ["big.fits", "new"]
     run("vmv", vos.uri("d/a.txt"), vos.uri("d/b.txt"))
@@ -52,12 +49,12 @@ def walk(vos: Client) -> list[str]:
     run("vlock", vos.uri("d/e/b.txt"), code=255)
     run("vcat", vos.uri("d/e/b.txt"), code=None)
     run("vrm", vos.uri("d/e/b.txt"), vos.uri("link"))
-    assert run("vls", vos.uri("d/e")) == []
+    assert vos.names("d/e") == []
     run("vrmdir", vos.uri("d/e"))
     run("vtag", "-R", vos.uri("tree"), "quality=bad")
-    assert run("vtag", vos.uri("tree/sub/new"), "quality") == ["'bad'"]
+    assert node(vos.daemon, f"{vos.folder}/tree/sub/new").properties["quality"] == "bad"
     run("vrm", "-R", vos.uri("tree"))
-    assert run("vls", vos.uri()) == ["d"]
+    assert vos.names() == ["d"]
     return said
 
 

@@ -38,7 +38,9 @@ def bob(vos: Client, served: Daemon, tmp_path: Path) -> Client:
     headers = make_user(served, BOB, "tree-staff")
     update(served, "/", properties={"groupread": "tree-staff"})
     update(served, vos.folder, properties={"groupwrite": "tree-staff"})
-    return Client(make_home(tmp_path / "bob", served.url), vos.folder, ("--token", headers["Authorization"][7:]))
+    return Client(
+        served, make_home(tmp_path / "bob", served.url), vos.folder, ("--token", headers["Authorization"][7:])
+    )
 
 
 def test_a_tree_is_deleted(vos: Client, tree: list[str]) -> None:

@@ -8,10 +8,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import trio
 
+from server import digests
+from server.daemon import opened
 from tests.clients.support import Client
 from tests.conftest import Daemon, eventually
 from tests.server.support import node
+from vosfs.config import Config
 
 SEEN_S = 2.0
 """A change made elsewhere shows within a fraction of a second while the change feed is up; this is generous."""
@@ -51,14 +55,21 @@ def test_a_copy_in_the_mount_is_read_by_the_client(vos: Client, point: Path) -> 
     assert (vos.home / "log").read_bytes() == b"first\nsecond\n"
 
 
-def test_what_a_mount_saved_is_not_sent_again(vos: Client, point: Path) -> None:
+def test_what_a_mount_saved_is_not_sent_again(vos: Client, served: Daemon, point: Path) -> None:
     """The client compares digests, so every data node must show one."""
     (vos.home / "tree").mkdir()
     for name, size in {"few": 10, "blob": 300_000, "blobs": 9 << 20}.items():
         (vos.home / "tree" / name).write_bytes(RNG.randbytes(size))
     subprocess.run(["cp", "-r", vos.home / "tree", point / "tree"], check=True)
+    trio.run(digested, Config(base=served.directory))
     done = vos.run("vsync", "-v", f"{vos.home}/tree/", vos.uri("tree"))
     assert "No files needed sending" in done.err, done.err
+
+
+async def digested(config: Config) -> None:
+    """Digest what was written in pieces now, not when it has rested."""
+    with opened(config) as (store, backend):
+        assert await digests.fill(store, backend, rest_s=0) >= 2
 
 
 def test_a_rename_is_a_move(vos: Client, served: Daemon, point: Path) -> None:
