@@ -79,15 +79,25 @@ class Client:
         assert says in done.err, done.err
         return done
 
-    def together(self, *commands: tuple[object, ...]) -> list[Done]:
-        """Run programs that do not disturb each other, as many at once as there are cores; each must succeed.
+    def together(self, *commands: tuple[object, ...], code: int | None = 0) -> list[Done]:
+        """Run programs that do not disturb each other, as many at once as there are cores; each ends with ``code``.
 
         The first goes ahead: it fetches the capabilities, which the client keeps in a file.
         """
-        program, *arguments = commands[0]
-        first = self.run(str(program), *arguments)
+
+        def run(command: tuple[object, ...]) -> Done:
+            return self.run(str(command[0]), *command[1:], code=code)
+
+        first = run(commands[0])
         with concurrent.futures.ThreadPoolExecutor(CORES) as pool:
-            return [first, *pool.map(lambda c: self.run(str(c[0]), *c[1:]), commands[1:])]
+            return [first, *pool.map(run, commands[1:])]
+
+    def all_fail(self, *commands: tuple[object, ...], says: str) -> list[Done]:
+        """Run programs together that must all fail for one reason."""
+        done = self.together(*commands, code=None)
+        for command, one in zip(commands, done, strict=True):
+            assert says in one.err, (command, one.err)
+        return done
 
     def names(self, path: str = "") -> list[str]:
         """The names in a container, as the service shows them to its owner: ``vls`` would take 0.3 s."""

@@ -136,36 +136,36 @@ def test_a_certificate_is_its_holder(client: Client, root: Issued, kind: str) ->
     (client.home / "tree/d").mkdir(parents=True)
     (client.home / "tree/d/f").write_bytes(b"by certificate" * 10_000)
     client.run("vcp", client.home / "tree", client.uri(kind))
-    assert client.run("vls", "-l", client.uri(f"{kind}/d")).out.split()[1] == "dora"
-    client.run("vmv", client.uri(f"{kind}/d/f"), client.uri(f"{kind}/g"))
-    client.run("vcp", client.uri(f"{kind}/g"), client.home / "back")
+    row, _, _ = client.together(
+        ("vls", "-l", client.uri(f"{kind}/d")),
+        ("vcp", client.uri(f"{kind}/d/f"), client.home / "back"),
+        ("vcat", client.uri(f"{kind}/d/f")),
+    )
+    assert row.out.split()[1] == "dora"
     assert (client.home / "back").read_bytes() == b"by certificate" * 10_000
-    client.run("vcat", client.uri(f"{kind}/g"))
+    client.run("vmv", client.uri(f"{kind}/d/f"), client.uri(f"{kind}/g"))
     client.run("vrm", "-R", client.uri(kind))
-    assert kind not in client.names()
+    assert kind not in client.run("vls", client.uri()).lines
 
 
-def test_a_certificate_can_be_named(client: Client, root: Issued) -> None:
+def test_a_certificate_or_a_token_can_be_named(client: Client, secured: Daemon, root: Issued) -> None:
     file = personal(root, DORA).save(client.home / "other.pem")
-    client.run("vls", "--certfile", file, client.uri())
-    # Without it the root is shut.
+    client.together(("vls", "--certfile", file, client.uri()), ("vls", "--token", secured.token, client.uri()))
+    # Without them the root is shut.
     client.fails("vls", client.uri(), says="PermissionDenied")
-
-
-def test_a_token_works_over_tls_too(client: Client, secured: Daemon) -> None:
-    client.run("vls", "--token", secured.token, client.uri())
 
 
 def test_certificates_that_say_nothing_are_refused(client: Client, root: Issued) -> None:
     stranger = personal(root, common("Stranger")).save(client.home / "stranger.pem")
     client.fails("vls", "--certfile", stranger, client.uri(), says="NotAuthenticated")
-    foreign = personal(authority("Another authority"), DORA).save(client.home / "foreign.pem")
-    client.run("vls", "--certfile", foreign, client.uri(), code=None)
-    old = personal(root, DORA, age=30).save(client.home / "old.pem")
-    client.run("vls", "--certfile", old, client.uri(), code=None)
-    # A proxy is worth as much as what signed it.
     wrong = personal(authority("Authority of the tests"), DORA)
-    client.run("vls", "--certfile", proxy(wrong).save(client.home / "p.pem", wrong), client.uri(), code=None)
+    files = {
+        "of another authority": wrong.save(client.home / "foreign.pem"),
+        "expired": personal(root, DORA, age=30).save(client.home / "old.pem"),
+        # A proxy is worth as much as what signed it.
+        "a proxy of the first": proxy(wrong).save(client.home / "proxy.pem", wrong),
+    }
+    client.together(*(("vls", "--certfile", file, client.uri()) for file in files.values()), code=None)
 
 
 def test_options_that_do_not_go_together_are_refused(tmp_path: Path) -> None:

@@ -96,26 +96,32 @@ def test_an_empty_file_replaces_and_is_replaced(vos: Client, served: Daemon) -> 
 
 def test_names_with_special_characters(vos: Client, served: Daemon) -> None:
     """The client encodes names in URLs and not in documents: what needs encoding it can only read."""
-    for name in ("a+b&c=d;e@f$g!h~i,j'k.x", "..."):
-        (vos.home / name).write_bytes(name.encode())
-        vos.run("vcp", vos.home / name, vos.uri(name))
-        (vos.home / name).unlink()
-        vos.run("vcp", vos.uri(name), vos.home / name)
-        assert (vos.home / name).read_bytes() == name.encode()
-    for name, encoded in {"a b": "a%20b", "na\u00efve": "na%C3%AFve"}.items():
+    there, back = vos.home / "there", vos.home / "back"
+    legal, others = ["a+b&c=d;e@f$g!h~i,j'k.x", "..."], {"a b": "a%20b", "na\u00efve": "na%C3%AFve"}
+    there.mkdir()
+    back.mkdir()
+    for name in legal:
+        (there / name).write_bytes(name.encode())
+    vos.run("vcp", *(there / name for name in legal), vos.uri() + "/")
+    for name, encoded in others.items():
         store(served, f"{vos.folder}/{encoded}", name.encode())
-        vos.run("vcp", vos.uri(name), vos.home / name)
-        assert (vos.home / name).read_bytes() == name.encode()
+    vos.run("vcp", *(vos.uri(name) for name in [*legal, *others]), back)
+    assert {path.name: path.read_bytes().decode() for path in back.iterdir()} == {n: n for n in [*legal, *others]}
 
 
 def test_copies_that_cannot_be_are_refused(vos: Client, served: Daemon) -> None:
     (vos.home / "f").write_bytes(b"f")
     (vos.home / "d").mkdir()
     store(served, f"{vos.folder}/f", b"content")
-    vos.fails("vcp", vos.home / "f", vos.uri("no/such/f"), says="ContainerNotFound")
-    vos.fails("vcp", vos.uri("nothing"), vos.home, says="NodeNotFound")
-    vos.fails("vcp", vos.home / "d", vos.uri("f"), says="Can't write a directory")
-    vos.fails("vcp", vos.uri("f"), vos.uri("g"), says="Can not (yet) copy from VOSpace to VOSpace")
+    reasons = [
+        ("ContainerNotFound", vos.home / "f", vos.uri("no/such/f")),
+        ("NodeNotFound", vos.uri("nothing"), vos.home),
+        ("Can't write a directory", vos.home / "d", vos.uri("f")),
+        ("Can not (yet) copy from VOSpace to VOSpace", vos.uri("f"), vos.uri("g")),
+    ]
+    done = vos.together(*(("vcp", source, to) for _, source, to in reasons), code=None)
+    for (reason, *_), one in zip(reasons, done, strict=True):
+        assert reason in one.err, one.err
     assert vos.names() == ["f"] and fetch(served, f"{vos.folder}/f") == b"content"
 
 

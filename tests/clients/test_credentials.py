@@ -53,14 +53,17 @@ def test_without_credentials_what_is_public_can_be_read(nobody: Client, served: 
     )
     assert (listed.lines, printed.out) == (["open", "shared", "shut"], "for all\n\n\n")
     assert (nobody.home / "open").read_bytes() == b"for all\n"
-    nobody.fails("vcp", nobody.uri("shut"), nobody.home / "shut", says="PermissionDenied")
-    nobody.fails("vls", "-l", nobody.uri("shut"), says="PermissionDenied")
     (nobody.home / "new").write_bytes(b"new")
-    nobody.fails("vcp", nobody.home / "new", nobody.uri("new"), says="PermissionDenied")
-    nobody.fails("vcp", nobody.home / "new", nobody.uri("open"), says="PermissionDenied")
-    nobody.fails("vmkdir", nobody.uri("d"), says="PermissionDenied")
-    nobody.fails("vmv", nobody.uri("open"), nobody.uri("closed"), says="PermissionDenied")
-    nobody.fails("vtag", nobody.uri("open"), "quality=bad", says="PermissionDenied")
+    nobody.all_fail(
+        ("vcp", nobody.uri("shut"), nobody.home / "shut"),
+        ("vls", "-l", nobody.uri("shut")),
+        ("vcp", nobody.home / "new", nobody.uri("new")),
+        ("vcp", nobody.home / "new", nobody.uri("open")),
+        ("vmkdir", nobody.uri("d")),
+        ("vmv", nobody.uri("open"), nobody.uri("closed")),
+        ("vtag", nobody.uri("open"), "quality=bad"),
+        says="PermissionDenied",
+    )
     assert nobody.names() == ["open", "shared", "shut"]
     assert fetch(served, "/doors/open") == b"for all\n"
 
@@ -70,10 +73,11 @@ def test_a_token_is_its_users(nobody: Client, served: Daemon, tmp_path: Path) ->
     owner.run("vcp", owner.uri("shut"), owner.home / "shut")
     assert (owner.home / "shut").read_bytes() == b"for some\n"
     wrong = Client(served, nobody.home, nobody.folder, ("--token", "wrong" + served.token))
-    done = wrong.fails("vls", wrong.uri(), says="NotAuthenticated")
-    assert done.code == errno.EACCES
     # A word about the wrong credential, also for what nobody needs one for.
-    wrong.fails("vcp", wrong.uri("open"), wrong.home / "open", says="NotAuthenticated")
+    done = wrong.all_fail(
+        ("vls", wrong.uri()), ("vcp", wrong.uri("open"), wrong.home / "open"), says="NotAuthenticated"
+    )
+    assert done[0].code == errno.EACCES
 
 
 def test_a_password_is_found_in_the_netrc_file(carol: Callable[[str], Client], served: Daemon) -> None:
