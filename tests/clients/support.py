@@ -17,6 +17,7 @@ from tests.server.support import AUTHORITY, node, vosfsd
 RESOURCE = "ivo://" + AUTHORITY.replace("~", "/")
 SHORT = "gw"
 """The short name of the space in the client's own configuration: ``gw:path``."""
+OWNER = "owner"
 ANSWER_S = 60
 CORES = 2
 FAR_FUTURE_S = 4_000_000_000
@@ -122,10 +123,10 @@ def start_configured(directory: Path, settings: str, port: int = 0) -> Daemon:
     """Start a daemon from a configuration file with more ``[server]`` settings; its token file is the owner's."""
     directory.mkdir()
     file = directory / "vosfsd.toml"
-    file.write_text(f'[space]\nowner = "root"\n[server]\nport = {port or free_port()}\n{settings}')
-    done = vosfsd("user", "--config", file, "root", "--no-password", "--groups", "admin")
+    file.write_text(f'[space]\nowner = "{OWNER}"\n[server]\nport = {port or free_port()}\n{settings}')
+    done = vosfsd("user", "--config", file, OWNER, "--no-password", "--groups", "admin")
     assert done.returncode == 0, done.stderr
-    done = vosfsd("token", "--config", file, "root", directory / "token")
+    done = vosfsd("token", "--config", file, OWNER, directory / "token")
     assert done.returncode == 0, done.stderr
     log = directory.parent / f"{directory.name}.log"
     with open(log, "a") as stream:
