@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.clients.relay import Relay
-from tests.clients.support import Client, make_home, start_configured
+from tests.clients.support import Client, make_home, start_configured, with_token
 from tests.conftest import Daemon, free_port, start_daemon
 from tests.server.support import assert_sound, create, log_text
 
@@ -52,7 +52,7 @@ def in_new_folder(daemon: Daemon, home: Path) -> Client:
     """The owner's client, by token, in a fresh container."""
     folder = f"/t{os.urandom(5).hex()}"
     assert create(daemon, folder, "ContainerNode")[0] == 201
-    return Client(daemon, home, folder, ("--token", daemon.token))
+    return with_token(daemon, home, folder, daemon.token)
 
 
 @pytest.fixture

@@ -105,6 +105,11 @@ class Client:
         return [child.uri.rpartition("/")[2] for child in node(self.daemon, f"{self.folder}/{path}").children]
 
 
+def with_token(daemon: Daemon, home: Path, folder: str, token: str) -> Client:
+    """The client of somebody with a token: in one word with its option, because a token may begin with a hyphen."""
+    return Client(daemon, home, folder, (f"--token={token}",))
+
+
 def make_home(home: Path, url: str) -> Path:
     """A home directory in which the space's identifier leads to the daemon at ``url``."""
     registry, caches = home / ".config/cadc-registry", home / ".config/vos/caches"

@@ -150,7 +150,7 @@ def test_a_certificate_is_its_holder(client: Client, root: Issued, kind: str) ->
 
 def test_a_certificate_or_a_token_can_be_named(client: Client, secured: Daemon, root: Issued) -> None:
     file = personal(root, DORA).save(client.home / "other.pem")
-    client.together(("vls", "--certfile", file, client.uri()), ("vls", "--token", secured.token, client.uri()))
+    client.together(("vls", "--certfile", file, client.uri()), ("vls", f"--token={secured.token}", client.uri()))
     # Without them the root is shut.
     client.fails("vls", client.uri(), says="PermissionDenied")
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.clients.support import Client, make_home
+from tests.clients.support import Client, make_home, with_token
 from tests.conftest import Daemon
 from tests.server.support import Shown, fetch, make_user, node, store, update
 
@@ -116,7 +116,7 @@ def test_a_big_container_is_listed_whole(vos: Client, served: Daemon) -> None:
         "print(*client.listdir(sys.argv[1], force=True))\n"
     )
     plain = Client(served, vos.home)
-    found = plain.run("python", "-c", script, vos.uri(), vos.options[1]).lines
+    found = plain.run("python", "-c", script, vos.uri(), served.token).lines
     assert [line.split() for line in found] == [names, names]
 
 
@@ -261,7 +261,7 @@ def test_a_group_may_do_what_it_was_given(
 ) -> None:
     headers = make_user(served, "bob", "staff")
     update(served, "/", properties={"groupread": "staff"})
-    bob = Client(served, make_home(tmp_path / "bob", served.url), vos.folder, ("--token", headers["Authorization"][7:]))
+    bob = with_token(served, make_home(tmp_path / "bob", served.url), vos.folder, headers["Authorization"][7:])
     vos.run("vchmod", "g+r", vos.uri(), "staff")
     put(f=b"content")
     update(served, f"{vos.folder}/f", properties={"groupread": ""})

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.clients.support import Client, make_home
+from tests.clients.support import Client, make_home, with_token
 from tests.conftest import Daemon
 from tests.server.support import create, fetch, node, store, update, vosfsd, where
 
@@ -69,10 +69,10 @@ def test_without_credentials_what_is_public_can_be_read(nobody: Client, served: 
 
 
 def test_a_token_is_its_users(nobody: Client, served: Daemon, tmp_path: Path) -> None:
-    owner = Client(served, nobody.home, nobody.folder, ("--token", served.token))
+    owner = with_token(served, nobody.home, nobody.folder, served.token)
     owner.run("vcp", owner.uri("shut"), owner.home / "shut")
     assert (owner.home / "shut").read_bytes() == b"for some\n"
-    wrong = Client(served, nobody.home, nobody.folder, ("--token", "wrong" + served.token))
+    wrong = with_token(served, nobody.home, nobody.folder, "wrong" + served.token)
     # A word about the wrong credential, also for what nobody needs one for.
     done = wrong.all_fail(
         ("vls", wrong.uri()), ("vcp", wrong.uri("open"), wrong.home / "open"), says="NotAuthenticated"

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.clients.support import Client, make_home
+from tests.clients.support import Client, make_home, with_token
 from tests.conftest import Daemon
 from tests.server.support import Shown, create, make_user, node, store, update
 
@@ -38,9 +38,7 @@ def bob(vos: Client, served: Daemon, tmp_path: Path) -> Client:
     headers = make_user(served, BOB, "tree-staff")
     update(served, "/", properties={"groupread": "tree-staff"})
     update(served, vos.folder, properties={"groupwrite": "tree-staff"})
-    return Client(
-        served, make_home(tmp_path / "bob", served.url), vos.folder, ("--token", headers["Authorization"][7:])
-    )
+    return with_token(served, make_home(tmp_path / "bob", served.url), vos.folder, headers["Authorization"][7:])
 
 
 def test_a_tree_is_deleted(vos: Client, tree: list[str]) -> None:
