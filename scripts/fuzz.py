@@ -12,6 +12,7 @@ import base64
 import contextlib
 import io
 import os
+import re
 import select
 import shutil
 import socket
@@ -32,6 +33,7 @@ import msgspec
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 from load import BIN, CORE, NS, XSI, LoadError, Served, cluster, served
+from lxml import etree
 
 from vosfs.metadata import messages as m
 from vosfs.metadata.node import Attributes, Cursor, Extent, NewNode
@@ -318,7 +320,7 @@ THIRD_PARTIES: Pool = (
     ],
 )
 """Where the daemon is sent: nowhere outside this machine."""
-DIRECTIONS: Pool = (["pushToVoSpace", "pullFromVoSpace"], ["pullToVoSpace", "pushFromVoSpace", "x", ""])
+DIRECTIONS: Pool = (["pushToVoSpace", "pullFromVoSpace", "pullToVoSpace", "pushFromVoSpace"], ["x", ""])
 KINDS_OF_JOBS = ["transfers"] * 6 + ["async-delete", "async-setprops"]
 PHASES: Pool = (["RUN", "ABORT"], ["run", "PENDING", "COMPLETED", "ARCHIVED", "", "X"])
 NUMBERS: Pool = (
@@ -430,7 +432,7 @@ def build(world: World) -> st.SearchStrategy[list[tuple[list[bytes], int]]]:
     names, places, authorities, kinds, keys, values = (of(p) for p in (NAMES, PLACES, AUTHORITIES, KINDS, KEYS, VALUES))
     protocols, views, directions, phases, numbers = (of(p) for p in (PROTOCOLS, VIEWS, DIRECTIONS, PHASES, NUMBERS))
     times, job_parts, fixed, keeps = (of(p) for p in (TIMES, JOB_PARTS, FIXED, KEEP))
-    third_parties = of(THIRD_PARTIES)
+    third_parties = pick([*THIRD_PARTIES[0], *THIRD_PARTIES[1]])
     methods = {resource: of(pool) for resource, pool in METHODS.items()}
     paths = st.builds(lambda place, rest: "/".join([place, *rest]), places, st.lists(names, max_size=2))
     uris = st.builds(str.__add__, authorities, paths)
@@ -533,13 +535,23 @@ def build(world: World) -> st.SearchStrategy[list[tuple[list[bytes], int]]]:
     safe = pick(["", ":/", ":/#&"])
     forms = st.builds(
         lambda found, kept: "&".join(f"{key}={urllib.parse.quote(value, safe=kept)}" for key, value in found),
-        st.lists(parameter, min_size=1, max_size=4) | parameter.map(lambda one: [one] * 60), safe,
+        st.tuples(st.lists(parameter, min_size=1, max_size=4), whole(0, 30)).map(lambda two: two[0] * (60 if two[1] == 17 else 1)), safe,
     )  # fmt: skip
     transfer_forms = st.builds(
         lambda *found: "&".join(f"{k}={urllib.parse.quote(v)}" for k, v in zip(("TARGET", "DIRECTION", "PROTOCOL", "REQUEST"), found, strict=True)),
         uris, directions, given_as["PROTOCOL"], words,
     )  # fmt: skip
-    job_forms = st.one_of(pick(["PHASE=RUN", "PHASE=ABORT", "ACTION=DELETE"]), forms)
+    uws = {
+        "PHASE": pick([*PHASES[0], *PHASES[1]]), "WAIT": pick([*NUMBERS[0], *NUMBERS[1]]), "LAST": pick([*NUMBERS[0], *NUMBERS[1]]),
+        "AFTER": pick([*TIMES[0], *TIMES[1]]), "DESTRUCTION": pick([*TIMES[0], *TIMES[1]]), "ACTION": pick(["DELETE", "x"]),
+        "EXECUTIONDURATION": pick([*NUMBERS[0], *NUMBERS[1]]), "RUNID": pick(["x", "\0", "\x01", "\uffff", "<&>", "x" * 5000]),
+        "CALLBACK": third_parties,
+    }  # fmt: skip
+    uws_forms = st.builds(
+        lambda found: "&".join(f"{key}={urllib.parse.quote(value)}" for key, value in found),
+        st.lists(pick(sorted(uws)).flatmap(lambda key: st.tuples(st.just(key), uws[key])), min_size=1, max_size=3),
+    )
+    job_forms = st.one_of(pick(["PHASE=RUN", "PHASE=ABORT", "ACTION=DELETE"]), uws_forms, uws_forms, forms)
     odd_jobs = ["x", "0" * 24, "%00"]
     jobs = whole(0, 40).map(lambda n: odd_jobs[n] if n < len(odd_jobs) else world.jobs[n % len(world.jobs)])
     job_paths = st.builds("/{}/{}{}".format, pick(KINDS_OF_JOBS), jobs, job_parts)
@@ -558,19 +570,11 @@ def build(world: World) -> st.SearchStrategy[list[tuple[list[bytes], int]]]:
             method = draw(methods["files"])
             return method, "/files" + draw(paths), draw(st.binary(max_size=40)) if method == "PUT" else b""
         if what == 4:
-            path = draw(
-                pick(
-                    [
-                        "/synctrans",
-                        "/transfers",
-                        "/transfers?PHASE=RUN",
-                        "/transfers?PHASE=RUN",
-                        "/sync",
-                        "/async-setprops?PHASE=RUN",
-                    ]
-                )
-            )
-            return "POST", path, draw(node_documents(draw(uris)) if "setprops" in path else transfer_documents())
+            path = draw(pick(["/synctrans", "/transfers", "/transfers", "/transfers", "/sync", "/async-setprops"]))
+            body = draw(node_documents(draw(uris)) if "setprops" in path else transfer_documents())
+            if path[1:] in KINDS_OF_JOBS and draw(whole(0, 3)) != 3:
+                path += "?PHASE=RUN" + draw(st.just("") | uws_forms.map(lambda form: "&" + form))
+            return "POST", path, body
         if what == 5:
             method, query = draw(methods["forms"]), draw(st.one_of(transfer_forms, forms))
             path = draw(
@@ -580,6 +584,8 @@ def build(world: World) -> st.SearchStrategy[list[tuple[list[bytes], int]]]:
         if what == 6:
             method = draw(methods["jobs"])
             path, form = draw(job_paths), draw(job_forms)
+            if method == "GET" and draw(whole(0, 4)) == 3:
+                path = "/" + draw(pick(KINDS_OF_JOBS))
             return (method, path, form.encode()) if method == "POST" else (method, f"{path}?{form}", b"")
         if what == 7:
             method = draw(methods["files"])
@@ -714,6 +720,18 @@ def exchange(port: int, plans: list[tuple[list[bytes], int]]) -> list[Line]:
             line.sock.close()
 
 
+def _check_documents(answer: bytes) -> None:
+    """Found, if what is called XML is none."""
+    for part in answer.split(b"HTTP/1.1 ")[1:]:
+        head, _, body = part.partition(b"\r\n\r\n")
+        length = re.search(rb"\r\nContent-Length: (\d+)", head)
+        if b"\r\nContent-Type: text/xml" in head and length and 0 < int(length[1]) <= len(body):
+            try:
+                etree.fromstring(body[: int(length[1])])
+            except etree.XMLSyntaxError as exc:
+                raise Found(f"not well-formed ({exc}): {body[:1000]!r}") from None
+
+
 def judge(world: World, lines: list[Line]) -> None:
     """Found, if an answer is a failure of ours or tells what it should not."""
     for line in lines:
@@ -724,6 +742,7 @@ def judge(world: World, lines: list[Line]) -> None:
             # An optional operation that is not offered is the one honest 5xx.
             if part[:2] != b"01" and b"\r\nDate: " in part[:60]:
                 raise Found(f"HTTP/1.1 5{part[:600]!r}")
+        _check_documents(answer)
         for needle in world.needles:
             if needle in answer:
                 at = answer.index(needle)
