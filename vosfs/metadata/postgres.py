@@ -1,8 +1,6 @@
-"""PostgreSQL through psycopg 3.
+"""PostgreSQL: a whole transaction is one hop to a worker thread with a connection of its own (``libpq.py``).
 
-A whole transaction is one hop to a worker thread with a synchronous connection: 184-209 µs for BEGIN, three
-statements and COMMIT against 190-218 for psycopg's generators driven on trio (spec: stack, section 3), with nothing
-private of psycopg used and no cancellation that could leave a connection inside a transaction.
+No cancellation can leave a connection inside a transaction, and the event loop never waits for the server.
 """
 
 import random
@@ -15,6 +13,7 @@ import trio
 
 from vosfs.errors import DuplicateNode, InternalFault, InvalidArgument, ServiceUnavailable, StorageFull, TimedOut
 from vosfs.metadata import sql
+from vosfs.metadata.libpq import Connection
 from vosfs.metadata.sqlite import render
 from vosfs.metadata.sqlstore import READS, SqlStore
 from vosfs.metadata.store import ANYONE, Caller
@@ -39,7 +38,7 @@ DIALECT = sql.Dialect(
     after="(xid, seq) > (?, ?)",
     order="xid, seq",
     change_index="CREATE INDEX change_order ON change (space, xid, seq)",
-    placeholder="%s",
+    placeholder="?",
 )
 
 _RETRY = (psycopg.errors.SerializationFailure, psycopg.errors.DeadlockDetected)
@@ -58,30 +57,31 @@ class PostgresStore(SqlStore):
         self.space = space
         # Mutable state
         self._limiter = trio.CapacityLimiter(CONNECTIONS_MAX)
-        self._idle: list[psycopg.Connection[tuple[Any, ...]]] = []
+        self._idle: list[Connection] = []
         """INVARIANT: at most CONNECTIONS_MAX, each outside a transaction."""
         self._guard = threading.Lock()
         self._rendered: dict[str, str] = {}
         self.notify = lambda: None
         self._prepare()
 
-    def _connect(self) -> psycopg.Connection[tuple[Any, ...]]:
+    def _connect(self) -> Connection:
         try:
-            connection = psycopg.connect(
+            return Connection(
                 self._dsn,
-                autocommit=True,
-                prepare_threshold=2,
-                connect_timeout=CONNECT_TIMEOUT_S,
-                options=(
-                    f"-c statement_timeout={STATEMENT_TIMEOUT_MS} -c lock_timeout={STATEMENT_TIMEOUT_MS}"
-                    " -c synchronous_commit=off"
-                ),
-                application_name="vosfsd",
+                {
+                    "connect_timeout": str(CONNECT_TIMEOUT_S),
+                    "application_name": "vosfsd",
+                    # Sessions do not wait for the disk unless a transaction says so.
+                    "options": f"-c statement_timeout={STATEMENT_TIMEOUT_MS} -c lock_timeout={STATEMENT_TIMEOUT_MS}"
+                    " -c synchronous_commit=off",
+                    # A peer that vanished must not hold a worker thread for longer than a hung statement would.
+                    "tcp_user_timeout": str(STATEMENT_TIMEOUT_MS),
+                    "keepalives_idle": "10",
+                },
             )
         except psycopg.OperationalError as exc:
             # libpq's text names host, port and user, never the password.
             raise ServiceUnavailable(f"PostgreSQL: {' '.join(str(exc).split())}") from exc
-        return connection
 
     def _prepare(self) -> None:
         connection = self._connect()
@@ -93,19 +93,17 @@ class PostgresStore(SqlStore):
         self._idle.append(connection)
 
     @staticmethod
-    def _migrate(connection: psycopg.Connection[tuple[Any, ...]]) -> None:
-        with connection.transaction():
-            connection.execute("SELECT pg_advisory_xact_lock(%s)", (MIGRATION_LOCK,))
-            connection.execute("CREATE TABLE IF NOT EXISTS migration (version INTEGER PRIMARY KEY)")
-            row = connection.execute("SELECT count(*) FROM migration").fetchone()
-            done = row[0] if row else 0
-            if done > len(sql.MIGRATIONS):
-                raise InternalFault(f"the database was written by a newer vosfs (schema {done})")
-            for version, script in list(enumerate(sql.MIGRATIONS))[done:]:
-                for statement in render(script, DIALECT).split(";"):
-                    if statement.strip():
-                        connection.execute(statement)
-                connection.execute("INSERT INTO migration VALUES (%s)", (version,))
+    def _migrate(connection: Connection) -> None:
+        connection.script("BEGIN")
+        connection.execute("SELECT 1 FROM pg_advisory_xact_lock(?)", (MIGRATION_LOCK,))
+        connection.script("CREATE TABLE IF NOT EXISTS migration (version INTEGER PRIMARY KEY)")
+        done = connection.execute("SELECT count(*) FROM migration", ())[0][0]
+        if done > len(sql.MIGRATIONS):
+            raise InternalFault(f"the database was written by a newer vosfs (schema {done})")
+        for version, script in list(enumerate(sql.MIGRATIONS))[done:]:
+            connection.script(render(script, DIALECT))
+            connection.execute("INSERT INTO migration VALUES (?)", (version,))
+        connection.script("COMMIT")
 
     def close(self) -> None:
         """Close the idle connections."""
@@ -161,53 +159,45 @@ class PostgresStore(SqlStore):
         """Whether a COMMIT may have been under way when the connection broke."""
         return getattr(exc, "vosfs_committing", False)
 
-    def _return(self, connection: psycopg.Connection[tuple[Any, ...]]) -> None:
-        if connection.closed or connection.info.transaction_status != psycopg.pq.TransactionStatus.IDLE:
+    def _return(self, connection: Connection) -> None:
+        if not connection.idle:
             connection.close()
             return
         with self._guard:
             self._idle.append(connection)
 
     def _attempt(
-        self,
-        connection: psycopg.Connection[tuple[Any, ...]],
-        script: sql.Script,
-        caller: Caller,
-        durable: bool,
-        *arguments: Any,
+        self, connection: Connection, script: sql.Script, caller: Caller, durable: bool, *arguments: Any
     ) -> Any:
         transaction = script(self._frame(caller), *arguments)
-        cursor = connection.cursor(binary=True)
-        rendered = self._rendered
+        execute, rendered = connection.execute, self._rendered
         open_ = script not in READS
         try:
             if open_:
-                # One round trip; sessions do not wait for the disk unless a transaction says so.
-                connection.execute(_BEGIN_DURABLE if durable else "BEGIN", prepare=False)
+                connection.script(_BEGIN_DURABLE if durable else "BEGIN")
             statement, parameters = next(transaction)
             while True:
                 text = rendered.get(statement)
                 if text is None:
                     text = rendered[statement] = render(statement, DIALECT)
                 try:
-                    cursor.execute(text, parameters)
-                    rows = cursor.fetchall() if cursor.description else []
+                    rows = execute(text, parameters)
                 except psycopg.errors.UniqueViolation as exc:
-                    statement, parameters = transaction.throw(DuplicateNode(str(exc.diag.message_primary)))
+                    statement, parameters = transaction.throw(DuplicateNode(str(exc)))
                     continue
                 statement, parameters = transaction.send(rows)
         except StopIteration as result:
             if open_:
                 try:
-                    cursor.execute("COMMIT")
+                    connection.script("COMMIT")
                 except psycopg.OperationalError as exc:
                     exc.vosfs_committing = True  # type: ignore[attr-defined]
                     raise
             return result.value, open_
         except BaseException:
-            if open_ and not connection.closed:
+            if open_:
                 try:
-                    cursor.execute("ROLLBACK")
+                    connection.script("ROLLBACK")
                 except psycopg.Error:
                     connection.close()
             raise
