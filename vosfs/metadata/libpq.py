@@ -69,7 +69,7 @@ class Connection:
         prepared = self._prepared.get(statement)
         if prepared is None:
             prepared = self._prepare(statement, parameters)
-        values: list[bytes | None] = []
+        values: list[Any] = []
         formats: list[int] = []
         for value in parameters:
             if value is None or type(value) is bytes:
@@ -82,7 +82,7 @@ class Connection:
             else:
                 values.append(b"%d" % value)
                 formats.append(0)
-        result = self._check(self._link.exec_prepared(prepared.name, values, formats, 1))  # type: ignore[arg-type] (None is NULL)
+        result = self._check(self._link.exec_prepared(prepared.name, values, formats, 1))
         count, get, decoders = result.ntuples, result.get_value, prepared.decoders
         rows = []
         for row in range(count):
