@@ -4,6 +4,8 @@ Bytes are shared: a blob never changes, so a copy is a second list of extents.  
 the staging container and then moved to its place in one step; failure and abort leave nothing.
 """
 
+from collections.abc import Awaitable, Callable
+
 import trio
 
 from server.access import Subject
@@ -24,8 +26,14 @@ def stager(subject: Subject) -> Anyone:
     return Anyone("", permit)
 
 
-async def copy(store: Store, subject: Subject, node: Node, parent: Node, name: bytes, job: str) -> None:
-    """Copy ``node`` and all below it to ``name`` in ``parent``.  DuplicateNode, PermissionDenied, NodeNotFound."""
+async def copy(
+    store: Store, subject: Subject, node: Node, parent: Node, name: bytes, job: str,
+    confirm: Callable[[], Awaitable[None]],
+) -> None:  # fmt: skip
+    """Copy ``node`` and all below it to ``name`` in ``parent``; ``confirm`` is asked before it shows.
+
+    DuplicateNode, PermissionDenied, NodeNotFound.
+    """
     caller, staged = stager(subject), job.encode()
     try:
         copied = await store.copy_node(node.id, staged, subject.user, caller)
@@ -38,6 +46,7 @@ async def copy(store: Store, subject: Subject, node: Node, parent: Node, name: b
                 after = page.after
                 todo += page.containers
                 await trio.lowlevel.checkpoint()
+        await confirm()
         await store.rename(STAGING_ID, staged, parent.id, name, "keep", caller)
         await store.sync()
     except BaseException:

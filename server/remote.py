@@ -11,7 +11,7 @@ import logging
 import os
 import socket
 import tempfile
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import ExitStack, aclosing
 from functools import partial
 from urllib.parse import urljoin, urlsplit
@@ -88,8 +88,13 @@ def _endpoints(transfer: Transfer, protocols: tuple[str, ...]) -> list[tuple[str
 # -- pullToVoSpace ---------------------------------------------------------------------------------------------
 
 
-async def fetch(service: Service, subject: Subject, transfer: Transfer, path: Path, node: Node | None) -> None:
+async def fetch(
+    service: Service, subject: Subject, transfer: Transfer, path: Path, node: Node | None,
+    confirm: Callable[[], Awaitable[None]],
+) -> None:  # fmt: skip
     """Fetch the bytes of a node from the first end-point that gives them (R251); ``node``: what is there now.
+
+    ``confirm`` is asked before they show.
 
     InvalidURI, InvalidArgument and ProtocolNotSupported before anything is tried, InvalidData for a broken archive,
     TransferFailed when all were.
@@ -98,7 +103,7 @@ async def fetch(service: Service, subject: Subject, transfer: Transfer, path: Pa
     for protocol, url in _endpoints(transfer, FETCH_PROTOCOLS):
         try:
             with service.uploading(node):
-                await _fetch_one(service, subject, url, transfer.view, path, node)
+                await _fetch_one(service, subject, url, transfer.view, path, node, confirm)
             return
         except (InvalidURI, InvalidData, DuplicateNode):
             raise
@@ -107,10 +112,13 @@ async def fetch(service: Service, subject: Subject, transfer: Transfer, path: Pa
     raise TransferFailed("; ".join(tried)[:2000])
 
 
-async def _fetch_one(service: Service, subject: Subject, url: str, view: str, path: Path, node: Node | None) -> None:
+async def _fetch_one(
+    service: Service, subject: Subject, url: str, view: str, path: Path, node: Node | None,
+    confirm: Callable[[], Awaitable[None]],
+) -> None:  # fmt: skip
     if node is not None and node.kind == CONTAINER:
         receive = partial(_get, service, url)
-        await archive.upload(service, receive, node, archive.ARCHIVE_VIEWS[view], subject, _at_once)
+        await archive.upload(service, receive, node, archive.ARCHIVE_VIEWS[view], subject, confirm)
         return
     if path[-1] == b".null":
         await _get(service, url, lambda data: None)
@@ -135,13 +143,10 @@ async def _fetch_one(service: Service, subject: Subject, url: str, view: str, pa
         group_read=parent.group_read, group_write=parent.group_write,
     )  # fmt: skip
     extents = [Extent(0, blob.length, blob.locator)] if blob.length else []
+    await confirm()
     await service.store.put_data(
         parent.id, path[-1], new, blob.length, extents, [blob], md5.hexdigest(), True, Anyone("", subject.permit)
     )
-
-
-async def _at_once() -> None:
-    """An abort of this job cancels its task: nothing is left to confirm."""
 
 
 async def _get(service: Service, url: str, sink: Sink) -> Answer:

@@ -128,6 +128,9 @@ class _Sync:
         self.results: list[Result] = []
         self.waiting = False
 
+    async def confirm(self) -> None:
+        """Nobody knows of this job yet who could abort it."""
+
 
 async def _by_parameters(service: Service, subject: Subject, given: dict[str, str], query: str) -> Response:
     for name in ("target", "direction", "protocol"):
@@ -273,7 +276,7 @@ class Transfers:
     async def carry_out(self, service: Service, transfer: documents.Transfer, execution: Any) -> None:
         """Do what a transfer document says."""
         if transfer.direction.startswith("vos:"):
-            moved = await _move_or_copy(service, execution.subject, transfer, execution.id)
+            moved = await _move_or_copy(service, execution, transfer)
             if moved is not None:
                 execution.results.append(Result("destination", service.authority.uri(moved)))
         elif transfer.direction in (PUSH, PULL):
@@ -289,7 +292,7 @@ class Transfers:
             execution.results.append(Result("dataNode", service.authority.uri(path)))
             if transfer.target.endswith("/.auto"):
                 execution.results.append(Result("target", service.authority.uri(path)))
-            await remote.fetch(service, execution.subject, transfer, path, node)
+            await remote.fetch(service, execution.subject, transfer, path, node, execution.confirm)
         elif transfer.direction == SEND:
             _check_params(service, transfer)
             path, source = await source_of(
@@ -314,8 +317,9 @@ def _report(
         execution.results.append(Result("target", uri))
 
 
-async def _move_or_copy(service: Service, subject: Subject, transfer: documents.Transfer, job: str) -> Path | None:
+async def _move_or_copy(service: Service, execution: Any, transfer: documents.Transfer) -> Path | None:
     """moveNode and copyNode (R131-R165); the new path, None for a move to ``.null``."""
+    subject = execution.subject
     if transfer.keep_bytes is None:
         raise InvalidArgument("keepBytes says whether to move or to copy")
     source = await service.trace(service.authority.path(transfer.target), subject)
@@ -339,7 +343,7 @@ async def _move_or_copy(service: Service, subject: Subject, transfer: documents.
     name = check_name(target[-1])
     if transfer.keep_bytes:
         subject.permit(parent, WRITE)
-        await copying.copy(service.store, subject, node, parent, name, job)
+        await copying.copy(service.store, subject, node, parent, name, execution.id, execution.confirm)
         return target
     try:
         await service.store.rename(

@@ -112,11 +112,13 @@ class State(msgspec.Struct):
 class Execution:
     """A job while it runs."""
 
-    def __init__(self, job: Job, state: State, subject: Subject, request: Any) -> None:
+    def __init__(self, job: Job, subject: Subject, request: Any, confirm: Callable[[], Awaitable[None]]) -> None:
         self.id = job.id
         self.subject = subject
         self.request = request
         self.results: list[Result] = []
+        self.confirm = confirm
+        """To be called last, before anything shows: raises if the job was aborted, by another process say (R194)."""
         self.waiting = False
         """Set by the kind: the work is done, and the client's turn has come."""
 
@@ -324,7 +326,13 @@ class Jobs:
     async def _work(self, job: Job, state: State, kind: Kind, request: Any) -> str:
         """Do the job's work; the phase that it ends in."""
         try:
-            execution = Execution(job, state, await self._service.auth.known_user(job.owner), request)
+            subject = await self._service.auth.known_user(job.owner)
+
+            async def confirm() -> None:
+                if job.document:
+                    await self.endpoint_job(job.id)
+
+            execution = Execution(job, subject, request, confirm)
             await kind.run(self._service, execution)
         except VOSpaceError as exc:
             fail(state, exc)
@@ -684,12 +692,12 @@ class Jobs:
     # -- end-points of transfers -----------------------------------------------------------------------------------
 
     async def endpoint_job(self, id: str) -> Job | None:
-        """The job that an end-point belongs to, if it is still good for anything.  PermissionDenied if not (R189)."""
+        """A job that may still move bytes, None if there is none.  PermissionDenied if it is over (R189)."""
         if not id:
             return None
         job = await self._store.job(id)
         if job is None or job.phase not in (EXECUTING, COMPLETED):
-            raise PermissionDenied("the transfer that this end-point was for is over")
+            raise PermissionDenied("the transfer is over")
         return job
 
     async def upload(self, job: Job, work: Callable[[], Awaitable[Response]]) -> Response:
