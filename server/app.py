@@ -5,11 +5,11 @@ import time
 
 import trio
 
-from server import archive, data, nodes, recursive, transfers, vosi
+from server import archive, data, nodes, recursive, transfers, uws, vosi
 from server.gateway import Gateway
 from server.http import Request, Response
+from server.jobs import Jobs
 from server.service import Service, fault, text
-from server.uws import Jobs
 from vosfs import uri
 from vosfs.errors import InternalFault, ProtocolError, TimedOut, VOSpaceError
 
@@ -119,4 +119,4 @@ class App:
                 return await transfers.create(self._service, self._jobs, request)
             return await recursive.create(self._service, self._jobs, request, resource)
         subject, _ = await self._service.caller(request)
-        return await self._jobs.handle(request, resource, rest, subject)
+        return await uws.handle(self._jobs, request, resource, rest, subject)

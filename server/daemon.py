@@ -11,21 +11,21 @@ import ssl
 import sys
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import trio
 
-from server import app, digests, housekeeping, recursive, remote, transfers
+from server import app, digests, housekeeping, recursive, remote, transfers, uws
 from server.auth import check_user, hash_password, issue_token
 from server.http import Server, listen
 from server.importer import import_tree
+from server.jobs import Jobs, Kind
 from server.service import Service
-from server.uws import Jobs, Kind
 from vosfs import __version__, config, log, uri
 from vosfs.backends.posix import PosixBackend
 from vosfs.config import Config
 from vosfs.errors import QuietError, VOSpaceError
+from vosfs.metadata.job import Job
 from vosfs.metadata.sqlite import SqliteStore
 from vosfs.metadata.sqlstore import SqlStore
 
@@ -102,7 +102,11 @@ async def serve(cfg: Config, ready: Callable[[Config, SqlStore], Awaitable[None]
             store, backend, uri.Authority(cfg.space.authority), cfg.base_url, cfg.data_url, await store.secret(),
             cfg.space.gateway, cfg.server.role, cfg.server.private_endpoints, bool(cfg.server.client_ca),
         )  # fmt: skip
-        jobs = Jobs(service, KINDS, partial(remote.notify, service))
+
+        async def notify(url: str, job: Job) -> None:
+            await remote.notify(service, url, uws.document(jobs, job))
+
+        jobs = Jobs(service, KINDS, notify)
         resources = {"all": tuple(app.METHODS), "metadata": app.METADATA, "storage": app.STORAGE}[cfg.server.role]
         server = Server(app.App(service, jobs, cfg.server.prefix, resources), sock, context=_context(cfg))
         async with trio.open_nursery() as nursery:

@@ -18,9 +18,9 @@ import trio
 from server import archive
 from server.access import Subject
 from server.http import Request, Response, Runs
+from server.jobs import Jobs
 from server.service import Service, packed, text
 from server.signing import ENDPOINT_S, Endpoint
-from server.uws import Jobs
 from vosfs import wire
 from vosfs.backends.backend import BlobReader
 from vosfs.errors import (

@@ -8,8 +8,8 @@ import trio
 from server import vosi
 from server.access import ADMIN, Subject
 from server.http import Request, Response
+from server.parameters import parameters
 from server.service import Service, Trace, check_texts, xml
-from server.uws import parameters
 from server.walk import below
 from vosfs.errors import (
     DuplicateNode,

@@ -2,10 +2,12 @@
 
 import msgspec
 
-from server import nodes
+from server import nodes, uws
 from server.http import Request, Response
+from server.jobs import Execution, Jobs, Result
+from server.parameters import parameters
 from server.service import Service
-from server.uws import FORM_BYTES_MAX, Execution, Jobs, Result, parameters, spaced
+from server.uws import FORM_BYTES_MAX, spaced
 from server.walk import below
 from vosfs.errors import InvalidArgument, PermissionDenied
 from vosfs.metadata import xml as documents
@@ -109,4 +111,4 @@ async def create(service: Service, jobs: Jobs, request: Request, kind: str) -> R
         document = documents.parse_node(await request.read(documents.DOCUMENT_BYTES_MAX))
         service.authority.path(document.uri)
         asked = document
-    return await jobs.created(kind, subject, asked, request)
+    return await uws.created(jobs, kind, subject, asked, request)

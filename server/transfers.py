@@ -7,26 +7,17 @@ the client of a third party (``remote.py``).
 import secrets
 import time
 from typing import Any
-from urllib.parse import parse_qs
 
-from server import copying, remote
+from server import copying, remote, uws
 from server.access import Subject
 from server.archive import ARCHIVE_VIEWS
 from server.data import endpoint_url
 from server.http import Request, Response
+from server.jobs import Execution, Jobs, Result, State, encoded, fail, new_id
 from server.nodes import remove_tree
+from server.parameters import all_parameters, parameters
 from server.service import Service, xml
-from server.uws import (
-    Execution,
-    Jobs,
-    Result,
-    State,
-    encoded,
-    fail,
-    new_id,
-    parameters,
-    spaced,
-)
+from server.uws import spaced
 from vosfs.errors import (
     DuplicateNode,
     InvalidArgument,
@@ -136,7 +127,7 @@ async def _by_parameters(service: Service, subject: Subject, given: dict[str, st
     for name in ("target", "direction", "protocol"):
         if not given.get(name):
             raise InvalidArgument(f"parameter {name.upper()} is missing")
-    if sum(len(values) for name, values in parse_qs(query).items() if name.lower() == "protocol") > 1:
+    if len(all_parameters(query).get("protocol", [])) > 1:
         raise InvalidArgument("PROTOCOL is given more than once")
     if given["direction"] not in (PUSH, PULL):
         raise InvalidArgument(f"DIRECTION is {PUSH} or {PULL}")
@@ -376,4 +367,4 @@ async def create(service: Service, jobs: Jobs, request: Request) -> Response:
     """POST to ``/transfers``: a job (R131)."""
     subject, _ = await service.caller(request)
     transfer = documents.parse_transfer(await request.read(documents.DOCUMENT_BYTES_MAX))
-    return await jobs.created(KIND.name, subject, transfer, request)
+    return await uws.created(jobs, KIND.name, subject, transfer, request)

@@ -1,790 +1,27 @@
-"""Jobs: the Universal Worker Service 1.1, its resources and the loop that runs them.
+"""The resources of the Universal Worker Service 1.1: a list of jobs, each with its document, limits and results.
 
-What a job does is its ``Kind``'s affair (``transfers.py``, ``recursive.py``); here is everything that jobs have in
-common.  The store holds the truth, and every change of phase is a compare-and-set there, so that an abort, the end of
-the work, another process and a restart may all come at once.
-
-A job that was running when the daemon stopped is taken up again at the next start if its kind can do that, and
-otherwise ends in ERROR; none is forgotten.
+How jobs live is ``jobs.py``'s affair; here they are shown, waited for and told what to do.
 """
 
-import heapq
-import logging
-import secrets
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable
-from datetime import UTC, datetime
-from functools import lru_cache
-from typing import Any, Protocol
-from urllib.parse import parse_qs
+from collections.abc import AsyncGenerator
+from typing import Any
 
 import msgspec
 import trio
 
 from server.access import Subject
 from server.http import Request, Response
-from server.service import Service, text, xml
-from vosfs.errors import (
-    DigestMismatch,
-    InternalFault,
-    InvalidArgument,
-    NodeNotFound,
-    PermissionDenied,
-    TransferFailed,
-    VOSpaceError,
-)
+from server.jobs import DESTRUCTION_S_MAX, DURATION_S_MAX, LIST_MAX, OPEN, POLL_S, Jobs, State, request_of, state_of
+from server.parameters import all_parameters, instant_ns, is_count, parameters
+from server.service import text, xml
+from vosfs.errors import InvalidArgument, NodeNotFound, PermissionDenied
 from vosfs.metadata import xml as documents
-from vosfs.metadata.job import (
-    ABORTED,
-    ACTIVE,
-    ARCHIVED,
-    COMPLETED,
-    ERROR,
-    EXECUTING,
-    HELD,
-    PENDING,
-    PHASES,
-    QUEUED,
-    SUSPENDED,
-    Chosen,
-    Job,
-)
+from vosfs.metadata.job import ACTIVE, ARCHIVED, HELD, PENDING, PHASES, Chosen, Job
 
-log = logging.getLogger(__name__)
-
-DESTRUCTION_S = 7 * 86400
-"""From a job's creation to its destruction; clients may ask for up to DESTRUCTION_S_MAX."""
-DESTRUCTION_S_MAX = 30 * 86400
-ARCHIVE_S = 30 * 86400
-"""How long a destroyed job can still be looked up, as ARCHIVED."""
-DURATION_S = 12 * 3600
-DURATION_S_MAX = 7 * 86400
-RUNNING_MAX = 4
-"""Long jobs at once; more are QUEUED."""
-QUEUED_MAX = 1000
-"""More are HELD: their client must say RUN again."""
-EAGER_S = 0.1
-"""How long an answer waits for its job's end: short jobs are over before the first poll."""
-WAIT_S_MAX = 50.0
-"""Longest WAIT; proxies begin to cut at 60."""
-POLL_S = 0.25
-"""How often a waiter looks for changes by other processes."""
-HOUSEKEEPING_S = 30.0
-SOON_MAX = 10_000
-LIST_MAX = 10_000
 FORM_BYTES_MAX = 64 * 1024
-RUN_ID_MAX = 64
-CALLBACK_MAX = 2000
 KEEPALIVE_S = 15.0
 """Between comments on a silent event stream."""
-OPEN = (PENDING, QUEUED, EXECUTING, HELD, SUSPENDED)
-"""Phases from which a job can still be aborted."""
-
-
-class Result(msgspec.Struct):
-    """One result: a reference (``xlink:href``), and its document if the service keeps it."""
-
-    id: str
-    href: str = ""
-    document: str = ""
-    """Served at ``results/ID``; ``href`` is then made from that."""
-
-
-class State(msgspec.Struct):
-    """What a job's stored document holds."""
-
-    request: msgspec.Raw
-    """As its kind wrote it."""
-    run_id: str = ""
-    callback: str = ""
-    started_ns: int = 0
-    ended_ns: int = 0
-    duration_s: int = DURATION_S
-    waiting: bool = False
-    """EXECUTING, but nothing runs here: the client is to send or fetch bytes."""
-    uploading: bool = False
-    """It has begun to."""
-    fault: str = ""
-    message: str = ""
-    results: list[Result] = []
-
-
-class Execution:
-    """A job while it runs."""
-
-    def __init__(self, job: Job, subject: Subject, request: Any, confirm: Callable[[], Awaitable[None]]) -> None:
-        self.id = job.id
-        self.subject = subject
-        self.request = request
-        self.results: list[Result] = []
-        self.confirm = confirm
-        """To be called last, before anything shows: raises if the job was aborted, by another process say (R194)."""
-        self.waiting = False
-        """Set by the kind: the work is done, and the client's turn has come."""
-
-
-class Kind(Protocol):
-    """What jobs of one resource do."""
-
-    name: str
-    """Of the resource: ``'transfers'``."""
-
-    @property
-    def shape(self) -> type[Any]:
-        """Class of its requests."""
-
-    def heavy(self, request: Any) -> bool:
-        """Whether it may take long: it then waits for one of RUNNING_MAX places."""
-
-    def needs_bytes(self, request: Any) -> bool:
-        """Whether it must run where the bytes are."""
-
-    def resumable(self, request: Any) -> bool:
-        """Whether it can begin again after it was cut off."""
-
-    async def run(self, service: Service, execution: Execution) -> None:
-        """Do it, as ``execution.subject``; the results go to ``execution``.  Raises VOSpaceError."""
-
-    async def cut_off(self, service: Service, id: str) -> None:
-        """Clean up what a killed process may have left of a job."""
-
-    def info(self, request: Any) -> str:
-        """The content of ``jobInfo``."""
-
-    def error_form(self, request: Any, fault: str) -> str:
-        """The text of ``errorSummary``."""
-
-
-Notify = Callable[[str, bytes], Awaitable[None]]
-"""Posts a document to a callback URL."""
-
-
-class Jobs:
-    """The jobs of a space."""
-
-    def __init__(self, service: Service, kinds: list[Kind], notify: Notify) -> None:
-        # Dependencies
-        self._service = service
-        self._store = service.store
-        self._kinds = {kind.name: kind for kind in kinds}
-        self._notify = notify
-        # Mutable state
-        self._nursery: trio.Nursery | None = None
-        self._running: dict[str, trio.CancelScope] = {}
-        self._mine: set[str] = set()
-        """Jobs that this process runs, or will when there is a place."""
-        self._places = trio.Semaphore(RUNNING_MAX)
-        self._queued = 0
-        self._changed = trio.Event()
-        self._soon: list[tuple[int, str]] = []
-        """Heap of (when, id) of limits that clients set and that end before house-keeping comes by."""
-        self._sooner = trio.Event()
-
-    # -- the life of a job -----------------------------------------------------------------------------------------
-
-    async def create(self, kind: str, owner: str, request: Any, given: dict[str, str]) -> Job:
-        """A PENDING job (R371)."""
-        return await self.keep(kind, owner, PENDING, _new_state(request, given))
-
-    async def _create_and_run(self, kind: Kind, subject: Subject, asked: Any, given: dict[str, str]) -> Job:
-        """The same, and RUN: a short job is over before it is stored, in one write instead of three."""
-        if kind.heavy(asked) or not self._runs(kind, asked):
-            job = await self.create(kind.name, subject.user, asked, given)
-            await self.start(job)
-            return job
-        state = _new_state(asked, given)
-        state.started_ns = time.time_ns()
-        job = Job(new_id(), kind.name, subject.user, EXECUTING, state.started_ns, 0, "")
-        phase = await self._work(job, state, kind, asked)
-        state.ended_ns = 0 if phase == EXECUTING else time.time_ns()
-        job = await self.keep(kind.name, subject.user, phase, state, job.id)
-        if phase != EXECUTING:
-            self._tell(job, state)
-        return job
-
-    async def keep(self, kind: str, owner: str, phase: str, state: State, id: str = "") -> Job:
-        """Store a job in any phase."""
-        # As precise as it is shown: who asks for jobs after this one must not get this one (R390).
-        now = time.time_ns() // 10**6 * 10**6
-        job = Job(id or new_id(), kind, owner, phase, now, now + DESTRUCTION_S * 10**9, _text(state))
-        await self._store.add_job(job)
-        return job
-
-    async def change(self, job: Job, state: State, phase: str, since: tuple[str, ...]) -> bool:
-        """Give a job another phase, if its stored one is in ``since``."""
-        job = msgspec.structs.replace(job, phase=phase, document=_text(state))
-        if not await self._store.change_job(job, since):
-            return False
-        self._changed.set()
-        self._changed = trio.Event()
-        if phase in (COMPLETED, ERROR, ABORTED):
-            self._tell(job, state)
-        return True
-
-    def _tell(self, job: Job, state: State) -> None:
-        """Call back who wanted to know the end."""
-        if state.callback and self._nursery is not None:
-            self._nursery.start_soon(self._guarded, self._notify, state.callback, self.document(job))
-
-    async def start(self, job: Job) -> None:
-        """RUN: the job is EXECUTING, or QUEUED behind others, or HELD when there are too many (R373-R375)."""
-        kind, state = self._kinds[job.kind], _state(job)
-        request = _request(kind, state)
-        here = self._runs(kind, request)
-        heavy = kind.heavy(request)
-        phase = HELD if heavy and self._queued >= QUEUED_MAX else QUEUED if heavy or not here else EXECUTING
-        if phase == EXECUTING:
-            state.started_ns = time.time_ns()
-        if not await self.change(job, state, phase, (PENDING, HELD)):
-            raise PermissionDenied(f"the job is {job.phase}: only a PENDING or HELD one can be run")
-        if not here or phase == HELD or self._nursery is None:
-            return
-        done = trio.Event()
-        self._nursery.start_soon(
-            self._guarded, self._execute, msgspec.structs.replace(job, phase=phase), state, done
-        )  # fmt: skip
-        with trio.move_on_after(EAGER_S):
-            await done.wait()
-
-    async def abort(self, job: Job) -> None:
-        """ABORT: what runs is stopped, what it made so far stays invisible (R194, R377)."""
-        state = _state(job)
-        state.ended_ns = time.time_ns()
-        if not await self.change(job, state, ABORTED, OPEN):
-            raise PermissionDenied(f"the job is {job.phase} and can no longer be aborted")
-        scope = self._running.get(job.id)
-        if scope is not None:
-            scope.cancel()
-
-    async def remove(self, job: Job) -> None:
-        """DELETE: the job and its results go; if it runs it is stopped first (R385)."""
-        if job.phase in OPEN:
-            try:
-                await self.abort(job)
-            except PermissionDenied:
-                # It ended just now.
-                pass
-        await self._store.remove_job(job.id)
-
-    def _runs(self, kind: Kind, request: Any) -> bool:
-        return self._service.role == "all" or kind.needs_bytes(request) == (self._service.role == "storage")
-
-    async def _guarded(self, work: Callable[..., Awaitable[None]], *arguments: Any) -> None:
-        """One job's trouble is not the daemon's end: a database that restarts, say, or a bug."""
-        try:
-            await work(*arguments)
-        except VOSpaceError as exc:
-            log.warning("a job's task: %s", exc)
-        except Exception:
-            log.exception("a job's task failed")
-
-    async def _execute(self, job: Job, state: State, done: trio.Event | None = None) -> None:
-        self._mine.add(job.id)
-        kind = self._kinds[job.kind]
-        request = _request(kind, state)
-        try:
-            if job.phase == QUEUED:
-                self._queued += 1
-                try:
-                    await self._places.acquire()
-                finally:
-                    self._queued -= 1
-                try:
-                    state.started_ns = time.time_ns()
-                    if await self.change(job, state, EXECUTING, (QUEUED,)):
-                        await self._run(job, state, kind, request)
-                finally:
-                    self._places.release()
-            else:
-                await self._run(job, state, kind, request)
-        finally:
-            self._mine.discard(job.id)
-            if done is not None:
-                done.set()
-
-    async def _run(self, job: Job, state: State, kind: Kind, request: Any) -> None:
-        phase, whole = SUSPENDED, False
-        seconds = state.duration_s or DURATION_S_MAX
-        try:
-            with trio.move_on_after(seconds) as scope:
-                self._running[job.id] = scope
-                async with trio.open_nursery() as nursery:
-                    nursery.start_soon(self._heed, job.id, scope)
-                    phase = await self._work(job, state, kind, request)
-                    nursery.cancel_scope.cancel()
-            if scope.cancelled_caught:
-                # Aborted: the phase says so already.  Or out of time.
-                phase, state.message = ABORTED, f"it ran for longer than {seconds} s"
-            whole = True
-        finally:
-            self._running.pop(job.id, None)
-            state.ended_ns = 0 if phase in (SUSPENDED, EXECUTING) else time.time_ns()
-            if whole or kind.resumable(request):
-                with trio.CancelScope(shield=True, deadline=trio.current_time() + 5):
-                    await self.change(job, state, phase, (EXECUTING,))
-
-    async def _work(self, job: Job, state: State, kind: Kind, request: Any) -> str:
-        """Do the job's work; the phase that it ends in."""
-        try:
-            subject = await self._service.auth.known_user(job.owner)
-
-            async def confirm() -> None:
-                if job.document:
-                    await self.endpoint_job(job.id)
-
-            execution = Execution(job, subject, request, confirm)
-            await kind.run(self._service, execution)
-        except VOSpaceError as exc:
-            fail(state, exc)
-        except Exception:
-            log.exception("job %s failed", job.id)
-            fail(state, InternalFault("the job could not be completed"))
-        else:
-            state.results, state.waiting = execution.results, execution.waiting
-            return EXECUTING if state.waiting else COMPLETED
-        return ERROR
-
-    async def _heed(self, id: str, scope: trio.CancelScope) -> None:
-        """Stop a job that another process aborted or deleted."""
-        while True:
-            await trio.sleep(1)
-            try:
-                job = await self._store.job(id)
-            except VOSpaceError as exc:
-                log.debug("job %s: %s", id, exc)
-                continue
-            if job is None or job.phase != EXECUTING:
-                scope.cancel()
-
-    # -- the loop --------------------------------------------------------------------------------------------------
-
-    async def run(self) -> None:
-        """Run jobs until cancelled."""
-        async with trio.open_nursery() as nursery:
-            self._nursery = nursery
-            try:
-                nursery.start_soon(self._keep_house)
-                if self._service.role != "all":
-                    nursery.start_soon(self._claim)
-                await trio.sleep_forever()
-            finally:
-                self._nursery = None
-
-    async def _take_up(self) -> None:
-        """Go on with what the last process left (R413), or what was lost when the database was away."""
-        for job in await self._store.jobs(Chosen(phases=(QUEUED, EXECUTING, SUSPENDED), limit=LIST_MAX)):
-            kind, state = self._kinds.get(job.kind), _state(job)
-            if kind is None or job.id in self._mine or job.id in self._running:
-                continue
-            request = _request(kind, state)
-            if not self._runs(kind, request) and not (state.waiting and self._service.role != "metadata"):
-                continue
-            if state.waiting and not state.uploading:
-                # The client still holds its end-point.
-                continue
-            await kind.cut_off(self._service, job.id)
-            if state.waiting or (job.phase == EXECUTING and not kind.resumable(request)):
-                fail(state, TransferFailed("the service stopped in the middle of it"))
-                state.ended_ns = time.time_ns()
-                await self.change(job, state, ERROR, (job.phase,))
-            elif await self.change(job, state, QUEUED, (job.phase,)):
-                assert self._nursery is not None
-                self._nursery.start_soon(
-                    self._guarded, self._execute, msgspec.structs.replace(job, phase=QUEUED), state
-                )  # fmt: skip
-
-    async def _claim(self) -> None:
-        """Run what the other role's process queued for this one."""
-        assert self._nursery is not None
-        seen: set[str] = set()
-        while True:
-            await trio.sleep(POLL_S)
-            try:
-                found = await self._store.jobs(Chosen(phases=(QUEUED,), limit=RUNNING_MAX * 4))
-            except VOSpaceError as exc:
-                log.warning("queued jobs: %s", exc)
-                continue
-            jobs = found
-            for job in jobs:
-                kind = self._kinds.get(job.kind)
-                state = _state(job)
-                if kind is not None and job.id not in seen and self._runs(kind, _request(kind, state)):
-                    self._nursery.start_soon(self._guarded, self._execute, job, state)
-            seen = {job.id for job in jobs}
-
-    async def _keep_house(self) -> None:
-        while True:
-            try:
-                await self._take_up()
-                await self._destroy_due()
-            except VOSpaceError as exc:
-                log.warning("jobs that are due: %s", exc)
-            pause = HOUSEKEEPING_S
-            if self._soon:
-                pause = min(pause, max(0.0, (self._soon[0][0] - time.time_ns()) / 1e9))
-            with trio.move_on_after(pause):
-                await self._sooner.wait()
-            self._sooner = trio.Event()
-
-    async def _destroy_due(self) -> None:
-        """Archive jobs at their destruction time, and forget archived ones (R382); end those out of time (R380)."""
-        now = time.time_ns()
-        while self._soon and self._soon[0][0] <= now:
-            known = await self._store.job(heapq.heappop(self._soon)[1])
-            if known is not None:
-                await self._overdue(known)
-        for job in await self._store.jobs(Chosen(due_ns=now, limit=LIST_MAX)):
-            if job.phase == ARCHIVED:
-                await self._store.remove_job(job.id)
-                continue
-            if job.phase in OPEN:
-                await self.abort(job)
-            state = _state(job)
-            state.results = []
-            job = msgspec.structs.replace(job, destruction_ns=now + ARCHIVE_S * 10**9)
-            await self.change(job, state, ARCHIVED, PHASES)
-
-    async def _overdue(self, job: Job) -> Job:
-        """The job, ABORTED if its client did not send the bytes in time."""
-        state = _state(job)
-        ends_ns = state.started_ns + state.duration_s * 10**9
-        if job.phase != EXECUTING or not state.waiting or not state.duration_s or time.time_ns() < ends_ns:
-            return job
-        state.ended_ns, state.message = time.time_ns(), f"no bytes came for {state.duration_s} s"
-        if await self.change(job, state, ABORTED, (EXECUTING,)) and job.id in self._running:
-            self._running[job.id].cancel()
-        return await self._store.job(job.id) or job
-
-    def _remember(self, when_ns: int, id: str) -> None:
-        """Look at a job again at a time, if house-keeping would be too late."""
-        if when_ns < time.time_ns() + 2 * HOUSEKEEPING_S * 10**9 and len(self._soon) < SOON_MAX:
-            heapq.heappush(self._soon, (when_ns, id))
-            self._sooner.set()
-
-    # -- looking ---------------------------------------------------------------------------------------------------
-
-    async def get(self, kind: str, id: str, subject: Subject) -> Job:
-        """A job that the subject may see.  NodeNotFound, PermissionDenied (R405, R406)."""
-        job = await self._store.job(id) if id.isalnum() else None
-        if job is None or job.kind != kind:
-            raise NodeNotFound(f"no job {id[:50]}")
-        if job.owner != subject.user and not subject.admin:
-            raise PermissionDenied("this is somebody else's job")
-        return await self._overdue(job)
-
-    async def wait(self, job: Job, seconds: float) -> Job:
-        """The job when its phase is another one, or it is no longer active, or ``seconds`` passed (R408-R411)."""
-        with trio.move_on_after(min(seconds, WAIT_S_MAX) if seconds >= 0 else WAIT_S_MAX):
-            phase, now = job.phase, job
-            while now.phase == phase and phase in ACTIVE:
-                event = self._changed
-                fresh = await self._store.job(job.id)
-                if fresh is None:
-                    break
-                job = now = fresh
-                if now.phase == phase:
-                    with trio.move_on_after(POLL_S):
-                        await event.wait()
-        return job
-
-    def request_of(self, job: Job) -> Any:
-        """What was asked for."""
-        return _request(self._kinds[job.kind], _state(job))
-
-    def document(self, job: Job) -> bytes:
-        """The ``uws:job`` document (R393)."""
-        kind, state, escape = self._kinds[job.kind], _state(job), documents.escape
-        request = _request(kind, state)
-        parts = [
-            f'<?xml version="1.0" encoding="UTF-8"?>\n<uws:job {_UWS} version="1.1"><uws:jobId>{job.id}</uws:jobId>',
-            f"<uws:runId>{escape(state.run_id)}</uws:runId>" if state.run_id else "",
-            _element("ownerId", escape(job.owner)),
-            f"<uws:phase>{job.phase}</uws:phase>" + _element("quote", ""),
-            _element("creationTime", _time(job.created_ns)),
-            _element("startTime", _time(state.started_ns)),
-            _element("endTime", _time(state.ended_ns)),
-            f"<uws:executionDuration>{state.duration_s}</uws:executionDuration>",
-            _element("destruction", _time(job.destruction_ns)),
-            f"<uws:parameters/>{self._results(job, state)}",
-        ]
-        if state.fault:
-            summary = escape(kind.error_form(request, state.fault))
-            parts.append(
-                '<uws:errorSummary type="fatal" hasDetail="true">'
-                f"<uws:message>{summary}</uws:message></uws:errorSummary>"
-            )
-        parts.append(f"<uws:jobInfo>{kind.info(request)}</uws:jobInfo></uws:job>")
-        return "".join(parts).encode()
-
-    def _results(self, job: Job, state: State, namespaces: str = "") -> str:
-        base = f"{self._service.base_url}/{job.kind}/{job.id}/results/"
-        lines = []
-        for result in state.results:
-            href = base + result.id if result.document else result.href
-            lines.append(f'<uws:result id="{result.id}" xlink:href="{documents.escape(href)}"/>')
-        return f"<uws:results{namespaces}>{''.join(lines)}</uws:results>"
-
-    # -- resources -------------------------------------------------------------------------------------------------
-
-    async def handle(self, request: Request, kind: str, rest: str, subject: Subject) -> Response:
-        """``/KIND[/ID[/...]]``, but for the creation of a job."""
-        id, _, what = rest.removesuffix("/").partition("/")
-        if not id:
-            return await self._list(request, kind, subject)
-        job = await self.get(kind, id, subject)
-        if request.method == "DELETE":
-            if what:
-                return text(405, "PermissionDenied a job's resources cannot be deleted\n", [("Allow", "GET, POST")])
-            await self.remove(job)
-            return Response(303, [("Location", f"{self._service.base_url}/{kind}")])
-        if request.method == "POST":
-            return await self._post(request, job, what, subject)
-        if what == "":
-            job = await self._waited(request, job)
-            return xml(self.document(job))
-        if what == "phase":
-            return text(200, (await self._waited(request, job)).phase)
-        return self._resource(job, what)
-
-    async def _waited(self, request: Request, job: Job) -> Job:
-        given = parameters(request.query)
-        seconds = given.get("wait", "")
-        if not seconds or job.phase not in ACTIVE:
-            return job
-        if seconds != "-1" and not _count(seconds):
-            raise InvalidArgument(f"WAIT: {seconds[:20]!r} is not a number of seconds")
-        if given.get("phase", job.phase).upper() != job.phase:
-            return job
-        # The engine ends a request that thinks for longer than its deadline, which is above WAIT_S_MAX.
-        return await self.wait(job, float(seconds))
-
-    def _resource(self, job: Job, what: str) -> Response:
-        state = _state(job)
-        plain = {
-            "executionduration": str(state.duration_s),
-            "destruction": _time(job.destruction_ns),
-            "quote": "",
-            "owner": job.owner,
-        }
-        if what in plain:
-            return text(200, plain[what])
-        if what == "error" and state.fault:
-            return text(200, f"{state.fault} {state.message}".rstrip())
-        if what == "parameters":
-            return xml(f'<?xml version="1.0" encoding="UTF-8"?>\n<uws:parameters {_UWS}/>'.encode())
-        if what == "results":
-            inner = self._results(job, state, " " + _UWS)
-            return xml(f'<?xml version="1.0" encoding="UTF-8"?>\n{inner}'.encode())
-        if what == "events":
-            return Response(
-                200, [("Content-Type", "text/event-stream"), ("Cache-Control", "no-store")], self._events(job)
-            )
-        for result in state.results:
-            if what == f"results/{result.id}":
-                if result.document:
-                    return xml(result.document.encode())
-                return Response(303, [("Location", result.href)])
-        raise NodeNotFound(f"job {job.id} has no {what[:50]}")
-
-    async def _events(self, job: Job) -> AsyncGenerator[bytes]:
-        """Every phase as a server-sent event, until the last."""
-        yield b"event: phase\ndata: %s\n\n" % job.phase.encode()
-        quiet = trio.current_time()
-        while job.phase in OPEN:
-            now = await self._store.job(job.id)
-            if now is None:
-                return
-            if now.phase != job.phase:
-                job, quiet = now, trio.current_time()
-                yield b"event: phase\ndata: %s\n\n" % job.phase.encode()
-                continue
-            if trio.current_time() - quiet > KEEPALIVE_S:
-                quiet = trio.current_time()
-                yield b": still here\n\n"
-            with trio.move_on_after(POLL_S):
-                await self._changed.wait()
-
-    async def _post(self, request: Request, job: Job, what: str, subject: Subject) -> Response:
-        given = parameters((await request.read(FORM_BYTES_MAX)).decode("utf-8", "replace"))
-        given = {**parameters(request.query), **given}
-        name = {"phase": "phase", "executionduration": "executionduration", "destruction": "destruction"}.get(what)
-        if what == "":
-            name = next((n for n in ("action", "phase", "destruction", "executionduration") if n in given), None)
-        elif name is None:
-            return text(405, "InvalidArgument this resource only answers GET\n", [("Allow", "GET, HEAD")])
-        if name is None or name not in given:
-            raise InvalidArgument("a job takes PHASE, DESTRUCTION, EXECUTIONDURATION or ACTION=DELETE")
-        value = given[name].strip()
-        if name == "action":
-            if value.upper() != "DELETE":
-                raise InvalidArgument(f"ACTION is DELETE, not {value[:20]!r}")
-            await self.remove(job)
-            return Response(303, [("Location", f"{self._service.base_url}/{job.kind}")])
-        if name == "phase":
-            await self._set_phase(job, value.upper())
-        else:
-            await self._set_limit(job, name, value)
-        return Response(303, [("Location", f"{self._service.base_url}/{job.kind}/{job.id}")])
-
-    async def _set_phase(self, job: Job, phase: str) -> None:
-        if phase == "RUN":
-            if job.phase not in (PENDING, HELD):
-                raise PermissionDenied(f"the job is {job.phase}: only a PENDING or HELD one can be run")
-            await self.start(job)
-        elif phase == "ABORT":
-            await self.abort(job)
-        else:
-            raise InvalidArgument(f"PHASE is RUN or ABORT, not {phase[:20]!r}")
-
-    async def _set_limit(self, job: Job, name: str, value: str) -> None:
-        """Destruction time or duration; what is beyond the service's limits is replaced by them (R381, R383)."""
-        state = _state(job)
-        if name == "executionduration":
-            if not _count(value):
-                raise InvalidArgument(f"EXECUTIONDURATION: {value[:20]!r} is not a number of seconds")
-            state.duration_s = min(int(value) or DURATION_S_MAX, DURATION_S_MAX)
-        else:
-            longest = time.time_ns() + DESTRUCTION_S_MAX * 10**9
-            job = msgspec.structs.replace(job, destruction_ns=min(_nanoseconds(value), longest))
-        await self.change(job, state, job.phase, (job.phase,))
-        self._remember(job.destruction_ns, job.id)
-        if state.started_ns:
-            self._remember(state.started_ns + state.duration_s * 10**9, job.id)
-        if job.destruction_ns < time.time_ns():
-            await self._destroy_due()
-
-    async def _list(self, request: Request, kind: str, subject: Subject) -> Response:
-        """The caller's jobs, chosen by PHASE, AFTER and LAST (R388-R392)."""
-        given = _values(request.query)
-        phases = tuple(value.upper() for value in given.get("phase", []))
-        if any(phase not in PHASES for phase in phases):
-            raise InvalidArgument(f"PHASE is one of {', '.join(PHASES)}")
-        after_ns = _nanoseconds(given["after"][0]) if "after" in given else -1
-        last = given.get("last", [""])[0]
-        if "last" in given and not (_count(last) and int(last)):
-            raise InvalidArgument(f"LAST: {last[:20]!r} is not a positive number")
-        found: list[Job] = []
-        if not subject.anonymous:
-            chosen = Chosen(
-                kind, subject.user, phases or tuple(p for p in PHASES if p != ARCHIVED), after_ns, newest=bool(last),
-                limit=min(int(last or LIST_MAX), LIST_MAX),
-            )  # fmt: skip
-            found = await self._store.jobs(chosen)
-        lines = [
-            f'<uws:jobref id="{job.id}" xlink:href="{documents.escape(self._service.base_url)}/{kind}/{job.id}">'
-            f"<uws:phase>{job.phase}</uws:phase>{_element('ownerId', documents.escape(job.owner))}"
-            f"<uws:creationTime>{_time(job.created_ns)}</uws:creationTime></uws:jobref>"
-            for job in found
-        ]
-        return xml(
-            f'<?xml version="1.0" encoding="UTF-8"?>\n<uws:jobs {_UWS} version="1.1">{"".join(lines)}</uws:jobs>'.encode()
-        )
-
-    async def created(self, kind: str, subject: Subject, asked: Any, request: Request) -> Response:
-        """A new job, run at once if the URL says so: 303 to it (R131, R195)."""
-        given = parameters(request.query)
-        if given.get("phase", "").upper() == "RUN":
-            job = await self._create_and_run(self._kinds[kind], subject, asked, given)
-        else:
-            job = await self.create(kind, subject.user, asked, given)
-        return Response(303, [("Location", f"{self._service.base_url}/{kind}/{job.id}")])
-
-    # -- end-points of transfers -----------------------------------------------------------------------------------
-
-    async def endpoint_job(self, id: str) -> Job | None:
-        """A job that may still move bytes, None if there is none.  PermissionDenied if it is over (R189)."""
-        if not id:
-            return None
-        job = await self._store.job(id)
-        if job is None or job.phase not in (EXECUTING, COMPLETED):
-            raise PermissionDenied("the transfer is over")
-        return job
-
-    async def upload(self, job: Job, work: Callable[[], Awaitable[Response]]) -> Response:
-        """Take the bytes of a push job, which ``work`` does; an abort of the job stops it.
-
-        PermissionDenied if they came already: a push end-point is for one upload (R196).
-        """
-        state = _state(job)
-        state.uploading = True
-        if not await self.change(job, state, EXECUTING, (EXECUTING,)):
-            raise PermissionDenied("the transfer that this end-point was for is over")
-        error: VOSpaceError = TransferFailed("the upload broke off")
-        response: Response | None = None
-        try:
-            with trio.CancelScope() as scope:
-                self._running[job.id] = scope
-                response = await work()
-            if response is None:
-                raise PermissionDenied("the transfer was aborted")
-            return response
-        except VOSpaceError as exc:
-            error = exc
-            raise
-        finally:
-            self._running.pop(job.id, None)
-            state.uploading = False
-            phase = COMPLETED
-            if response is None:
-                fail(state, error)
-                # Who announced another digest than that of the bytes may send them again.
-                phase = EXECUTING if isinstance(error, DigestMismatch) else ERROR
-            if phase != EXECUTING:
-                state.ended_ns = time.time_ns()
-            with trio.CancelScope(shield=True):
-                await self.change(job, state, phase, (EXECUTING,))
-
-
-def new_id() -> str:
-    """A job's id: 96 random bits."""
-    return secrets.token_hex(12)
-
-
-def fail(state: State, exc: VOSpaceError) -> None:
-    """Note why a job failed."""
-    state.fault, state.message = exc.fault, str(exc)
-
-
-def encoded(request: Any) -> msgspec.Raw:
-    """A kind's request as ``State`` keeps it."""
-    return msgspec.Raw(msgspec.json.encode(request))
-
-
-def parameters(query: str) -> dict[str, str]:
-    """Parameters of a query or a form: first values, names in lower case."""
-    return dict(_first_values(query)) if len(query) <= QUERY_BYTES_KEPT else _first_of(_values(query))
-
-
-QUERY_BYTES_KEPT = 256
-"""Queries up to this length are remembered as parsed: clients ask the same again and again."""
-
-
-def _first_of(values: dict[str, list[str]]) -> dict[str, str]:
-    return {name: found[0] for name, found in values.items()}
-
-
-@lru_cache(1024)
-def _first_values(query: str) -> dict[str, str]:
-    return _first_of(_values(query))
-
-
-def _values(query: str) -> dict[str, list[str]]:
-    try:
-        pairs = parse_qs(query, keep_blank_values=True, max_num_fields=50)
-    except ValueError:
-        raise InvalidArgument("too many parameters") from None
-    return {name.lower(): values for name, values in pairs.items()}
-
-
-def _count(text: str) -> bool:
-    """Whether a text is a number of up to nine digits."""
-    return text.isascii() and text.isdigit() and len(text) <= 9
-
-
-def spaced(fault: str) -> str:
-    """``NodeNotFound`` -> ``Node Not Found``, the form of errorSummary."""
-    return "".join(" " + c if c.isupper() else c for c in fault).strip().replace("U R I", "URI")
-
 
 _UWS = (
     'xmlns:uws="http://www.ivoa.net/xml/UWS/v1.0" xmlns:xlink="http://www.w3.org/1999/xlink"'
@@ -800,31 +37,210 @@ def _time(ns: int) -> str:
     return documents.timestamp(ns) + "Z" if ns else ""
 
 
-def _nanoseconds(text: str) -> int:
-    """An ISO 8601 time; without a zone it is UTC."""
-    try:
-        moment = datetime.fromisoformat(text.strip())
-        seconds = int((moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp())
-    except (ValueError, OverflowError):
-        raise InvalidArgument(f"{text[:50]!r} is not an ISO 8601 time") from None
-    # The year 2262 is the last that a database can hold, and nothing here is older than 1970.
-    return max(0, min(seconds * 10**9 + moment.microsecond * 1000, 2**63 - 1))
+def spaced(fault: str) -> str:
+    """``NodeNotFound`` -> ``Node Not Found``, the form of errorSummary."""
+    return "".join(" " + c if c.isupper() else c for c in fault).strip().replace("U R I", "URI")
 
 
-def _new_state(request: Any, given: dict[str, str]) -> State:
-    run_id = given.get("runid", "")
-    if not run_id.isprintable() or len(run_id) > RUN_ID_MAX:
-        raise InvalidArgument(f"RUNID has up to {RUN_ID_MAX} printable characters")
-    return State(encoded(request), run_id, given.get("callback", "")[:CALLBACK_MAX])
+def document(jobs: Jobs, job: Job) -> bytes:
+    """The ``uws:job`` document (R393)."""
+    kind, state, escape = jobs.kinds[job.kind], state_of(job), documents.escape
+    request = request_of(kind, state)
+    parts = [
+        f'<?xml version="1.0" encoding="UTF-8"?>\n<uws:job {_UWS} version="1.1"><uws:jobId>{job.id}</uws:jobId>',
+        f"<uws:runId>{escape(state.run_id)}</uws:runId>" if state.run_id else "",
+        _element("ownerId", escape(job.owner)),
+        f"<uws:phase>{job.phase}</uws:phase>" + _element("quote", ""),
+        _element("creationTime", _time(job.created_ns)),
+        _element("startTime", _time(state.started_ns)),
+        _element("endTime", _time(state.ended_ns)),
+        f"<uws:executionDuration>{state.duration_s}</uws:executionDuration>",
+        _element("destruction", _time(job.destruction_ns)),
+        f"<uws:parameters/>{_results(jobs, job, state)}",
+    ]
+    if state.fault:
+        summary = escape(kind.error_form(request, state.fault))
+        parts.append(
+            f'<uws:errorSummary type="fatal" hasDetail="true"><uws:message>{summary}</uws:message></uws:errorSummary>'
+        )
+    parts.append(f"<uws:jobInfo>{kind.info(request)}</uws:jobInfo></uws:job>")
+    return "".join(parts).encode()
 
 
-def _text(state: State) -> str:
-    return msgspec.json.encode(state).decode()
+def _results(jobs: Jobs, job: Job, state: State, namespaces: str = "") -> str:
+    base = f"{jobs.service.base_url}/{job.kind}/{job.id}/results/"
+    lines = []
+    for result in state.results:
+        href = base + result.id if result.document else result.href
+        lines.append(f'<uws:result id="{result.id}" xlink:href="{documents.escape(href)}"/>')
+    return f"<uws:results{namespaces}>{''.join(lines)}</uws:results>"
 
 
-def _state(job: Job) -> State:
-    return msgspec.json.decode(job.document, type=State)
+async def handle(jobs: Jobs, request: Request, kind: str, rest: str, subject: Subject) -> Response:
+    """``/KIND[/ID[/...]]``, but for the creation of a job."""
+    id, _, what = rest.removesuffix("/").partition("/")
+    if not id:
+        return await _list(jobs, request, kind, subject)
+    job = await jobs.get(kind, id, subject)
+    if request.method == "DELETE":
+        if what:
+            return text(405, "PermissionDenied a job's resources cannot be deleted\n", [("Allow", "GET, POST")])
+        await jobs.remove(job)
+        return Response(303, [("Location", f"{jobs.service.base_url}/{kind}")])
+    if request.method == "POST":
+        return await _post(jobs, request, job, what, subject)
+    if what == "":
+        job = await _waited(jobs, request, job)
+        return xml(document(jobs, job))
+    if what == "phase":
+        return text(200, (await _waited(jobs, request, job)).phase)
+    return _resource(jobs, job, what)
 
 
-def _request(kind: Kind, state: State) -> Any:
-    return msgspec.json.decode(state.request, type=kind.shape)
+async def _waited(jobs: Jobs, request: Request, job: Job) -> Job:
+    given = parameters(request.query)
+    seconds = given.get("wait", "")
+    if not seconds or job.phase not in ACTIVE:
+        return job
+    if seconds != "-1" and not is_count(seconds):
+        raise InvalidArgument(f"WAIT: {seconds[:20]!r} is not a number of seconds")
+    if given.get("phase", job.phase).upper() != job.phase:
+        return job
+    # The engine ends a request that thinks for longer than its deadline, which is above WAIT_S_MAX.
+    return await jobs.wait(job, float(seconds))
+
+
+def _resource(jobs: Jobs, job: Job, what: str) -> Response:
+    state = state_of(job)
+    plain = {
+        "executionduration": str(state.duration_s),
+        "destruction": _time(job.destruction_ns),
+        "quote": "",
+        "owner": job.owner,
+    }
+    if what in plain:
+        return text(200, plain[what])
+    if what == "error" and state.fault:
+        return text(200, f"{state.fault} {state.message}".rstrip())
+    if what == "parameters":
+        return xml(f'<?xml version="1.0" encoding="UTF-8"?>\n<uws:parameters {_UWS}/>'.encode())
+    if what == "results":
+        inner = _results(jobs, job, state, " " + _UWS)
+        return xml(f'<?xml version="1.0" encoding="UTF-8"?>\n{inner}'.encode())
+    if what == "events":
+        return Response(200, [("Content-Type", "text/event-stream"), ("Cache-Control", "no-store")], _events(jobs, job))
+    for result in state.results:
+        if what == f"results/{result.id}":
+            if result.document:
+                return xml(result.document.encode())
+            return Response(303, [("Location", result.href)])
+    raise NodeNotFound(f"job {job.id} has no {what[:50]}")
+
+
+async def _events(jobs: Jobs, job: Job) -> AsyncGenerator[bytes]:
+    """Every phase as a server-sent event, until the last."""
+    yield b"event: phase\ndata: %s\n\n" % job.phase.encode()
+    quiet = trio.current_time()
+    while job.phase in OPEN:
+        now = await jobs.service.store.job(job.id)
+        if now is None:
+            return
+        if now.phase != job.phase:
+            job, quiet = now, trio.current_time()
+            yield b"event: phase\ndata: %s\n\n" % job.phase.encode()
+            continue
+        if trio.current_time() - quiet > KEEPALIVE_S:
+            quiet = trio.current_time()
+            yield b": still here\n\n"
+        with trio.move_on_after(POLL_S):
+            await jobs.changed.wait()
+
+
+async def _post(jobs: Jobs, request: Request, job: Job, what: str, subject: Subject) -> Response:
+    given = parameters((await request.read(FORM_BYTES_MAX)).decode("utf-8", "replace"))
+    given = {**parameters(request.query), **given}
+    name = {"phase": "phase", "executionduration": "executionduration", "destruction": "destruction"}.get(what)
+    if what == "":
+        name = next((n for n in ("action", "phase", "destruction", "executionduration") if n in given), None)
+    elif name is None:
+        return text(405, "InvalidArgument this resource only answers GET\n", [("Allow", "GET, HEAD")])
+    if name is None or name not in given:
+        raise InvalidArgument("a job takes PHASE, DESTRUCTION, EXECUTIONDURATION or ACTION=DELETE")
+    value = given[name].strip()
+    if name == "action":
+        if value.upper() != "DELETE":
+            raise InvalidArgument(f"ACTION is DELETE, not {value[:20]!r}")
+        await jobs.remove(job)
+        return Response(303, [("Location", f"{jobs.service.base_url}/{job.kind}")])
+    if name == "phase":
+        await _set_phase(jobs, job, value.upper())
+    else:
+        await _set_limit(jobs, job, name, value)
+    return Response(303, [("Location", f"{jobs.service.base_url}/{job.kind}/{job.id}")])
+
+
+async def _set_phase(jobs: Jobs, job: Job, phase: str) -> None:
+    if phase == "RUN":
+        if job.phase not in (PENDING, HELD):
+            raise PermissionDenied(f"the job is {job.phase}: only a PENDING or HELD one can be run")
+        await jobs.start(job)
+    elif phase == "ABORT":
+        await jobs.abort(job)
+    else:
+        raise InvalidArgument(f"PHASE is RUN or ABORT, not {phase[:20]!r}")
+
+
+async def _set_limit(jobs: Jobs, job: Job, name: str, value: str) -> None:
+    """Destruction time or duration; what is beyond the service's limits is replaced by them (R381, R383)."""
+    state = state_of(job)
+    if name == "executionduration":
+        if not is_count(value):
+            raise InvalidArgument(f"EXECUTIONDURATION: {value[:20]!r} is not a number of seconds")
+        state.duration_s = min(int(value) or DURATION_S_MAX, DURATION_S_MAX)
+    else:
+        longest = time.time_ns() + DESTRUCTION_S_MAX * 10**9
+        job = msgspec.structs.replace(job, destruction_ns=min(instant_ns(value), longest))
+    await jobs.change(job, state, job.phase, (job.phase,))
+    jobs.look_again(job.destruction_ns, job.id)
+    if state.started_ns:
+        jobs.look_again(state.started_ns + state.duration_s * 10**9, job.id)
+    if job.destruction_ns < time.time_ns():
+        await jobs.destroy_due()
+
+
+async def _list(jobs: Jobs, request: Request, kind: str, subject: Subject) -> Response:
+    """The caller's jobs, chosen by PHASE, AFTER and LAST (R388-R392)."""
+    given = all_parameters(request.query)
+    phases = tuple(value.upper() for value in given.get("phase", []))
+    if any(phase not in PHASES for phase in phases):
+        raise InvalidArgument(f"PHASE is one of {', '.join(PHASES)}")
+    after_ns = instant_ns(given["after"][0]) if "after" in given else -1
+    last = given.get("last", [""])[0]
+    if "last" in given and not (is_count(last) and int(last)):
+        raise InvalidArgument(f"LAST: {last[:20]!r} is not a positive number")
+    found: list[Job] = []
+    if not subject.anonymous:
+        chosen = Chosen(
+            kind, subject.user, phases or tuple(p for p in PHASES if p != ARCHIVED), after_ns, newest=bool(last),
+            limit=min(int(last or LIST_MAX), LIST_MAX),
+        )  # fmt: skip
+        found = await jobs.service.store.jobs(chosen)
+    lines = [
+        f'<uws:jobref id="{job.id}" xlink:href="{documents.escape(jobs.service.base_url)}/{kind}/{job.id}">'
+        f"<uws:phase>{job.phase}</uws:phase>{_element('ownerId', documents.escape(job.owner))}"
+        f"<uws:creationTime>{_time(job.created_ns)}</uws:creationTime></uws:jobref>"
+        for job in found
+    ]
+    return xml(
+        f'<?xml version="1.0" encoding="UTF-8"?>\n<uws:jobs {_UWS} version="1.1">{"".join(lines)}</uws:jobs>'.encode()
+    )
+
+
+async def created(jobs: Jobs, kind: str, subject: Subject, asked: Any, request: Request) -> Response:
+    """A new job, run at once if the URL says so: 303 to it (R131, R195)."""
+    given = parameters(request.query)
+    if given.get("phase", "").upper() == "RUN":
+        job = await jobs.create_and_run(kind, subject, asked, given)
+    else:
+        job = await jobs.create(kind, subject.user, asked, given)
+    return Response(303, [("Location", f"{jobs.service.base_url}/{kind}/{job.id}")])

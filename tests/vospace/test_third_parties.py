@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from server.uws import QUEUED_MAX, RUNNING_MAX
+from server.jobs import QUEUED_MAX, RUNNING_MAX
 from tests.conftest import Daemon, eventually, free_port
 from tests.server.support import ROOT, create, fetch, is_fault, store, update
 from tests.vospace.support import (
