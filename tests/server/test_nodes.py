@@ -234,7 +234,7 @@ def test_levels_of_detail(space: Daemon, folder: str) -> None:
         root = etree.fromstring(space.request("GET", f"/nodes{folder}{query}")[2])
         least = "min" in query
         found = shown(root)
-        assert [child.type for child in found.children] == ["vos:UnstructuredDataNode", "vos:LinkNode"]
+        assert [child.type for child in found.children] == ["vos:DataNode", "vos:LinkNode"]
         assert found.children[1].target == "http://example.org/"
         assert ("date" in found.properties, found.children[0].properties.get("title")) == (
             not least,

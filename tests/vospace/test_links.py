@@ -52,7 +52,7 @@ def test_create_and_delete_stop(space: Daemon, maze: str, path: str) -> None:
 @pytest.mark.parametrize("way", ["link", "far"])
 def test_the_others_follow(space: Daemon, maze: str, way: str) -> None:
     found = node_at(space, f"{maze}/{way}/n")
-    assert (found.type, found.properties["length"]) == ("vos:UnstructuredDataNode", "5")
+    assert (found.type, found.properties["length"]) == ("vos:DataNode", "5")
     assert update(space, f"{maze}/{way}/n", properties={"title": "t"})[0] == 200
     assert node_at(space, f"{maze}/real/n").properties["title"] == "t"
     assert fetch(space, f"{maze}/{way}/n") == pull(space, f"{maze}/{way}/n") == b"bytes"

@@ -74,7 +74,7 @@ def test_one_data_node(space: Daemon, folder: str, keep: str) -> None:
         store(space, f"{folder}/{name}", data, {"Content-Type": "text/x-it"})
         move(space, f"{folder}/{name}", f"{folder}/{name}%20new", keep).completed()
         assert fetch(space, f"{folder}/{name}%20new") == pull(space, f"{folder}/{name}%20new") == data
-        assert node_at(space, f"{folder}/{name}%20new").type == "vos:UnstructuredDataNode"
+        assert node_at(space, f"{folder}/{name}%20new").type == "vos:DataNode"
         assert exists(space, f"{folder}/{name}") == (keep == COPY)
 
 

@@ -211,7 +211,7 @@ def test_what_each_detail_shows(space: Daemon, folder: str, detail: str) -> None
     children = list(root.iterfind(f"{VOS}nodes/{VOS}node"))
     assert [shown(child).type for child in children] == [
         "vos:ContainerNode",
-        "vos:UnstructuredDataNode",
+        "vos:DataNode",
         "vos:LinkNode",
     ]
     inner = children[0].find(VOS + "nodes")

@@ -60,7 +60,7 @@ def test_a_fetch(open_space: Daemon, open_folder: str, third: ThirdParty, data: 
     job.run().completed()
     assert fetch(open_space, path) == data
     found = node_at(open_space, path)
-    assert (found.type, found.properties["length"]) == ("vos:UnstructuredDataNode", str(len(data)))
+    assert (found.type, found.properties["length"]) == ("vos:DataNode", str(len(data)))
     assert "urn:x:note" not in found.properties and (old is None or found.properties["groupread"] == "g")
     assert job.results()["dataNode"] == ROOT + path
     assert third.asked("/a%20b", "GET") == 1

@@ -192,7 +192,7 @@ def test_a_push_from_the_job_to_the_bytes(space: Daemon, folder: str, old: bytes
     # No waiting from here on: all of it was true before the answer was sent.
     assert job.phase() == "COMPLETED"
     found = node_at(space, f"{folder}/n")
-    assert (found.type, found.properties["length"]) == ("vos:UnstructuredDataNode", str(len(BIG)))
+    assert (found.type, found.properties["length"]) == ("vos:DataNode", str(len(BIG)))
     assert fetch(space, f"{folder}/n") == pull(space, f"{folder}/n") == BIG
 
 
@@ -442,7 +442,7 @@ def test_a_push_makes_the_default_type(space: Daemon, folder: str) -> None:
     assert (answer[0], job.phase(), node_at(space, f"{folder}/n").type) == (
         201,
         "COMPLETED",
-        "vos:UnstructuredDataNode",
+        "vos:DataNode",
     )
 
 

@@ -33,7 +33,8 @@ TYPES = {
     "ContainerNode": CONTAINER,
     "LinkNode": LINK,
 }
-TYPE_OF = {CONTAINER: "vos:ContainerNode", DATA: "vos:UnstructuredDataNode", LINK: "vos:LinkNode"}
+TYPE_OF = {CONTAINER: "vos:ContainerNode", DATA: "vos:DataNode", LINK: "vos:LinkNode"}
+"""Types that are shown.  DataNode rather than a subtype: the vos client compares with that (docs/decisions.rst)."""
 
 _HEAD = f'<?xml version="1.0" encoding="UTF-8"?>\n<vos:{{}} xmlns:vos="{NS}" xmlns:xsi="{XSI}"'
 _UNSAFE = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
