@@ -51,7 +51,9 @@ def home(tmp_path: Path) -> Callable[[Daemon], Path]:
 def in_new_folder(daemon: Daemon, home: Path) -> Client:
     """The owner's client, by token, in a fresh container."""
     folder = f"/t{os.urandom(5).hex()}"
-    assert create(daemon, folder, "ContainerNode")[0] == 201
+    # Whatever other tests have made of the root, from which a container takes its rights.
+    shut: dict[str, object] = {"ispublic": "false", "groupread": "", "groupwrite": ""}
+    assert create(daemon, folder, "ContainerNode", properties=shut)[0] == 201
     return with_token(daemon, home, folder, daemon.token)
 
 

@@ -1,5 +1,6 @@
 """Every program of the vos client does to a space what its manual says."""
 
+import concurrent.futures
 import errno
 from collections.abc import Callable
 from pathlib import Path
@@ -106,8 +107,8 @@ def test_patterns_and_short_names(vos: Client, put: Callable[..., None]) -> None
 def test_a_big_container_is_listed_whole(vos: Client, served: Daemon) -> None:
     """520 children: the client's own interface asks for a second page after 500."""
     names = [f"n{number:03}" for number in range(520)]
-    for name in names:
-        store(served, f"{vos.folder}/{name}", b"x")
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda name: store(served, f"{vos.folder}/{name}", b"x"), names))
     assert vos.run("vls", vos.uri()).lines == names
     script = (
         "import sys, vos\n"

@@ -15,11 +15,11 @@ CAROL, PASSWORD = "carol", "correct horse: battery#staple"
 
 @pytest.fixture(scope="module")
 def doors(served: Daemon) -> Iterator[str]:
-    """A public container with a public and a private file, and one that carol owns; its path."""
+    """A public container with a public and a private file, and a container that carol may write to; its path."""
     done = vosfsd("user", *where(served), CAROL, "--groups", "friends", data=PASSWORD + "\n")
     assert done.returncode == 0, done.stderr
     update(served, "/", properties={"ispublic": "true"})
-    create(served, "/doors", "ContainerNode", properties={"ispublic": "true", "groupwrite": ""})
+    create(served, "/doors", "ContainerNode", properties={"ispublic": "true", "groupread": "", "groupwrite": ""})
     create(served, "/doors/shared", "ContainerNode", properties={"groupwrite": "friends"})
     store(served, "/doors/open", b"for all\n")
     store(served, "/doors/shut", b"for some\n")
@@ -49,9 +49,13 @@ def carol(served: Daemon, doors: str, tmp_path: Path) -> Callable[[str], Client]
 
 def test_without_credentials_what_is_public_can_be_read(nobody: Client, served: Daemon) -> None:
     listed, _, printed = nobody.together(
-        ("vls", nobody.uri()), ("vcp", nobody.uri("open"), nobody.home / "open"), ("vcat", nobody.uri("open"))
+        ("vls", "-l", nobody.uri()), ("vcp", nobody.uri("open"), nobody.home / "open"), ("vcat", nobody.uri("open"))
     )
-    assert (listed.lines, printed.out) == (["open", "shared", "shut"], "for all\n\n\n")
+    # What is shut is listed too: its rights are its own, its name is its container's.
+    assert [(row.split()[0], row.split()[-1]) for row in listed.lines] == [
+        ("-rw----r--", "open"), ("drw--w-r--", "shared"), ("-rw-------", "shut"),
+    ]  # fmt: skip
+    assert printed.out == "for all\n\n\n"
     assert (nobody.home / "open").read_bytes() == b"for all\n"
     (nobody.home / "new").write_bytes(b"new")
     nobody.all_fail(
