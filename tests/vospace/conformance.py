@@ -153,8 +153,9 @@ def _table(header: list[str], rows: list[list[str]]) -> str:
 
 
 def add_option(parser: pytest.Parser) -> None:
-    """``--conformance FILE``."""
+    """``--conformance FILE`` and ``--on-postgresql``."""
     parser.addoption("--conformance", metavar="FILE", type=Path, help="write the table of requirements to FILE")
+    parser.addoption("--on-postgresql", action="store_true", help="test conformance on PostgreSQL instead of SQLite")
 
 
 def configure(config: pytest.Config) -> None:

@@ -14,9 +14,15 @@ from tests.vospace.support import PULL, WAIT_CAP_S, ThirdParty, new_job, transfe
 
 
 @pytest.fixture(scope="session")
-def space(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
-    """A daemon with the defaults: the root is everybody's to read, the group ``everybody`` may write to it."""
-    daemon = start_daemon(tmp_path_factory.mktemp("vospace") / "space")
+def dsn(request: pytest.FixtureRequest) -> str:
+    """The database of the shared space; empty for SQLite."""
+    return request.getfixturevalue("postgres") if request.config.getoption("--on-postgresql") else ""
+
+
+@pytest.fixture(scope="session")
+def space(tmp_path_factory: pytest.TempPathFactory, dsn: str) -> Iterator[Daemon]:
+    """A daemon with the defaults, whose root everybody may read."""
+    daemon = start_daemon(tmp_path_factory.mktemp("vospace") / "space", "--dsn", dsn)
     assert update(daemon, "", properties={"publicread": "true"})[0] == 200
     yield daemon
     assert daemon.stop() == 0
@@ -33,15 +39,15 @@ def folder(space: Daemon) -> Iterator[str]:
 
 
 @pytest.fixture(scope="session")
-def alice(space: Daemon) -> dict[str, str]:
+def alice(space: Daemon, dsn: str) -> dict[str, str]:
     """Headers of a user who is in the group ``team``."""
-    return make_user(space, "alice", "team")
+    return make_user(space, "alice", "team", dsn)
 
 
 @pytest.fixture(scope="session")
-def bob(space: Daemon) -> dict[str, str]:
+def bob(space: Daemon, dsn: str) -> dict[str, str]:
     """Headers of a user who is in no group."""
-    return make_user(space, "bob")
+    return make_user(space, "bob", "", dsn)
 
 
 @pytest.fixture

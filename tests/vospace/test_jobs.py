@@ -121,6 +121,16 @@ def test_run_twice(executing: Job) -> None:
     assert executing.phase() == "EXECUTING"
 
 
+@holds("R373", "R374")
+def test_of_many_runs_one_counts(space: Daemon, folder: str) -> None:
+    create(space, f"{folder}/from")
+    job = new_job(space, transfer(f"{ROOT}{folder}/from", f"{ROOT}{folder}/to", keep="true"))
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        statuses = list(pool.map(lambda _: job.post("/phase", PHASE="RUN")[0], range(8)))
+    assert sorted(statuses) == [303] + [403] * 7
+    job.completed()
+
+
 @holds("R377")
 def test_abort_stops_and_keeps(executing: Job) -> None:
     before = executing.results()

@@ -313,6 +313,22 @@ def test_a_copy_is_seen_whole_or_not_at_all(space: Daemon, folder: str) -> None:
     assert len(names(space, f"{folder}/copy")) == 300
 
 
+@holds("R165", "R194")
+def test_a_copy_that_is_aborted(space: Daemon, folder: str) -> None:
+    create(space, f"{folder}/tree", "ContainerNode")
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        assert set(pool.map(lambda n: create(space, f"{folder}/tree/n{n:03d}")[0], range(200))) == {201}
+    for number in range(3):
+        job = new_job(space, transfer(f"{ROOT}{folder}/tree", f"{ROOT}{folder}/copy{number}", keep=COPY))
+        with concurrent.futures.ThreadPoolExecutor(2) as pool:
+            running = pool.submit(job.post, "/phase", PHASE="RUN")
+            aborting = pool.submit(job.post, "/phase", PHASE="ABORT")
+            assert {running.result()[0], aborting.result()[0]} <= {303, 403}
+        phase = job.ended()
+        assert exists(space, f"{folder}/copy{number}") == (phase == "COMPLETED") and phase in ("COMPLETED", "ABORTED")
+        assert phase == "ABORTED" or len(names(space, f"{folder}/copy{number}")) == 200
+
+
 @holds("R152")
 def test_a_move_on_synctrans(space: Daemon, folder: str, tree: str, keep: str) -> None:
     job = synctrans(space, transfer(ROOT + tree, f"{ROOT}{folder}/new", keep=keep))

@@ -206,6 +206,16 @@ def test_a_push_is_done_once(space: Daemon, folder: str) -> None:
     assert (job.phase(), fetch(space, f"{folder}/n")) == ("COMPLETED", b"first")
 
 
+@holds("R189", "R236", "R196")
+def test_of_many_uploads_one_counts(space: Daemon, folder: str) -> None:
+    url = synctrans(space, transfer(f"{ROOT}{folder}/n", PUSH, ["httpput"])).endpoint()
+    contents = [bytes([65 + number]) * 100_000 for number in range(6)]
+    with concurrent.futures.ThreadPoolExecutor(6) as pool:
+        statuses = list(pool.map(lambda data: space.request("PUT", url, data, auth=False)[0], contents))
+    assert statuses.count(201) == 1 and all(status == 201 or 400 <= status < 500 for status in statuses)
+    assert fetch(space, f"{folder}/n") == contents[statuses.index(201)]
+
+
 @holds("R196", "R269")
 def test_an_end_point_is_for_what_was_negotiated(space: Daemon, folder: str) -> None:
     store(space, f"{folder}/n", b"old")
