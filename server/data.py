@@ -34,7 +34,7 @@ from vosfs.metadata import content
 from vosfs.metadata.job import Job
 from vosfs.metadata.messages import Stored
 from vosfs.metadata.node import CONTAINER, DATA, LINK, Blob, Content, Extent, NewNode, Node
-from vosfs.metadata.store import READ, WRITE, Anyone
+from vosfs.metadata.store import READ, WRITE, Anyone, check_guard
 from vosfs.uri import RESERVED_NAMES, Path, check_name
 
 DIGEST_BYTES_MAX = 64 << 20
@@ -158,6 +158,7 @@ async def put(
         if node.kind != DATA:
             raise IsContainer(f"{service.authority.uri(path)} holds no bytes")
         subject.permit(node, WRITE)
+        check_guard(node, service.authority.uri(path))
         if request.header(b"x-put-txn-op") == "start" and request.length == 0:
             # The vos client announces a long upload: it must not empty the file (clients-and-demands, section 1.5).
             return Response(200)
@@ -388,7 +389,8 @@ async def _push(
     announced = request.header(b"x-put-txn-op") == "start" and request.length == 0
     if job is None or announced:
         return await receive_all()
-    return await jobs.upload(job, receive_all)
+    # The vos client compares digests afterwards, and sends the same again when the first time went wrong.
+    return await jobs.upload(job, receive_all, again=bool(request.header(b"x-put-txn-op")))
 
 
 async def blobs(service: Service, request: Request, name: str) -> Response:

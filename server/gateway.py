@@ -17,7 +17,7 @@ from server.access import Subject
 from server.http import Request, Response
 from server.service import Service, check_texts, packed
 from vosfs.backends.backend import Backend
-from vosfs.errors import InvalidArgument, PermissionDenied, VOSpaceError
+from vosfs.errors import InvalidArgument, InvalidURI, PermissionDenied, VOSpaceError
 from vosfs.metadata import content, xml
 from vosfs.metadata import messages as m
 from vosfs.metadata.node import (
@@ -59,7 +59,7 @@ class Gateway:
         self._handlers: dict[type, Callable[[Any, Subject, Anyone], Awaitable[object]]] = {
             m.Hello: self._hello,
             m.Lookup: self._lookup,
-            m.Get: lambda r, s, c: self._store.get(r.id, c),
+            m.Get: self._get,
             m.Children: self._children,
             m.Create: self._create,
             m.Link: lambda r, s, c: self._store.link(r.id, r.parent, _name(r.name), c),
@@ -99,7 +99,22 @@ class Gateway:
         if not 0 < r.limit <= PAGE_NODES_MAX:
             raise InvalidArgument(f"a page has 1 to {PAGE_NODES_MAX} nodes")
         page = await self._store.children(r.parent, r.after, r.limit, caller)
-        return [m.Entry(name, node) for name, node in page]
+        return [m.Entry(name, await self._as_symlink(node)) for name, node in page]
+
+    async def _get(self, r: m.Get, subject: Subject, caller: Anyone) -> Node:
+        return await self._as_symlink(await self._store.get(r.id, caller))
+
+    async def _as_symlink(self, node: Node) -> Node:
+        """A LinkNode whose target is a ``vos:`` URI of this space, as a symbolic link that leads there in any mount."""
+        if node.kind != LINK or not node.target.startswith(b"vos://"):
+            return node
+        try:
+            path = self._service.authority.path(node.target.decode("ascii", "replace"))
+        except InvalidURI:
+            return node
+        up = [b".."] * await self._store.depth(node.id)
+        target = b"/".join([*up, *path]) or b"."
+        return msgspec.structs.replace(node, target=target, length=len(target))
 
     async def _create(self, r: m.Create, subject: Subject, caller: Anyone) -> Node:
         new = r.new
@@ -139,7 +154,7 @@ class Gateway:
 
     async def _lookup(self, r: m.Lookup, subject: Subject, caller: Anyone) -> Found:
         found = await self._store.find(r.parent, r.name, caller)
-        return Found(found.node, None if found.extents is None else self._leased(found.extents))
+        return Found(await self._as_symlink(found.node), None if found.extents is None else self._leased(found.extents))
 
     async def _open(self, r: m.Open, subject: Subject, caller: Anyone) -> Content:
         found = await self._store.open(r.id, caller)

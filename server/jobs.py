@@ -493,14 +493,14 @@ class Jobs:
             raise PermissionDenied("the transfer is over")
         return job
 
-    async def upload(self, job: Job, work: Callable[[], Awaitable[Response]]) -> Response:
+    async def upload(self, job: Job, work: Callable[[], Awaitable[Response]], again: bool = False) -> Response:
         """Take the bytes of a push job, which ``work`` does; an abort of the job stops it.
 
-        PermissionDenied if they came already: a push end-point is for one upload (R196).
+        PermissionDenied if they came already: a push end-point is for one upload (R196); unless ``again``.
         """
         state = state_of(job)
-        state.uploading = True
-        if not await self.change(job, state, EXECUTING, (EXECUTING,)):
+        state.uploading, state.waiting = True, True
+        if not await self.change(job, state, EXECUTING, (EXECUTING, COMPLETED) if again else (EXECUTING,)):
             raise PermissionDenied("the transfer that this end-point was for is over")
         error: VOSpaceError = TransferFailed("the upload broke off")
         response: Response | None = None

@@ -13,15 +13,14 @@ from server.service import Service, Trace, check_texts, xml
 from server.walk import below
 from vosfs.errors import (
     DuplicateNode,
-    Immutable,
     InvalidArgument,
     InvalidURI,
     NodeNotFound,
     PermissionDenied,
 )
 from vosfs.metadata import xml as documents
-from vosfs.metadata.node import CONTAINER, CORE, LINK, Attributes, NewNode, Node
-from vosfs.metadata.store import PAGE_NODES_MAX, READ, WRITE, Anyone
+from vosfs.metadata.node import CONTAINER, CORE, LINK, LOCKED, Attributes, NewNode, Node
+from vosfs.metadata.store import PAGE_NODES_MAX, READ, WRITE, Anyone, check_guard
 from vosfs.uri import RESERVED_NAMES, Path, check_name
 
 DETAILS = ("min", "max", "properties")
@@ -120,6 +119,11 @@ def _split(
                 attributes.public = _boolean(uri, value or "false")
             elif name == "immutable":
                 attributes.immutable = _boolean(uri, value or "false")
+            elif uri == documents.LOCK or name == "islocked":
+                if _boolean(uri, value or "false"):
+                    attributes.immutable = LOCKED
+                elif node is not None and node.immutable == LOCKED:
+                    attributes.immutable = 0
             elif name == "type":
                 attributes.content_type = (value or "").strip()[:200]
             elif name == "groupread":
@@ -161,9 +165,9 @@ async def get_node(service: Service, request: Request, path: Path, subject: Subj
         if not child or child[:-1] != path:
             raise InvalidURI(f"{given['uri'][:200]} is not a child of {service.authority.uri(path)}")
         start = child[-1]
-    if given.get("sort") in SORT_KEYS:
+    if given.get("sort") in SORT_KEYS or given.get("order", "").lower() == "desc":
         descending = given.get("order", "asc").lower() == "desc"
-        return await _sorted(service, subject, trace, detail, start, limit, given["sort"], descending)
+        return await _sorted(service, subject, trace, detail, start, limit, given.get("sort", ""), descending)
     return await _listing(service, subject, trace, detail, start, limit)
 
 
@@ -190,7 +194,7 @@ async def _sorted(
             break
         after = page[-1][0] + b"\0"
         await trio.lowlevel.checkpoint()
-    found.sort(key=SORT_KEYS[by], reverse=descending)  # type: ignore[arg-type]
+    found.sort(key=SORT_KEYS.get(by, lambda child: child[0]), reverse=descending)  # type: ignore[arg-type]
     first = next((i for i, child in enumerate(found) if child[0] == start), 0) if start else 0
     page = found[first : None if limit is None else first + limit]
     return xml((_open(service, trace, detail) + _children(service, subject, path, page, detail) + _CLOSE).encode())
@@ -307,8 +311,7 @@ async def check_tree(service: Service, top: Node, subject: Subject) -> int:
         count += 1
         if node.kind == CONTAINER:
             subject.permit(node, WRITE)
-        if node.immutable:
-            raise Immutable("something below the node is read-only")
+        check_guard(node, "something below the node")
     return count
 
 

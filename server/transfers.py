@@ -35,7 +35,7 @@ from vosfs.metadata import xml as documents
 from vosfs.metadata.job import COMPLETED as DONE
 from vosfs.metadata.job import ERROR, EXECUTING
 from vosfs.metadata.node import CONTAINER, CORE, DATA, LINK, Node
-from vosfs.metadata.store import READ, WRITE, Anyone
+from vosfs.metadata.store import READ, WRITE, Anyone, check_guard
 from vosfs.uri import Path, check_name
 
 PUSH, PULL = "pushToVoSpace", "pullFromVoSpace"
@@ -220,6 +220,7 @@ async def destination_of(service: Service, path: Path, subject: Subject, view: s
         raise ViewNotSupported(f"{view or 'none'} of the container {service.authority.uri(path)}"[:300])
     if node is not None:
         subject.permit(node, WRITE)
+        check_guard(node, service.authority.uri(path))
         if service.busy[node.id]:
             raise NodeBusy(service.authority.uri(path))
     return path, node

@@ -29,12 +29,12 @@ CAPABILITIES = [
     ("ivo://ivoa.net/std/VOSpace/v2.0#views", "views", "full", True),
     ("ivo://ivoa.net/std/VOSpace/v2.0#properties", "properties", "full", True),
     ("ivo://ivoa.net/std/VOSpace/v2.0#nodes", "nodes", "base", True),
-    ("ivo://ivoa.net/std/VOSpace/v2.0#transfers", "transfers", "full", True),
-    ("ivo://ivoa.net/std/VOSpace#sync-2.1", "synctrans", "full", True),
+    ("ivo://ivoa.net/std/VOSpace/v2.0#transfers", "transfers", "base", True),
+    ("ivo://ivoa.net/std/VOSpace#sync-2.1", "synctrans", "base", True),
     ("ivo://ivoa.net/std/VOSpace/v2.0#sync", "sync", "full", True),
     ("ivo://ivoa.net/std/VOSpace#files-proto", "files", "base", True),
-    ("ivo://ivoa.net/std/VOSpace#recursive-delete-proto", "async-delete", "full", True),
-    ("ivo://ivoa.net/std/VOSpace#recursive-nodeprops-proto", "async-setprops", "full", True),
+    ("ivo://ivoa.net/std/VOSpace#recursive-delete-proto", "async-delete", "base", True),
+    ("ivo://ivoa.net/std/VOSpace#recursive-nodeprops-proto", "async-setprops", "base", True),
     ("vos://cadc.nrc.ca~vospace/CADC/std/Pkg-1.0", "pkg", "full", True),
 ]
 """(standardID, path, use, whether credentials are heeded) of each end-point (spec: vospace-2.1, section 1.0)."""

@@ -32,6 +32,12 @@ class Immutable(PermissionDenied):
     errno = errno.EROFS
 
 
+class NodeLocked(VOSpaceError):
+    """Somebody locked the node; whoever may write it can unlock it."""
+
+    fault, status, errno = "NodeLocked", 423, errno.EPERM
+
+
 class NotAuthenticated(VOSpaceError):
     """Credentials were presented and are wrong or expired (decision A6: 401 with a challenge)."""
 

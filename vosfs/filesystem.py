@@ -27,7 +27,7 @@ from vosfs.errors import (
 from vosfs.metadata import xattr
 from vosfs.metadata.cached import COMPLETE_MAX, CachedTree
 from vosfs.metadata.node import CONTAINER, DATA, LINK, Attributes, Change, NewNode, Node, Usage
-from vosfs.metadata.store import PAGE_NODES_MAX
+from vosfs.metadata.store import PAGE_NODES_MAX, check_guard
 from vosfs.uri import RESERVED_NAMES, check_name
 
 log = logging.getLogger(__name__)
@@ -261,8 +261,8 @@ class FileSystem:
         node = self.tree.peek(id)
         if node is not None and node.kind == CONTAINER:
             raise IsContainer("a container")
-        if writable and node is not None and node.immutable:
-            raise Immutable("the node is read-only")
+        if writable and node is not None:
+            check_guard(node, "the node")
         file = await self.files.open(id)
         keep = file.kernel_version == file.node.version
         file.kernel_version = file.node.version

@@ -40,11 +40,11 @@ CHILDREN = 3000
 @pytest.mark.parametrize(
     ("given", "kept"),
     [
-        ("", "UnstructuredDataNode"),
-        ("Node", "UnstructuredDataNode"),
-        ("DataNode", "UnstructuredDataNode"),
-        ("UnstructuredDataNode", "UnstructuredDataNode"),
-        ("StructuredDataNode", "UnstructuredDataNode"),
+        ("", "DataNode"),
+        ("Node", "DataNode"),
+        ("DataNode", "DataNode"),
+        ("UnstructuredDataNode", "DataNode"),
+        ("StructuredDataNode", "DataNode"),
         ("ContainerNode", "ContainerNode"),
         ("LinkNode", "LinkNode"),
     ],

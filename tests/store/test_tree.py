@@ -13,6 +13,7 @@ from vosfs.errors import (
     Immutable,
     InvalidArgument,
     IsContainer,
+    NodeLocked,
     NodeNotFound,
     NotContainer,
     PermissionDenied,
@@ -22,7 +23,9 @@ from vosfs.errors import (
 from vosfs.metadata.node import (
     CONTAINER,
     DATA,
+    IMMUTABLE,
     LINK,
+    LOCKED,
     ROOT_ID,
     Attributes,
     Blob,
@@ -642,3 +645,26 @@ async def test_links_are_counted_under_concurrency(store: AnyStore) -> None:
         for box in boxes:
             nursery.start_soon(work, box)
     assert (await store.get(node.id)).nlink == 1 + 2 * len(boxes)
+
+
+async def test_a_lock_is_for_who_may_write(store: AnyStore) -> None:
+    file = await store.create(ROOT_ID, b"a", FILE)
+    writer = vetoing(OWN)
+    await store.set_attributes(file.id, Attributes(immutable=LOCKED), writer)
+    await refused(store, NodeLocked, store.remove, ROOT_ID, b"a", "leaf")
+    await refused(store, NodeLocked, store.rename, ROOT_ID, b"a", ROOT_ID, b"b", "")
+    await refused(store, NodeLocked, store.commit, file.id, None, 1, [Extent(0, 1, data=b"x")], [])
+    await refused(store, PermissionDenied, store.set_attributes, file.id, Attributes(immutable=IMMUTABLE), writer)
+    await store.set_attributes(file.id, Attributes(immutable=0), writer)
+    await store.set_attributes(file.id, Attributes(immutable=IMMUTABLE))
+    await refused(store, PermissionDenied, store.set_attributes, file.id, Attributes(immutable=0), writer)
+    await refused(store, PermissionDenied, store.set_attributes, file.id, Attributes(immutable=LOCKED), writer)
+
+
+async def test_depth(store: AnyStore) -> None:
+    a = await store.create(ROOT_ID, b"a", BOX)
+    b = await store.create(a.id, b"b", BOX)
+    link = await store.create(b.id, b"l", NewNode(LINK, target=b"x"))
+    assert [await store.depth(id) for id in (a.id, b.id, link.id)] == [0, 1, 2]
+    await store.rename(b.id, b"l", ROOT_ID, b"m")
+    assert await store.depth(link.id) == 0

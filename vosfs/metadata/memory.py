@@ -13,7 +13,6 @@ import msgspec
 from vosfs.errors import (
     ContainerNotEmpty,
     DuplicateNode,
-    Immutable,
     InvalidArgument,
     IsContainer,
     NodeNotFound,
@@ -43,7 +42,7 @@ from vosfs.metadata.node import (
     Usage,
 )
 from vosfs.metadata.sql import LINKS_MAX, OWNER_FIELDS, found_extents, new_id
-from vosfs.metadata.store import ANYONE, CHANGES_MAX, OWN, READ, WRITE, Caller
+from vosfs.metadata.store import ANYONE, CHANGES_MAX, OWN, READ, WRITE, Caller, check_guard, right_to_guard
 
 replace = msgspec.structs.replace
 
@@ -99,8 +98,7 @@ class MemoryStore:
         names = self._children(id)
         container = self._nodes[id]
         caller.permit(container, WRITE)
-        if container.immutable:
-            raise Immutable(f"container {id} is read-only")
+        check_guard(container, f"container {id}")
         if container.nlink == 0:
             raise NodeNotFound(f"container {id} was deleted")
         return names
@@ -108,8 +106,7 @@ class MemoryStore:
     def _changeable(self, id: int, caller: Caller, right: str) -> Node:
         node = self._node(id)
         caller.permit(node, right)
-        if node.immutable:
-            raise Immutable(f"node {id} is read-only")
+        check_guard(node, f"node {id}")
         return node
 
     def _touch(self, *ids: int) -> None:
@@ -192,8 +189,7 @@ class MemoryStore:
     async def remove(self, parent: int, name: bytes, kind: str, caller: Caller = ANYONE, durable: bool = False) -> Node:
         names = self._writable(parent, caller)
         node = self._child(parent, name)
-        if node.immutable:
-            raise Immutable(f"{name!r} is read-only")
+        check_guard(node, repr(name))
         if kind == "leaf" and node.kind == CONTAINER:
             raise IsContainer(f"{name!r} is a container")
         if kind == "empty" and self._children(node.id):
@@ -223,8 +219,9 @@ class MemoryStore:
         names, to_names = self._names[parent], self._names[to_parent]
         node = self._child(parent, name)
         other = self._nodes[to_names[to_name]] if to_name in to_names else None
-        if node.immutable or (other and other.immutable):
-            raise Immutable("a read-only node keeps its name")
+        check_guard(node, repr(name))
+        if other is not None:
+            check_guard(other, repr(to_name))
         if node.kind == CONTAINER and parent != to_parent:
             self._no_cycle(node.id, to_parent)
         if flag == "exchange":
@@ -264,7 +261,7 @@ class MemoryStore:
     async def set_attributes(self, id: int, change: Attributes, caller: Caller = ANYONE) -> Node:
         fields = {key: value for key, value in msgspec.structs.asdict(change).items() if value is not None}
         if "immutable" in fields:
-            caller.permit(self._node(id), OWN)
+            caller.permit(self._node(id), right_to_guard(self._node(id), fields["immutable"]))
         else:
             self._changeable(id, caller, OWN if any(key in fields for key in OWNER_FIELDS) else WRITE)
         if "target" in fields:
@@ -320,6 +317,13 @@ class MemoryStore:
             node = await self.create(parent, name, new, caller)
         changes = [Extent(0, max(node.length, length, 1)), *extents]
         return await self.commit(node.id, None, length, changes, blobs, mtime_ns, md5, True, caller)
+
+    async def depth(self, id: int) -> int:
+        at = next((parent for parent, names in self._names.items() if id in names.values()), ROOT_ID)
+        steps = 0
+        while at != ROOT_ID and at in self._parent:
+            at, steps = self._parent[at], steps + 1
+        return steps
 
     async def update(
         self, id: int, attributes: Attributes, change: dict[str, str | None], caller: Caller = ANYONE,

@@ -15,11 +15,16 @@ Time = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
 Mode = Annotated[int, msgspec.Meta(ge=0, le=0o7777)]
 Owner = Annotated[int, msgspec.Meta(ge=-1, le=2**32 - 1)]
 Flag = Annotated[int, msgspec.Meta(ge=0, le=1)]
+Guard = Annotated[int, msgspec.Meta(ge=0, le=2)]
 Text = Annotated[str, msgspec.Meta(max_length=4096)]
 """The bounds are checked where a message is decoded: what a database could not hold never gets that far."""
 
 CONTAINER, DATA, LINK = "container", "data", "link"
 """Kinds of node: ContainerNode, the DataNodes and LinkNode of VOSpace 2.1."""
+
+IMMUTABLE, LOCKED = 1, 2
+"""Why a node may not be changed: its owner said so for good (core#immutable), or somebody who may write it for a while
+(islocked, as the vos client has it)."""
 
 ROOT_ID = 1
 """Node id of every space's root, which is also FUSE's root inode."""
@@ -60,6 +65,7 @@ class Node(msgspec.Struct, array_like=True):
     group_read: str
     group_write: str
     immutable: int
+    """0, IMMUTABLE or LOCKED: name, bytes and children stay as they are."""
     content_type: str
     md5: str
     """Hexadecimal; empty while not known."""
@@ -148,7 +154,7 @@ class Attributes(msgspec.Struct, array_like=True):
     group_write: Text | None = None
     content_type: Text | None = None
     target: bytes | None = None
-    immutable: Flag | None = None
+    immutable: Guard | None = None
 
 
 class Change(msgspec.Struct, array_like=True):

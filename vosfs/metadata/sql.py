@@ -18,7 +18,6 @@ import msgspec
 from vosfs.errors import (
     ContainerNotEmpty,
     DuplicateNode,
-    Immutable,
     InvalidArgument,
     IsContainer,
     NodeNotFound,
@@ -44,12 +43,23 @@ from vosfs.metadata.node import (
     Node,
     Renamed,
 )
-from vosfs.metadata.store import FOUND_BYTES_MAX, FOUND_EXTENTS_MAX, OWN, READ, WRITE, Caller
+from vosfs.metadata.store import (
+    FOUND_BYTES_MAX,
+    FOUND_EXTENTS_MAX,
+    OWN,
+    READ,
+    WRITE,
+    Caller,
+    check_guard,
+    right_to_guard,
+)
 
 T = TypeVar("T")
 Rows = list[Any]
 Transaction = Generator[tuple[str, tuple[Any, ...]], Rows, T]
 
+DEPTH_MAX = 2048
+"""Half of PATH_MAX: no path is deeper."""
 LINKS_MAX = 65_000
 """Names of one node; what ext4 allows."""
 
@@ -311,8 +321,7 @@ def _check_writable(f: Frame, id: int, rows: Rows) -> Node:
     if container.kind != CONTAINER:
         raise NotContainer(f"node {id} is not a container")
     f.caller.permit(container, WRITE)
-    if container.immutable:
-        raise Immutable(f"container {id} is read-only")
+    check_guard(container, f"container {id}")
     if container.nlink == 0:
         raise NodeNotFound(f"container {id} was deleted")
     return container
@@ -384,8 +393,7 @@ def remove(f: Frame, parent: int, name: bytes, kind: str) -> Transaction[Node]:
     if not rows:
         raise NodeNotFound(repr(name))
     node = Node(*rows[0])
-    if node.immutable:
-        raise Immutable(f"{name!r} is read-only")
+    check_guard(node, repr(name))
     if kind == "leaf" and node.kind == CONTAINER:
         raise IsContainer(f"{name!r} is a container")
     if kind == "empty":
@@ -430,8 +438,9 @@ def rename(f: Frame, parent: int, name: bytes, to_parent: int, to_name: bytes, f
     node = Node(*rows[0])
     rows = yield CHILD + "{update_n}", (f.space, to_parent, to_name)
     other = Node(*rows[0]) if rows else None
-    if node.immutable or (other and other.immutable):
-        raise Immutable("a read-only node keeps its name")
+    check_guard(node, repr(name))
+    if other is not None:
+        check_guard(other, repr(to_name))
     if node.kind == CONTAINER and parent != to_parent:
         yield from _no_cycle(f, node.id, to_parent)
     if flag == "exchange":
@@ -495,8 +504,7 @@ def _replace(
 def _changeable(f: Frame, id: int, right: str) -> Transaction[Node]:
     node = yield from get(f, id, "{update}")
     f.caller.permit(node, right)
-    if node.immutable:
-        raise Immutable(f"node {id} is read-only")
+    check_guard(node, f"node {id}")
     return node
 
 
@@ -507,7 +515,7 @@ def set_attributes(f: Frame, id: int, change: Attributes) -> Transaction[Node]:
     fields = {key: value for key, value in msgspec.structs.asdict(change).items() if value is not None}
     if "immutable" in fields:
         node = yield from get(f, id, "{update}")
-        f.caller.permit(node, OWN)
+        f.caller.permit(node, right_to_guard(node, fields["immutable"]))
     else:
         node = yield from _changeable(f, id, OWN if any(key in fields for key in OWNER_FIELDS) else WRITE)
     if "target" in fields:
@@ -686,6 +694,16 @@ def trim(f: Frame, before_ns: int) -> Transaction[None]:
     yield "DELETE FROM token WHERE expires_ns < ?", (f.now_ns,)
 
 
+def depth(f: Frame, id: int) -> Transaction[int]:
+    at, steps = id, -1
+    while at != ROOT_ID and steps < DEPTH_MAX:
+        rows = yield "SELECT parent FROM node WHERE space = ? AND id = ?", (f.space, at)
+        if not rows:
+            break
+        at, steps = rows[0][0], steps + 1
+    return max(steps, 0)
+
+
 def undigested(f: Frame, rest_ns: int, limit: int) -> Transaction[list[int]]:
     rows = yield (
         "SELECT id FROM node WHERE space = ? AND md5 = '' AND kind = 'data' AND length > 0 AND immutable = 0"
@@ -793,7 +811,7 @@ Script = Callable[..., Transaction[Any]]
 
 READS: frozenset[Script] = frozenset((
     get, lookup, find, children, children_with_properties, trace, properties, changes, cursor, referenced, unreferenced,
-    used, secret, pick, properties_in_use, undigested,
+    used, secret, pick, properties_in_use, undigested, depth,
 ))  # fmt: skip
 """Scripts that only look: single statements, or ones that need not see the same moment.  All others begin a
 transaction before their first statement, so that what they checked still holds when they write."""

@@ -110,6 +110,9 @@ class SqlStore:
             sql.put_data, caller, durable, parent, name, new, length, extents, blobs, md5, clear, mtime_ns
         )
 
+    async def depth(self, id: int) -> int:
+        return await self._run(sql.depth, ANYONE, False, id)
+
     async def update(
         self, id: int, attributes: Attributes, change: dict[str, str | None], caller: Caller = ANYONE,
         durable: bool = True,

@@ -14,8 +14,10 @@ Contract, proved for every adapter by ``tests/store``:
 from collections.abc import Callable
 from typing import Protocol
 
+from vosfs.errors import Immutable, NodeLocked
 from vosfs.metadata.job import Chosen, Job
 from vosfs.metadata.node import (
+    LOCKED,
     Attributes,
     Blob,
     Change,
@@ -32,6 +34,20 @@ from vosfs.metadata.node import (
 
 READ, WRITE, OWN = "read", "write", "own"
 """Rights: see a node's bytes or children; change them; change who may."""
+
+
+def check_guard(node: Node, what: str) -> None:
+    """Immutable or NodeLocked unless a node may be changed."""
+    if node.immutable == LOCKED:
+        raise NodeLocked(f"{what} is locked: vlock to unlock it")
+    if node.immutable:
+        raise Immutable(f"{what} is read-only")
+
+
+def right_to_guard(node: Node, change: int) -> str:
+    """What it takes to change ``immutable``: locks are everybody's who may write, the rest is the owner's."""
+    return WRITE if {node.immutable, change} <= {0, LOCKED} else OWN
+
 
 PAGE_NODES_MAX = 1000
 """Longest page of a listing: 0.6 ms of SQLite in the event loop."""
@@ -181,6 +197,9 @@ class Store(Tree, Protocol):
         self, parent: int, name: bytes, to_parent: int, to_name: bytes, flag: str = "", caller: Caller = ANYONE,
         durable: bool = False,
     ) -> Renamed: ...  # fmt: skip
+
+    async def depth(self, id: int) -> int:
+        """How many containers lie between the root and a node: 0 for what is in the root."""
 
     async def update(
         self, id: int, attributes: Attributes, change: dict[str, str | None], caller: Caller = ANYONE,

@@ -14,7 +14,7 @@ import msgspec
 from lxml import etree
 
 from vosfs.errors import InvalidArgument, InvalidURI, ProtocolError, TooLarge, TypeNotSupported
-from vosfs.metadata.node import CONTAINER, CORE, DATA, LINK, Node
+from vosfs.metadata.node import CONTAINER, CORE, DATA, LINK, LOCKED, Node
 
 NS = "http://www.ivoa.net/xml/VOSpace/v2.0"
 """Of every VOSpace document, 2.0 and 2.1 (R4)."""
@@ -228,13 +228,22 @@ def timestamp(ns: int) -> str:
     return f"{_seconds(ns // 1_000_000_000)}.{ns // 1_000_000 % 1000:03d}"
 
 
+LOCK = "ivo://cadc.nrc.ca/vospace/core#islocked"
+"""What the vos client locks by."""
+
 READ_ONLY = frozenset(
     CORE + name for name in ("length", "mtime", "ctime", "btime", "date", "creator", "MD5", "availableSpace", "quota")
 )
 """Kept by the service (R344)."""
 
 AS_ATTRIBUTES = frozenset(
-    CORE + name for name in ("publicread", "ispublic", "groupread", "groupwrite", "type", "immutable")
+    [
+        LOCK,
+        *(
+            CORE + name
+            for name in ("publicread", "ispublic", "groupread", "groupwrite", "type", "immutable", "islocked")
+        ),
+    ]
 )
 """Understood, and kept as attributes of the node."""
 
@@ -262,7 +271,7 @@ def core_properties(node: Node) -> list[tuple[str, str, bool]]:
     if node.group_write:
         result.append((CORE + "groupwrite", node.group_write, False))
     if node.immutable:
-        result.append((CORE + "immutable", "true", False))
+        result.append((LOCK if node.immutable == LOCKED else CORE + "immutable", "true", False))
     return result
 
 
