@@ -36,15 +36,15 @@ CHILDREN = 3000
 # -- createNode ------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.holds("R46", "R47", "R52", "R53", "R55", "R71", "R74", "R322", "R324")
+@pytest.mark.holds("R46", "R47", "R52", "R53", "R71", "R74", "R322", "R324")
 @pytest.mark.parametrize(
     ("given", "kept"),
     [
-        ("", "UnstructuredDataNode"),
-        ("Node", "UnstructuredDataNode"),
-        ("DataNode", "UnstructuredDataNode"),
-        ("UnstructuredDataNode", "UnstructuredDataNode"),
-        ("StructuredDataNode", "UnstructuredDataNode"),
+        ("", "DataNode"),
+        ("Node", "DataNode"),
+        ("DataNode", "DataNode"),
+        ("UnstructuredDataNode", "DataNode"),
+        ("StructuredDataNode", "DataNode"),
         ("ContainerNode", "ContainerNode"),
         ("LinkNode", "LinkNode"),
     ],
