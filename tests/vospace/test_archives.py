@@ -187,7 +187,7 @@ def test_existing_names(space: Daemon, box: str, view: str) -> None:
 
 @holds("R280", "R281", "R138")
 @formats
-@pytest.mark.parametrize(("name", "kind"), [("a", "ContainerNode"), ("a", "LinkNode"), ("d", "UnstructuredDataNode")])
+@pytest.mark.parametrize(("name", "kind"), [("a", "ContainerNode"), ("a", "LinkNode"), ("d", "DataNode")])
 def test_existing_names_of_another_type(space: Daemon, box: str, view: str, name: str, kind: str) -> None:
     create(space, f"{box}/{name}", kind, target="urn:x:y" if kind == "LinkNode" else None)
     assert refused(push(space, box, pack(view, {"first": b"1", **FILES, "z": b"2"}), view), "DuplicateNode")

@@ -88,12 +88,12 @@ def test_accepts_is_filled_in(space: Daemon, folder: str) -> None:
     assert root.find(VOS + "provides") is not None
 
 
-@pytest.mark.holds("R46", "R53", "R52", "R55", "R47")
+@pytest.mark.holds("R46", "R53", "R52", "R47")
 @pytest.mark.parametrize(
     ("given", "kept"),
     [
-        ("", "UnstructuredDataNode"), ("Node", "UnstructuredDataNode"), ("DataNode", "UnstructuredDataNode"),
-        ("UnstructuredDataNode", "UnstructuredDataNode"), ("StructuredDataNode", "UnstructuredDataNode"),
+        ("", "DataNode"), ("Node", "DataNode"), ("DataNode", "DataNode"), ("UnstructuredDataNode", "DataNode"),
+        ("StructuredDataNode", "DataNode"),
         ("ContainerNode", "ContainerNode"), ("LinkNode", "LinkNode"),
     ],
 )  # fmt: skip

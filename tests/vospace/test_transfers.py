@@ -69,6 +69,18 @@ def test_the_whole_request_is_understood_and_echoed(space: Daemon, folder: str) 
     assert echoed.findtext(VOS + "target") == f"{ROOT}{folder}/n"
 
 
+@holds("R350", "R353", "R166", "R169")
+@pytest.mark.parametrize("original", ["", "true", "false"])
+@pytest.mark.parametrize("uri", [CORE + "binaryview", "urn:x:view", "http://example.org/views#v"])
+def test_a_view_is_understood_whole(space: Daemon, folder: str, uri: str, original: str) -> None:
+    attribute = f' original="{original}"'.encode() if original else b""
+    document = transfer(f"{ROOT}{folder}/n", PULL, ["httpget"], uri, view_params={"urn:x:a": "1 & 2", "urn:x:b": ""})
+    job = new_job(space, document.replace(uri.encode() + b'"', uri.encode() + b'"' + attribute))
+    (view,) = job.document().iterfind(f"{UWS}jobInfo/{VOS}transfer/{VOS}view")
+    assert (view.get("uri"), view.get("original", "true")) == (uri, original or "true")
+    assert [(e.get("uri"), e.text or "") for e in view] == [("urn:x:a", "1 & 2"), ("urn:x:b", "")]
+
+
 @holds("R170", "R171", "R183", "R184", "R185", "R174", "R43", "R240", "R239")
 @pytest.mark.parametrize("how", [synctrans, ran])
 @pytest.mark.parametrize(("direction", "protocol"), [(PUSH, "httpput"), (PULL, "httpget")])
