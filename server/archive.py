@@ -7,6 +7,7 @@ container and joins its own in one step: all of it or nothing.
 
 import calendar
 import io
+import itertools
 import queue
 import secrets
 import stat
@@ -89,8 +90,14 @@ def _top_name(path: Path) -> bytes:
 
 async def _members(service: Service, tops: Tops, subject: Subject) -> AsyncIterator[tuple[Path, Node, bytes]]:
     """(path in the archive, node, link text) of each member."""
+    seen: set[bytes] = set()
     for place, top in tops:
         name = _top_name(place)
+        for number in itertools.count(2):
+            if name not in seen:
+                break
+            name = b"%s-%d" % (_top_name(place), number)
+        seen.add(name)
         yield (name,), top, b""
         if top.kind != CONTAINER:
             continue

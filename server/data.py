@@ -374,11 +374,7 @@ async def _push(
 ) -> Response:
     """A push end-point's PUT; its job, if it has one, tells how it went (R235, R267) and can stop it (R194)."""
 
-    async def confirm() -> None:
-        if job is not None:
-            await jobs.endpoint_job(job.id)
-
-    async def receive_all() -> Response:
+    async def receive_all(confirm: Callable[[], Awaitable[None]]) -> Response:
         if allowed.view:
             node = await service.find(allowed.path, subject)
             subject.permit(node, WRITE)
@@ -388,7 +384,7 @@ async def _push(
 
     announced = request.header(b"x-put-txn-op") == "start" and request.length == 0
     if job is None or announced:
-        return await receive_all()
+        return await receive_all(trio.lowlevel.checkpoint)
     # The vos client compares digests afterwards, and sends the same again when the first time went wrong.
     return await jobs.upload(job, receive_all, again=bool(request.header(b"x-put-txn-op")))
 

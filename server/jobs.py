@@ -13,6 +13,7 @@ import logging
 import secrets
 import time
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Any, Protocol
 
 import msgspec
@@ -59,6 +60,8 @@ RUNNING_MAX = 4
 """Long jobs at once; more are QUEUED."""
 QUEUED_MAX = 1000
 """More are HELD: their client must say RUN again."""
+CLOSING_S = 10.0
+"""How long an abort that came too late waits for the job's end."""
 EAGER_S = 0.1
 """How long an answer waits for its job's end: short jobs are over before the first poll."""
 WAIT_S_MAX = 50.0
@@ -170,6 +173,8 @@ class Jobs:
         self._queued = 0
         self.changed = trio.Event()
         """Replaced by a fresh one when any job changes."""
+        self._closing: dict[str, trio.Event] = {}
+        """Jobs whose work is becoming visible, until they are over: too late for an abort."""
         self._soon: list[tuple[int, str]] = []
         """Heap of (when, id) of limits that clients set and that end before house-keeping comes by."""
         self._sooner = trio.Event()
@@ -243,6 +248,10 @@ class Jobs:
 
     async def abort(self, job: Job) -> None:
         """ABORT: what runs is stopped, what it made so far stays invisible (R194, R377)."""
+        closing = self._closing.get(job.id)
+        if closing is not None:
+            with trio.move_on_after(CLOSING_S):
+                await closing.wait()
         state = state_of(job)
         state.ended_ns = time.time_ns()
         if not await self.change(job, state, ABORTED, OPEN):
@@ -313,10 +322,13 @@ class Jobs:
             whole = True
         finally:
             self._running.pop(job.id, None)
+            closing = self._closing.pop(job.id, None)
             state.ended_ns = 0 if phase in (SUSPENDED, EXECUTING) else time.time_ns()
             if whole or kind.resumable(request):
                 with trio.CancelScope(shield=True, deadline=trio.current_time() + 5):
                     await self.change(job, state, phase, (EXECUTING,))
+            if closing is not None:
+                closing.set()
 
     async def _work(self, job: Job, state: State, kind: Kind, request: Any) -> str:
         """Do the job's work; the phase that it ends in."""
@@ -325,7 +337,7 @@ class Jobs:
 
             async def confirm() -> None:
                 if job.document:
-                    await self.endpoint_job(job.id)
+                    await self.close(job, state)
 
             execution = Execution(job, subject, request, confirm)
             await kind.run(self.service, execution)
@@ -338,6 +350,13 @@ class Jobs:
             state.results, state.waiting = execution.results, execution.waiting
             return EXECUTING if state.waiting else COMPLETED
         return ERROR
+
+    async def close(self, job: Job, state: State) -> None:
+        """The job's work is about to show: from here on no abort is taken.  PermissionDenied if one came before."""
+        self._closing[job.id] = trio.Event()
+        if not await self.change(job, state, EXECUTING, (EXECUTING,)):
+            self._closing.pop(job.id).set()
+            raise PermissionDenied("the job was aborted")
 
     async def _heed(self, id: str, scope: trio.CancelScope) -> None:
         """Stop a job that another process aborted or deleted."""
@@ -493,21 +512,28 @@ class Jobs:
             raise PermissionDenied("the transfer is over")
         return job
 
-    async def upload(self, job: Job, work: Callable[[], Awaitable[Response]], again: bool = False) -> Response:
+    async def upload(
+        self, job: Job, work: Callable[[Callable[[], Awaitable[None]]], Awaitable[Response]], again: bool = False
+    ) -> Response:
         """Take the bytes of a push job, which ``work`` does; an abort of the job stops it.
+
+        ``work`` is given what it must await before anything shows.
 
         PermissionDenied if they came already: a push end-point is for one upload (R196); unless ``again``.
         """
         state = state_of(job)
         state.uploading, state.waiting = True, True
+        scope = trio.CancelScope()
+        if self._running.setdefault(job.id, scope) is not scope:
+            raise PermissionDenied("an upload to this end-point is under way")
         if not await self.change(job, state, EXECUTING, (EXECUTING, COMPLETED) if again else (EXECUTING,)):
+            self._running.pop(job.id)
             raise PermissionDenied("the transfer that this end-point was for is over")
         error: VOSpaceError = TransferFailed("the upload broke off")
         response: Response | None = None
         try:
-            with trio.CancelScope() as scope:
-                self._running[job.id] = scope
-                response = await work()
+            with scope:
+                response = await work(partial(self.close, job, state))
             if response is None:
                 raise PermissionDenied("the transfer was aborted")
             return response
@@ -516,6 +542,7 @@ class Jobs:
             raise
         finally:
             self._running.pop(job.id, None)
+            closing = self._closing.pop(job.id, None)
             state.uploading = False
             phase = COMPLETED
             if response is None:
@@ -526,6 +553,8 @@ class Jobs:
                 state.ended_ns = time.time_ns()
             with trio.CancelScope(shield=True):
                 await self.change(job, state, phase, (EXECUTING,))
+            if closing is not None:
+                closing.set()
 
 
 def new_id() -> str:

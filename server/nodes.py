@@ -165,7 +165,8 @@ async def get_node(service: Service, request: Request, path: Path, subject: Subj
         if not child or child[:-1] != path:
             raise InvalidURI(f"{given['uri'][:200]} is not a child of {service.authority.uri(path)}")
         start = child[-1]
-    if given.get("sort") in SORT_KEYS or given.get("order", "").lower() == "desc":
+    # A key that means nothing here leaves the order as it is: a client would not survive a refusal.
+    if given.get("sort", "") in ("", *SORT_KEYS) and (given.get("sort") or given.get("order", "").lower() == "desc"):
         descending = given.get("order", "asc").lower() == "desc"
         return await _sorted(service, subject, trace, detail, start, limit, given.get("sort", ""), descending)
     return await _listing(service, subject, trace, detail, start, limit)

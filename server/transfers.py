@@ -337,6 +337,7 @@ async def _move_or_copy(service: Service, execution: Any, transfer: documents.Tr
         subject.permit(parent, WRITE)
         await copying.copy(service.store, subject, node, parent, name, execution.id, execution.confirm)
         return target
+    await execution.confirm()
     try:
         await service.store.rename(
             source.parent().id, source.path[-1], parent.id, name, "keep", caller, durable=True

@@ -1,6 +1,6 @@
 """Going through a tree, page by page, so that others get their turn and memory stays flat."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 
 import trio
 
@@ -13,8 +13,13 @@ DEPTH_MAX = 2048
 """Half of PATH_MAX: no path in the space is deeper."""
 
 
-async def below(store: Store, top: Node, subject: Subject) -> AsyncIterator[tuple[Path, Node]]:
-    """Every node below ``top``, parents first, with its path from there; what the subject may not read is left out."""
+async def below(
+    store: Store, top: Node, subject: Subject, left_out: Callable[[Node], None] = lambda node: None
+) -> AsyncIterator[tuple[Path, Node]]:
+    """Every node below ``top``, parents first, with its path from there.
+
+    What the subject may not read, and whatever is below that, is left out; ``left_out`` is told.
+    """
     todo: list[tuple[Path, int, bytes]] = [((), top.id, b"")]
     while todo:
         path, id, after = todo.pop()
@@ -23,6 +28,7 @@ async def below(store: Store, top: Node, subject: Subject) -> AsyncIterator[tupl
             todo.append((path, id, page[-1][0]))
         for name, node in page:
             if not subject.may(node, READ):
+                left_out(node)
                 continue
             yield (*path, name), node
             if node.kind == CONTAINER and len(path) < DEPTH_MAX:

@@ -25,8 +25,8 @@ STANDARD = {
     "ivo://ivoa.net/std/VOSpace/v2.0#views": ("views", "full"),
     "ivo://ivoa.net/std/VOSpace/v2.0#properties": ("properties", "full"),
     "ivo://ivoa.net/std/VOSpace/v2.0#nodes": ("nodes", "base"),
-    "ivo://ivoa.net/std/VOSpace/v2.0#transfers": ("transfers", "full"),
-    "ivo://ivoa.net/std/VOSpace#sync-2.1": ("synctrans", "full"),
+    "ivo://ivoa.net/std/VOSpace/v2.0#transfers": ("transfers", "base"),
+    "ivo://ivoa.net/std/VOSpace#sync-2.1": ("synctrans", "base"),
     "ivo://ivoa.net/std/VOSpace/v2.0#sync": ("sync", "full"),
     "ivo://ivoa.net/std/VOSpace#files-proto": ("files", "base"),
 }

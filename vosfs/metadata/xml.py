@@ -70,6 +70,7 @@ class Transfer(msgspec.Struct):
     keep_bytes: bool | None = None
     params: dict[str, str] = {}
     view_params: dict[str, str] = {}
+    view_original: bool = True
 
 
 # -- reading ---------------------------------------------------------------------------------------------------
@@ -194,6 +195,7 @@ def parse_transfer(body: bytes) -> Transfer:
     return Transfer(
         text("target"), text("direction"), "" if view is None else view.get("uri", ""), protocols,
         _true(keep) if keep else None, params(root), {} if view is None else params(view),
+        view is None or _true(view.get("original", "true")),
     )  # fmt: skip
 
 
@@ -339,7 +341,7 @@ def new_node(kind: str, uri: str, properties: Mapping[str, str | None], target: 
         else f'<vos:property uri="{escape(key)}">{escape(value)}</vos:property>'
         for key, value in properties.items()
     ]  # fmt: skip
-    tail = f"<vos:target>{escape(target)}</vos:target>" if target else ""
+    tail = f"<vos:target>{escape(target)}</vos:target>" if target else "<vos:nodes/>" * (kind == CONTAINER)
     return (
         f'{_HEAD.format("node")} version="2.1" uri="{escape(uri)}" xsi:type="{TYPE_OF[kind]}">'
         f"<vos:properties>{''.join(lines)}</vos:properties>{tail}</vos:node>"
@@ -374,7 +376,8 @@ def transfer_request(transfer: Transfer) -> bytes:
         f"<vos:target>{escape(transfer.target)}</vos:target><vos:direction>{escape(transfer.direction)}</vos:direction>",
     ]
     if transfer.view:
-        lines.append(f'<vos:view uri="{escape(transfer.view)}">{_params(transfer.view_params)}</vos:view>')
+        original = "" if transfer.view_original else ' original="false"'
+        lines.append(f'<vos:view uri="{escape(transfer.view)}"{original}>{_params(transfer.view_params)}</vos:view>')
     for protocol in transfer.protocols:
         endpoint = f"<vos:endpoint>{escape(protocol.endpoint)}</vos:endpoint>" if protocol.endpoint else ""
         methods = "".join(f'<vos:securityMethod uri="{escape(uri)}"/>' for uri in protocol.security_methods)
