@@ -201,3 +201,19 @@ def test_mtime_follows_the_bytes(space: Daemon, folder: str) -> None:
     eventually("a later mtime", later)
     after = node_at(space, f"{folder}/n").properties
     assert after["date"] == after["mtime"].removesuffix("Z") and after["btime"] == before["btime"]
+
+
+@pytest.mark.parametrize("uri", ["ivo://cadc.nrc.ca/vospace/core#islocked", CORE + "islocked"])
+def test_a_locked_node(space: Daemon, folder: str, uri: str) -> None:
+    """The vos client's lock: who may write may also unlock."""
+    store(space, f"{folder}/n", b"old")
+    assert update(space, f"{folder}/n", properties={uri: "true"})[0] == 200
+    for answer in (space.request("PUT", f"/files{folder}/n", b"new"), space.request("DELETE", f"/nodes{folder}/n")):
+        assert is_fault(answer, 423, "NodeLocked")
+    assert fetch(space, f"{folder}/n") == b"old"
+    assert any(
+        name.endswith("islocked") and text == "true" for name, text in node_at(space, f"{folder}/n").properties.items()
+    )
+    assert update(space, f"{folder}/n", properties={uri: NIL})[0] == 200
+    assert space.request("PUT", f"/files{folder}/n", b"new")[0] == 201
+    assert space.request("DELETE", f"/nodes{folder}/n")[0] == 204
