@@ -15,7 +15,7 @@ from urllib.parse import quote_from_bytes
 import msgspec
 import trio
 
-from server import archive
+from server import archive, unpack
 from server.access import Subject
 from server.http import Request, Response, Runs
 from server.jobs import Jobs
@@ -378,7 +378,7 @@ async def _push(
         if allowed.view:
             node = await service.find(allowed.path, subject)
             subject.permit(node, WRITE)
-            await archive.upload(service, request.receive, node, allowed.view, subject, confirm)
+            await unpack.upload(service, request.receive, node, allowed.view, subject, confirm)
             return Response(201)
         return await put(service, request, allowed.path, subject, Anyone("", subject.permit), True, confirm)
 

@@ -18,7 +18,7 @@ from urllib.parse import urljoin, urlsplit
 
 import trio
 
-from server import archive
+from server import archive, unpack
 from server.access import Subject
 from server.service import Service
 from vosfs.backends.backend import BlobReader
@@ -118,7 +118,7 @@ async def _fetch_one(
 ) -> None:  # fmt: skip
     if node is not None and node.kind == CONTAINER:
         receive = partial(_get, service, url)
-        await archive.upload(service, receive, node, archive.ARCHIVE_VIEWS[view], subject, confirm)
+        await unpack.upload(service, receive, node, archive.ARCHIVE_VIEWS[view], subject, confirm)
         return
     if path[-1] == b".null":
         await _get(service, url, lambda data: None)
