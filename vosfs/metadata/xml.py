@@ -76,18 +76,21 @@ class Transfer(msgspec.Struct):
 # -- reading ---------------------------------------------------------------------------------------------------
 
 
+_PARSER = etree.XMLParser(
+    resolve_entities=False, no_network=True, load_dtd=False, dtd_validation=False, attribute_defaults=False,
+    huge_tree=False, remove_comments=True, remove_pis=True,
+)  # fmt: skip
+"""Kept, and used by the event loop only: a new one for each document costs as much as the parsing."""
+
+
 def parse(body: bytes, limit: int = DOCUMENT_BYTES_MAX) -> etree._Element:
     """A document's root.  InvalidArgument for anything that is not plain, well-formed XML."""
     if len(body) > limit:
         raise TooLarge(f"document of {len(body)} bytes; the limit is {limit}")
     if b"<!DOCTYPE" in body or b"<!ENTITY" in body:
         raise InvalidArgument("a document type declaration is not allowed")
-    parser = etree.XMLParser(
-        resolve_entities=False, no_network=True, load_dtd=False, dtd_validation=False, attribute_defaults=False,
-        huge_tree=False, remove_comments=True, remove_pis=True,
-    )  # fmt: skip
     try:
-        root = etree.fromstring(body, parser)
+        root = etree.fromstring(body, _PARSER)
     except (etree.XMLSyntaxError, ValueError) as exc:
         raise InvalidArgument(f"not well-formed XML: {str(exc)[:200]}") from None
     if root.getroottree().docinfo.internalDTD is not None:
