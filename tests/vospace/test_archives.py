@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import Daemon, eventually
-from tests.server.support import ROOT, Raw, create, fetch, head, node, store
+from tests.server.support import ROOT, Raw, create, fetch, head, node, store, update
 from tests.vospace.support import (
     ANONYMOUS,
     PULL,
@@ -316,6 +316,31 @@ def test_archives_need_the_rights(
     synctrans(space, transfer(ROOT + home, PULL, ["httpget"], "tar"), bob).failed("PermissionDenied")
     assert push(space, home, tar({"n": b"x"}), "tar", alice)[1][0] == 201
     assert node(space, f"{home}/n").properties["creator"] == "alice"
+
+
+@holds("R281", "R230", "R280")
+@formats
+def test_an_archive_below_what_may_not_be_written(space: Daemon, home: str, view: str, alice: dict[str, str]) -> None:
+    closed = {"groupwrite": "", "groupread": "", "publicread": "false"}
+    create(space, f"{home}/d", "ContainerNode", properties=closed)
+    store(space, f"{home}/d/mine", b"mine")
+    update(space, f"{home}/d/mine", properties=closed)
+    for files in (FILES, {"first": b"1", "d/mine": b"overwritten"}):
+        assert refused(push(space, home, pack(view, files), view, alice), "PermissionDenied")
+    assert (names(space, home), names(space, f"{home}/d"), fetch(space, f"{home}/d/mine")) == (["d"], ["mine"], b"mine")
+
+
+@holds("R281", "R280")
+@formats
+@pytest.mark.parametrize(
+    "files", [{"a": b"1", "a/b": b"2"}, {"a/b": b"2", "a": b"1"}, {"z": b"0", "a": None, "a/b/c": b"1", "a/b": b"2"}]
+)
+def test_archives_that_contradict_themselves(
+    space: Daemon, box: str, view: str, files: dict[str, bytes | None]
+) -> None:
+    job, answer = push(space, box, pack(view, files), view)
+    assert 400 <= answer[0] < 500, answer
+    assert job.ended() == "ERROR" and names(space, box) == []
 
 
 @holds("R279", "R327", "R329")
