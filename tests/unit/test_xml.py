@@ -203,7 +203,7 @@ def written(node: Node, uri: str, given: dict[str, str], detail: str = "max") ->
 def test_what_we_write_is_read_back(given: dict[str, str], owner: str) -> None:
     node = msgspec.structs.replace(NODE, owner=owner)
     found = xml.parse_node(written(node, "vos://a/b'%20", given))
-    assert found.uri == "vos://a/b'%20" and found.type == "UnstructuredDataNode"
+    assert found.uri == "vos://a/b'%20" and found.type == "DataNode"
     assert {uri: value for uri, value in found.properties.items() if uri.startswith("urn:")} == given
     assert found.properties[CORE + "creator"] == owner
     assert found.properties[CORE + "length"] == "42"
