@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 DEBIAN := fuse3 libfuse3-dev pkg-config postgresql gcc libc6-dev python3-dev python3-venv
 
-.PHONY: help init demo test check format bench bench-quick bench-daemon soak fuzz run docs clean debian
+.PHONY: help init demo test conformance check format bench bench-quick bench-daemon soak fuzz run docs clean debian
 
 help:  ## list these targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -26,7 +26,7 @@ demo: $(STAMP)  ## serve a space, mount it, put real files through it, and say w
 	@$(BIN)/python scripts/demo.py
 
 test: $(STAMP)  ## all tests, with real mounts and a real PostgreSQL
-	@sh scripts/debian.sh rsync git sqlite3 attr
+	@sh scripts/debian.sh rsync git sqlite3 attr openssl
 	$(BIN)/python -m pytest
 
 check: $(STAMP)  ## format, lint, types, import directions
@@ -56,6 +56,9 @@ soak: $(STAMP)  ## the long checks: a big tree, 4 GiB, 100 000 entries (an hour 
 
 fuzz: $(STAMP)  ## 100 000 hostile requests to a daemon with a secret (about ten minutes)
 	$(BIN)/python scripts/fuzz.py
+
+conformance: $(STAMP)  ## docs/conformance.rst: every requirement, with the tests that hold it and their result
+	$(BIN)/python -m pytest -q tests/server tests/vospace --conformance docs/conformance.rst
 
 run: $(STAMP)  ## a daemon and a mount to play with, until ^C
 	@$(BIN)/python scripts/demo.py --stay
