@@ -11,12 +11,13 @@ import zipfile
 from collections.abc import AsyncGenerator, AsyncIterator
 from datetime import UTC, datetime
 from typing import Any
-from urllib.parse import parse_qs, quote
+from urllib.parse import quote
 
 import trio
 
 from server.access import Subject
 from server.http import Request, Response
+from server.parameters import all_parameters
 from server.service import Service
 from server.walk import below
 from vosfs.backends.backend import BlobReader
@@ -221,7 +222,7 @@ def _utc(seconds: int) -> list[str]:
 async def package(service: Service, request: Request) -> Response:
     """``/pkg?TARGET=URI[&TARGET=URI...][&RESPONSEFORMAT=application/zip]``: several nodes as one archive."""
     subject, _ = await service.caller(request)
-    given = {name.lower(): values for name, values in parse_qs(request.query, max_num_fields=200).items()}
+    given = all_parameters(request.query, TARGETS_MAX + 10)
     wanted = given.get("responseformat", [MEDIA_TYPES[TAR]])[0]
     format = next((f for f, media in MEDIA_TYPES.items() if wanted in (media, f)), "")
     if not format:

@@ -111,6 +111,11 @@ def _split(
         if uri in documents.READ_ONLY:
             if node is None or uri not in present or present[uri] != value:
                 raise PermissionDenied(f"{uri} is kept by the service")
+        elif uri in documents.LOCKS:
+            # Shown under one name, understood under both.
+            lock = _boolean(uri, value or "false")
+            if lock != (node is not None and node.immutable == LOCKED):
+                attributes.immutable = LOCKED if lock else 0
         elif uri in documents.AS_ATTRIBUTES:
             if present.get(uri) == value:
                 continue
@@ -119,11 +124,6 @@ def _split(
                 attributes.public = _boolean(uri, value or "false")
             elif name == "immutable":
                 attributes.immutable = _boolean(uri, value or "false")
-            elif uri == documents.LOCK or name == "islocked":
-                if _boolean(uri, value or "false"):
-                    attributes.immutable = LOCKED
-                elif node is not None and node.immutable == LOCKED:
-                    attributes.immutable = 0
             elif name == "type":
                 attributes.content_type = (value or "").strip()[:200]
             elif name == "groupread":

@@ -25,9 +25,10 @@ def _first_values(query: str) -> dict[str, str]:
     return _first_of(all_parameters(query))
 
 
-def all_parameters(query: str) -> dict[str, list[str]]:
+def all_parameters(query: str, most: int = 50) -> dict[str, list[str]]:
+    """All values, names in lower case.  InvalidArgument over ``most`` of them."""
     try:
-        pairs = parse_qs(query, keep_blank_values=True, max_num_fields=50)
+        pairs = parse_qs(query, keep_blank_values=True, max_num_fields=most)
     except ValueError:
         raise InvalidArgument("too many parameters") from None
     return {name.lower(): values for name, values in pairs.items()}

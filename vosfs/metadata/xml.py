@@ -241,14 +241,9 @@ READ_ONLY = frozenset(
 )
 """Kept by the service (R344)."""
 
+LOCKS = (LOCK, CORE + "islocked")
 AS_ATTRIBUTES = frozenset(
-    [
-        LOCK,
-        *(
-            CORE + name
-            for name in ("publicread", "ispublic", "groupread", "groupwrite", "type", "immutable", "islocked")
-        ),
-    ]
+    (*LOCKS, *(CORE + name for name in ("publicread", "ispublic", "groupread", "groupwrite", "type", "immutable")))
 )
 """Understood, and kept as attributes of the node."""
 
