@@ -202,7 +202,7 @@ class Model:
 
 # -- a client --------------------------------------------------------------------------------------------------------
 
-TYPES = {"container": "ContainerNode", "data": "UnstructuredDataNode", "link": "LinkNode"}
+TYPES = {"container": "ContainerNode", "data": "DataNode", "link": "LinkNode"}
 KINDS = {f"vos:{name}": kind for kind, name in TYPES.items()}
 ELSEWHERE = "vos://elsewhere!vospace/x"
 
