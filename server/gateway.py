@@ -185,7 +185,7 @@ class Gateway:
         done = await self._store.commit(
             r.id, r.base_version, r.length, changes, list(blobs.values()), r.mtime_ns, md5, r.durable, caller
         )
-        if len(done.extents) > content.EXTENTS_MAX and self._service.keeps_bytes:
+        if self._service.keeps_bytes:
             done = await compact(self._service, done, caller) or done
         return Content(done.node, self._leased(done.extents))
 
@@ -267,13 +267,16 @@ def _name(name: bytes) -> bytes:
 
 
 async def compact(service: Service, found: Content, caller: Anyone) -> Content | None:
-    """Write what a content of many small pieces holds as one blob; holes stay holes.
+    """Move what a content of many small pieces holds into one blob: the inline runs, or all if that leaves too many.
 
     None if that is not worth it, failed, or somebody changed the node meanwhile: the content is as good as before.
     """
-    node, extents = found.node, found.extents
-    if node.kind != DATA or len(content.locators(extents)) + sum(1 for e in extents if e.data) <= content.EXTENTS_MAX:
+    node = found.node
+    inline = [e for e in found.extents if e.data]
+    many = len(content.locators(found.extents)) + len(inline) > content.EXTENTS_MAX
+    if node.kind != DATA or not (many or sum(len(e.data) for e in inline) > content.INLINE_TOTAL_MAX):
         return None
+    extents = found.extents if many else inline
     try:
         blob = await trio.to_thread.run_sync(_joined, service.backend, extents)
         offset, changes = 0, []

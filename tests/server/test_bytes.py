@@ -460,3 +460,16 @@ def test_a_long_poll_outlasts_its_wait(quiet_poll: Raw) -> None:
     answer = quiet_poll.answer()
     assert answer.status == 200
     assert msgspec.msgpack.decode(answer.body, type=m.ChangePage).changes == []
+
+
+def test_many_appends_do_not_pile_up_in_the_metadata(space: Daemon, folder: str) -> None:
+    """Each commit answers with the whole list: without a limit a thousand appends would send 50 MB."""
+    top = ask(space, m.Lookup(1, folder[1:].encode())).node
+    made = ask(space, m.Create(top.id, b"f", NewNode("data")))
+    data = content(100_000)
+    for at in range(0, len(data), 1000):
+        change = Extent(at, at + 1000, data=data[at : at + 1000])
+        done = ask(space, m.Commit(made.id, None, at + 1000, [change], None, False))
+        assert sum(len(e.data) for e in done.extents) <= 33_000
+    assert 1 < len(done.extents) < 20
+    assert fetch(space, f"{folder}/f") == data

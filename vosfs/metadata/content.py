@@ -13,6 +13,10 @@ INLINE_BYTES_MAX = 16 * 1024
 JOINED_BYTES_MAX = 4 * 1024
 """Neighbouring inline runs are joined up to this: an append then rewrites one database page, not four."""
 
+INLINE_TOTAL_MAX = 32 * 1024
+"""More inline bytes than this in one node are moved into a blob by the daemon: each commit answers with the whole list,
+and a file of many appends would send half a megabyte for each."""
+
 EXTENTS_MAX = 512
 """Longer lists are compacted into one blob by the daemon."""
 
