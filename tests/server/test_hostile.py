@@ -254,7 +254,7 @@ def test_the_absolute_form(space: Daemon, folder: str) -> None:
             b"/vos/../vos/nodes",
             b"/vos/%6eodes",
             b"/vos/availability/x",
-            b"/vos/transfers",
+            b"/vos/transfers/none",
         ):
             raw.send(b"GET " + target + b" HTTP/1.1\r\nHost: x\r\n\r\n")
             answer = raw.answer()
