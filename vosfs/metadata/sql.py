@@ -253,13 +253,11 @@ def trace(f: Frame, path: tuple[bytes, ...]) -> Transaction[tuple[list[Node], di
         values = [value for pair in enumerate(names) for value in pair]
         spaces = (f.space, f.space) if names else (f.space,)
         rows = yield _TRACES[len(names)], (*values, at, *spaces)
-        found = [Node(*row[:-1]) for row in rows]
+        found = [Node(*row) for row in rows]
         chain += found[1:] if chain else found
         if len(found) <= len(names):
             return chain, {}
         at = found[-1].id
-    if not rows[-1][-1]:
-        return chain, {}
     rows = yield _PROPERTIES, (f.space, at)
     return chain, dict(rows)
 
@@ -277,12 +275,7 @@ def _trace_statement(names: int) -> str:
             f" ({start} UNION ALL SELECT c.depth + 1, m.node FROM chain c JOIN names p ON p.depth = c.depth"
             " JOIN name m ON m.space = ? AND m.parent = c.id AND m.name = p.name)"
         )
-    # Most nodes have no properties, and one statement then says so.
-    described = "EXISTS (SELECT 1 FROM property p WHERE p.space = n.space AND p.node = n.id)"
-    return (
-        f"{chain} SELECT {NODE_COLUMNS}, {described} FROM chain c JOIN node n ON n.space = ? AND n.id = c.id"
-        " ORDER BY c.depth"
-    )
+    return f"{chain} SELECT {NODE_COLUMNS} FROM chain c JOIN node n ON n.space = ? AND n.id = c.id ORDER BY c.depth"
 
 
 _TRACES = [_trace_statement(names) for names in range(TRACE_NAMES + 1)]
