@@ -42,9 +42,6 @@ PIECE_BYTES = 1 << 20
 TARGETS_MAX = 100
 
 
-# -- down ------------------------------------------------------------------------------------------------------
-
-
 Tops = list[tuple[Path, Node]]
 """What an archive is made of: nodes, and where they are."""
 

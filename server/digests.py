@@ -9,7 +9,7 @@ import logging
 
 import trio
 
-from vosfs.backends.backend import Backend
+from vosfs.backends.backend import Backend, pieces
 from vosfs.errors import VOSpaceError
 from vosfs.metadata import content
 from vosfs.metadata.node import Content
@@ -21,25 +21,13 @@ REST_S = 30
 """Without a change: a file that is being written would be read over and over."""
 EVERY_S = 10.0
 BATCH = 100
-PIECE_BYTES = 1 << 20
 
 
 def digest(backend: Backend, found: Content) -> str:
     """The MD5 of a content, hexadecimal.  Blocks: 1.3 s a GiB."""
     md5 = hashlib.md5(usedforsecurity=False)
-    for piece in content.slices(found.extents, 0, found.node.length):
-        if piece.data:
-            md5.update(piece.data)
-            continue
-        size = piece.stop - piece.start
-        reader = backend.open(piece.locator) if piece.locator else None
-        try:
-            for at in range(0, size, PIECE_BYTES):
-                stop = min(at + PIECE_BYTES, size)
-                md5.update(reader.read(piece.offset + at, piece.offset + stop) if reader else bytes(stop - at))
-        finally:
-            if reader is not None:
-                reader.close()
+    for data in pieces(backend, content.slices(found.extents, 0, found.node.length)):
+        md5.update(data)
     return md5.hexdigest()
 
 

@@ -16,7 +16,7 @@ import trio
 from server.access import Subject
 from server.http import Request, Response
 from server.service import Service, check_texts, packed
-from vosfs.backends.backend import Backend
+from vosfs.backends.backend import Backend, pieces
 from vosfs.errors import InvalidArgument, InvalidURI, PermissionDenied, VOSpaceError
 from vosfs.metadata import content, xml
 from vosfs.metadata import messages as m
@@ -295,17 +295,8 @@ def _joined(backend: Backend, extents: list[Extent]) -> Blob:
     """One blob of all the bytes that extents hold."""
     writer = backend.create()
     try:
-        for e in extents:
-            if e.data:
-                writer.write(e.data)
-                continue
-            reader = backend.open(e.locator)
-            try:
-                stop = e.offset + e.stop - e.start
-                for at in range(e.offset, stop, 1 << 20):
-                    writer.write(reader.read(at, min(at + (1 << 20), stop)))
-            finally:
-                reader.close()
+        for data in pieces(backend, extents):
+            writer.write(data)
         return writer.finish(True)
     finally:
         writer.abort()

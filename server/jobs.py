@@ -108,8 +108,8 @@ class State(msgspec.Struct):
 class Execution:
     """A job while it runs."""
 
-    def __init__(self, job: Job, subject: Subject, request: Any, confirm: Callable[[], Awaitable[None]]) -> None:
-        self.id = job.id
+    def __init__(self, id: str, subject: Subject, request: Any, confirm: Callable[[], Awaitable[None]]) -> None:
+        self.id = id
         self.subject = subject
         self.request = request
         self.results: list[Result] = []
@@ -339,7 +339,7 @@ class Jobs:
                 if job.document:
                     await self.close(job, state)
 
-            execution = Execution(job, subject, request, confirm)
+            execution = Execution(job.id, subject, request, confirm)
             await kind.run(self.service, execution)
         except VOSpaceError as exc:
             fail(state, exc)
@@ -410,7 +410,6 @@ class Jobs:
     async def _claim(self) -> None:
         """Run what the other role's process queued for this one."""
         assert self._nursery is not None
-        seen: set[str] = set()
         while True:
             await trio.sleep(POLL_S)
             try:
@@ -418,13 +417,11 @@ class Jobs:
             except VOSpaceError as exc:
                 log.warning("queued jobs: %s", exc)
                 continue
-            jobs = found
-            for job in jobs:
+            for job in found:
                 kind = self.kinds.get(job.kind)
                 state = state_of(job)
-                if kind is not None and job.id not in seen and self._runs(kind, request_of(kind, state)):
+                if kind is not None and job.id not in self._mine and self._runs(kind, request_of(kind, state)):
                     self._nursery.start_soon(self._guarded, self._execute, job, state)
-            seen = {job.id for job in jobs}
 
     async def _keep_house(self) -> None:
         while True:

@@ -316,17 +316,20 @@ async def check_tree(service: Service, top: Node, subject: Subject) -> int:
     return count
 
 
-async def remove_tree(service: Service, trace: Trace, subject: Subject, caller: Anyone) -> None:
-    """Delete a node and all below it.  NodeNotFound, PermissionDenied."""
+async def remove_tree(service: Service, trace: Trace, subject: Subject, caller: Anyone, counted: bool = False) -> int:
+    """Delete a node and all below it; how many that were, if they are to be counted.  NodeNotFound, PermissionDenied."""
     parent = trace.parent()
     subject.permit(parent, WRITE)
     top = trace.node()
-    if top.kind == CONTAINER and not subject.admin:
-        await check_tree(service, top, subject)
+    count = 1
+    # An administrator may delete anything: there is nothing to look at but the number.
+    if top.kind == CONTAINER and (counted or not subject.admin):
+        count += await check_tree(service, top, subject)
     try:
         await service.store.remove(parent.id, trace.path[-1], "tree", caller, durable=True)
     except NodeNotFound:
         raise NodeNotFound(service.authority.uri(trace.path)) from None
+    return count
 
 
 async def delete_node(service: Service, path: Path, subject: Subject, caller: Anyone) -> Response:

@@ -22,7 +22,7 @@ class Deletion(msgspec.Struct):
 
 
 class _Kind:
-    """What both kinds have in common (see ``uws.Kind``)."""
+    """What both kinds have in common (see ``jobs.Kind``)."""
 
     def heavy(self, request: object) -> bool:
         return True
@@ -54,9 +54,7 @@ class RecursiveDelete(_Kind):
         trace = await service.trace(service.authority.path(execution.request.target), subject)
         if not trace.path:
             raise PermissionDenied("the root cannot be deleted")
-        node = trace.node()
-        count = 1 + (await nodes.check_tree(service, node, subject) if node.kind == CONTAINER else 0)
-        await nodes.remove_tree(service, trace, subject, Anyone("", subject.permit))
+        count = await nodes.remove_tree(service, trace, subject, Anyone("", subject.permit), counted=True)
         execution.results.append(Result("successcount", f"final:{count}"))
 
 

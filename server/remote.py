@@ -38,12 +38,12 @@ from vosfs.metadata.store import Anyone
 from vosfs.metadata.xml import Transfer
 from vosfs.uri import Path
 
+log = logging.getLogger(__name__)
+
 FETCH_PROTOCOLS = (CORE + "httpget", CORE + "httpsget")
 SEND_PROTOCOLS = (CORE + "httpput", CORE + "httpsput")
 REDIRECTS_MAX = 5
 DEADLINE_S = 30.0
-log = logging.getLogger(__name__)
-
 ENDPOINTS_MAX = 16
 """Tried in one transfer."""
 _REDIRECTS = (301, 302, 303, 307, 308)

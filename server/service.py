@@ -114,7 +114,7 @@ class Service:
             for depth, node in enumerate(chain):
                 if node.kind == LINK and (depth < len(path) or leaf):
                     break
-                if node.kind == CONTAINER and depth < len(path) and not subject.may(node, READ):
+                if node.kind == CONTAINER and depth < len(path):
                     subject.permit(node, READ)
             else:
                 return Trace(self, path, chain, properties)

@@ -6,7 +6,8 @@ the client of a third party (``remote.py``).
 
 import secrets
 import time
-from typing import Any
+
+import trio
 
 from server import copying, remote, uws
 from server.access import Subject
@@ -85,14 +86,15 @@ async def sync(service: Service, jobs: Jobs, request: Request) -> Response:
     if given.get("target") or not body:
         return await _by_parameters(service, subject, given, request.query)
     transfer = documents.parse_transfer(body)
-    execution = _Sync(new_id(), subject)
+    # Nobody knows of this job yet who could abort it: there is nothing to confirm.
+    execution = Execution(new_id(), subject, transfer, trio.lowlevel.checkpoint)
     state = State(encoded(transfer))
     state.started_ns = time.time_ns()
     phase = EXECUTING
     try:
         if transfer.direction in (FETCH, SEND):
             raise OperationNotSupported(f"{transfer.direction} goes to the transfers resource")
-        await KIND.carry_out(service, transfer, execution)
+        await KIND.run(service, execution)
         state.results, state.waiting = execution.results, execution.waiting
         phase = EXECUTING if state.waiting else DONE
     except VOSpaceError as exc:
@@ -108,19 +110,6 @@ async def sync(service: Service, jobs: Jobs, request: Request) -> Response:
 
 
 DETAILS = "transferDetails"
-
-
-class _Sync:
-    """What ``Execution`` is to a job that is over before it is stored."""
-
-    def __init__(self, id: str, subject: Subject) -> None:
-        self.id = id
-        self.subject = subject
-        self.results: list[Result] = []
-        self.waiting = False
-
-    async def confirm(self) -> None:
-        """Nobody knows of this job yet who could abort it."""
 
 
 async def _by_parameters(service: Service, subject: Subject, given: dict[str, str], query: str) -> Response:
@@ -235,7 +224,7 @@ def generated_name() -> bytes:
 
 
 class Transfers:
-    """The kind of job that ``/transfers`` holds (see ``uws.Kind``)."""
+    """The kind of job that ``/transfers`` holds (see ``jobs.Kind``)."""
 
     name = "transfers"
     shape = documents.Transfer
@@ -263,10 +252,7 @@ class Transfers:
         await service.store.drop_staged(id.encode())
 
     async def run(self, service: Service, execution: Execution) -> None:
-        await self.carry_out(service, execution.request, execution)
-
-    async def carry_out(self, service: Service, transfer: documents.Transfer, execution: Any) -> None:
-        """Do what a transfer document says."""
+        transfer: documents.Transfer = execution.request
         if transfer.direction.startswith("vos:"):
             moved = await _move_or_copy(service, execution, transfer)
             if moved is not None:
@@ -300,7 +286,11 @@ KIND = Transfers()
 
 
 def _report(
-    service: Service, transfer: documents.Transfer, endpoints: list[tuple[str, str, str]], path: Path, execution: Any
+    service: Service,
+    transfer: documents.Transfer,
+    endpoints: list[tuple[str, str, str]],
+    path: Path,
+    execution: Execution,
 ) -> None:
     execution.results.append(Result(DETAILS, document=documents.transfer_details(transfer, endpoints).decode()))
     uri = service.authority.uri(path)
@@ -309,7 +299,7 @@ def _report(
         execution.results.append(Result("target", uri))
 
 
-async def _move_or_copy(service: Service, execution: Any, transfer: documents.Transfer) -> Path | None:
+async def _move_or_copy(service: Service, execution: Execution, transfer: documents.Transfer) -> Path | None:
     """moveNode and copyNode (R131-R165); the new path, None for a move to ``.null``."""
     subject = execution.subject
     if transfer.keep_bytes is None:

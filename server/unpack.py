@@ -18,7 +18,7 @@ import msgspec
 import trio
 
 from server.access import Subject
-from server.archive import PIECE_BYTES, TAR, inside
+from server.archive import BLOCK, PIECE_BYTES, TAR, inside
 from server.copying import stager
 from server.service import Service
 from vosfs.backends.backend import BlobReader, BlobWriter
@@ -29,7 +29,6 @@ from vosfs.metadata.node import CONTAINER, DATA, LINK, STAGING_ID, Blob, Extent,
 from vosfs.metadata.store import ANYONE
 from vosfs.uri import RESERVED_NAMES, Path, check_name
 
-BLOCK = tarfile.BLOCKSIZE
 QUEUE_PIECES = 4
 """Of an upload that wait to be unpacked."""
 ENTRIES_MAX = 1_000_000

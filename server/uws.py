@@ -15,9 +15,9 @@ from server.http import Request, Response
 from server.jobs import DESTRUCTION_S_MAX, DURATION_S_MAX, LIST_MAX, OPEN, POLL_S, Jobs, State, request_of, state_of
 from server.parameters import all_parameters, instant_ns, is_count, parameters
 from server.service import text, xml
-from vosfs.errors import InvalidArgument, NodeNotFound, PermissionDenied
+from vosfs.errors import InvalidArgument, NodeNotFound
 from vosfs.metadata import xml as documents
-from vosfs.metadata.job import ACTIVE, ARCHIVED, HELD, PENDING, PHASES, Chosen, Job
+from vosfs.metadata.job import ACTIVE, ARCHIVED, PHASES, Chosen, Job
 
 FORM_BYTES_MAX = 64 * 1024
 KEEPALIVE_S = 15.0
@@ -181,8 +181,6 @@ async def _post(jobs: Jobs, request: Request, job: Job, what: str, subject: Subj
 
 async def _set_phase(jobs: Jobs, job: Job, phase: str) -> None:
     if phase == "RUN":
-        if job.phase not in (PENDING, HELD):
-            raise PermissionDenied(f"the job is {job.phase}: only a PENDING or HELD one can be run")
         await jobs.start(job)
     elif phase == "ABORT":
         await jobs.abort(job)

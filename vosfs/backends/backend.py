@@ -9,7 +9,7 @@ called in worker threads: bulk data moves fastest with one thread for a whole bo
 from collections.abc import Iterable, Iterator
 from typing import Protocol
 
-from vosfs.metadata.node import Blob
+from vosfs.metadata.node import Blob, Extent
 
 
 class BlobWriter(Protocol):
@@ -37,6 +37,26 @@ class BlobReader(Protocol):
         """Exactly these bytes.  DataCorrupt if the blob is shorter than it says."""
 
     def close(self) -> None: ...
+
+
+PIECE_BYTES = 1 << 20
+
+
+def pieces(backend: "Backend", extents: Iterable[Extent]) -> Iterator[bytes]:
+    """The bytes of extents, one after the other, in pieces of up to PIECE_BYTES; holes are zeros.  Blocks."""
+    for e in extents:
+        if e.data:
+            yield e.data
+            continue
+        size = e.stop - e.start
+        reader = backend.open(e.locator) if e.locator else None
+        try:
+            for at in range(0, size, PIECE_BYTES):
+                stop = min(at + PIECE_BYTES, size)
+                yield reader.read(e.offset + at, e.offset + stop) if reader else bytes(stop - at)
+        finally:
+            if reader is not None:
+                reader.close()
 
 
 class Backend(Protocol):
