@@ -97,6 +97,18 @@ class App:
             return await self._gateway.handle(request)
         if resource == "blobs":
             return await data.blobs(service, request, rest)
+        if resource in ALIVE:
+            if rest:
+                return text(404, "NodeNotFound no such resource\n")
+            return await ALIVE[resource](service, request)
+        if resource in JOBS:
+            return await self._job(resource, request, rest)
+        await service.delegation.recall()
+        with service.delegation.at_work():
+            return await self._on_tree(service, resource, request, slash, rest)
+
+    async def _on_tree(self, service: Service, resource: str, request: Request, slash: str, rest: str) -> Response:
+        """What looks at the tree or changes it."""
         if resource == "nodes":
             return await nodes.handle(service, request, uri.decode(slash + rest))
         if resource == "files":
@@ -105,13 +117,7 @@ class App:
             return await data.endpoint(service, self._jobs, request, rest)
         if resource in ("synctrans", "sync"):
             return await transfers.sync(service, self._jobs, request)
-        if resource in JOBS:
-            return await self._job(resource, request, rest)
-        if resource == "pkg":
-            return await archive.package(service, request)
-        if rest:
-            return text(404, "NodeNotFound no such resource\n")
-        return await ALIVE[resource](service, request)
+        return await archive.package(service, request)
 
     async def _job(self, resource: str, request: Request, rest: str) -> Response:
         if request.method == "POST" and not rest.strip("/"):

@@ -7,6 +7,7 @@ with an NFS file handle; what an operation touches is checked again at each.
 
 import hashlib
 import logging
+import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -26,15 +27,15 @@ from vosfs.metadata.node import (
     DATA,
     LINK,
     ROOT_ID,
+    STAGING_ID,
     Blob,
     Change,
     Content,
     Extent,
     Found,
     Node,
-    Renamed,
 )
-from vosfs.metadata.store import CHANGES_MAX, PAGE_NODES_MAX, READ, WRITE, Anyone
+from vosfs.metadata.store import CHANGES_MAX, OF_ALL, PAGE_NODES_MAX, READ, WRITE, Anyone, Step
 from vosfs.uri import RESERVED_NAMES, check_name
 
 log = logging.getLogger(__name__)
@@ -46,8 +47,13 @@ POLL_S = 0.25
 """How often a waiting feed looks for changes by other processes."""
 BATCH_S = 0.02
 """How long a feed gathers changes before it looks."""
+MOMENT_NS_MAX = 120 * 10**9
+"""How far a mount's clock may be ahead when it says when something happened."""
+_ASIDE = (m.Hello, m.Renew, m.Delegate, m.GiveBack)
+"""Requests that neither look at the tree nor change it."""
 
 _decode = msgspec.msgpack.Decoder(m.AnyRequest).decode
+_encode = msgspec.msgpack.Encoder().encode
 
 
 class Gateway:
@@ -61,19 +67,31 @@ class Gateway:
             m.Lookup: self._lookup,
             m.Get: self._get,
             m.Children: self._children,
-            m.Create: self._create,
-            m.Link: lambda r, s, c: self._store.link(r.id, r.parent, _name(r.name), c),
-            m.Remove: self._remove,
-            m.Rename: self._rename,
+            m.Create: self._change,
+            m.Link: self._change,
+            m.Remove: self._change,
+            m.Rename: self._change,
             m.SetAttributes: self._set_attributes,
             m.Open: self._open,
             m.Commit: self._commit,
+            m.Batch: self._batch,
+            m.Delegate: self._delegate,
+            m.GiveBack: self._give_back,
             m.Properties: self._properties,
             m.SetProperties: self._set_properties,
             m.SpaceUsage: self._usage,
             m.Sync: self._sync,
             m.Renew: self._renew,
             m.Changes: self._changes,
+        }
+
+        self._steps: dict[type, Callable[[Any, Subject], Step]] = {
+            m.Create: self._create,
+            m.Link: lambda r, s: Step("link", (r.id, r.parent, _name(r.name)), _moment(r.at_ns)),
+            m.Remove: self._remove,
+            m.Rename: self._rename,
+            m.SetAttributes: self._attributes,
+            m.Commit: self._bytes,
         }
 
     async def handle(self, request: Request) -> Response:
@@ -84,7 +102,17 @@ class Gateway:
                 message = _decode(await request.read(MESSAGE_BYTES_MAX))
             except (msgspec.DecodeError, UnicodeDecodeError) as exc:
                 raise InvalidArgument(f"not a message of {m.PROTOCOL}: {exc}") from None
-            return packed(await self._handlers[type(message)](message, subject, caller))
+            kind = type(message)
+            handler = self._handlers[kind]
+            delegation, who = self._service.delegation, (subject.user, caller.origin)
+            if kind is m.Changes:
+                with delegation.polled(who, request.deserted):
+                    return packed(await handler(message, subject, caller))
+            if kind in _ASIDE or delegation.holder == who:
+                return packed(await handler(message, subject, caller))
+            await delegation.recall()
+            with delegation.at_work(who):
+                return packed(await handler(message, subject, caller))
         except VOSpaceError as exc:
             return packed(m.Failure(type(exc).__name__, str(exc)), exc.status)
 
@@ -92,8 +120,76 @@ class Gateway:
         root = await self._store.get(ROOT_ID, caller)
         subject.permit(root, READ)
         return m.Greeting(
-            subject.user, self._service.data_url, await self._store.cursor(), not self._service.keeps_bytes
-        )
+            subject.user, self._service.data_url, await self._store.cursor(), not self._service.keeps_bytes,
+            time.time_ns(),
+        )  # fmt: skip
+
+    async def _delegate(self, r: m.Delegate, subject: Subject, caller: Anyone) -> bool:
+        root = await self._store.get(ROOT_ID, caller)
+        subject.permit(root, WRITE)
+        given = bool(caller.origin) and self._service.delegation.ask((subject.user, caller.origin))
+        self._service.feed.wake()
+        return given
+
+    async def _give_back(self, r: m.GiveBack, subject: Subject, caller: Anyone) -> None:
+        self._service.delegation.give_back((subject.user, caller.origin))
+
+    async def _change(self, r: Any, subject: Subject, caller: Anyone) -> object:
+        """One mutation by itself."""
+        (outcome,) = await self._store.apply([self._steps[type(r)](r, subject)], caller)
+        if isinstance(outcome, VOSpaceError):
+            raise outcome
+        return outcome
+
+    async def _batch(self, r: m.Batch, subject: Subject, caller: Anyone) -> m.Outcomes:
+        if len(r.requests) > m.BATCH_MAX:
+            raise InvalidArgument(f"a batch has up to {m.BATCH_MAX} requests")
+        outcomes = m.Outcomes([], [])
+        wanted = frozenset(r.wanted)
+        steps: list[tuple[int, Step]] = []
+        for number, request in enumerate(r.requests):
+            kind = type(request)
+            alone = kind not in self._steps or (kind is m.Commit and number in wanted)
+            if alone:
+                await self._apply(steps, wanted, r, caller, outcomes)
+                steps = []
+            try:
+                if r.again and isinstance(request, m.SetAttributes) and await self._done_before(request):
+                    # The one step that could be done twice, and undo what somebody did since.
+                    continue
+                if not alone:
+                    steps.append((number, self._steps[kind](request, subject)))
+                    continue
+                result = await self._handlers[kind](request, subject, caller)
+            except OF_ALL:
+                raise
+            except VOSpaceError as exc:
+                outcomes.failures.append((number, m.Failure(type(exc).__name__, str(exc))))
+            else:
+                outcomes.results.append((number, msgspec.Raw(_encode(result))))
+        await self._apply(steps, wanted, r, caller, outcomes)
+        return outcomes
+
+    async def _apply(
+        self, steps: list[tuple[int, Step]], wanted: frozenset[int], r: m.Batch, caller: Anyone, outcomes: m.Outcomes
+    ) -> None:
+        """Do the steps that gathered, together."""
+        if not steps:
+            return
+        numbers = [number for number, _ in steps]
+        done = await self._store.apply([step for _, step in steps], caller)
+        for number, outcome in zip(numbers, done, strict=True):
+            if isinstance(outcome, VOSpaceError):
+                request = r.requests[number]
+                assert isinstance(request, m.Mutation)
+                if not (r.again and await self._done_before(request)):
+                    outcomes.failures.append((number, m.Failure(type(outcome).__name__, str(outcome))))
+            elif number in wanted:
+                outcomes.results.append((number, msgspec.Raw(_encode(outcome))))
+
+    async def _done_before(self, request: m.Mutation) -> bool:
+        """Whether a step that comes again was done the first time: the change log has it, with its very nanosecond."""
+        return bool(request.at_ns and request.id) and await self._store.happened(request.id, request.at_ns)
 
     async def _children(self, r: m.Children, subject: Subject, caller: Anyone) -> list[m.Entry]:
         if not 0 < r.limit <= PAGE_NODES_MAX:
@@ -116,8 +212,10 @@ class Gateway:
         target = b"/".join([*up, *path]) or b"."
         return msgspec.structs.replace(node, target=target, length=len(target))
 
-    async def _create(self, r: m.Create, subject: Subject, caller: Anyone) -> Node:
+    def _create(self, r: m.Create, subject: Subject) -> Step:
         new = r.new
+        if r.id in (ROOT_ID, STAGING_ID):
+            raise InvalidArgument(f"{r.id} is not an id of a new node")
         if new.kind not in (CONTAINER, DATA, LINK):
             raise InvalidArgument(f"{new.kind[:40]!r} is not a kind of node")
         if bool(new.target) != (new.kind == LINK):
@@ -128,24 +226,35 @@ class Gateway:
         mine = msgspec.structs.replace(
             new, owner=subject.user, mode=new.mode & 0o7777, public=0, group_read="", group_write="", immutable=0
         )
-        return await self._store.create(r.parent, _name(r.name), mine, caller)
+        return Step("create", (r.parent, _name(r.name), mine), _moment(r.at_ns), r.id)
 
-    async def _set_attributes(self, r: m.SetAttributes, subject: Subject, caller: Anyone) -> Node:
-        change = r.change
-        check_texts(change.target or b"", change.content_type, change.group_read, change.group_write)
-        if change.target is not None and (await self._store.get(r.id, caller)).kind != LINK:
+    async def _set_attributes(self, r: m.SetAttributes, subject: Subject, caller: Anyone) -> object:
+        if r.change.target is None:
+            return await self._change(r, subject, caller)
+        check_texts(r.change.target)
+        if (await self._store.get(r.id, caller)).kind != LINK:
             raise InvalidArgument("only a link has a target")
-        return await self._store.set_attributes(r.id, change, caller)
+        return await self._store.set_attributes(r.id, r.change, caller)
 
-    async def _remove(self, r: m.Remove, subject: Subject, caller: Anyone) -> Node:
+    @staticmethod
+    def _attributes(r: m.SetAttributes, subject: Subject) -> Step:
+        change = r.change
+        if change.target is not None:
+            raise InvalidArgument("a target is changed by a request of its own")
+        check_texts(b"", change.content_type, change.group_read, change.group_write)
+        return Step("set_attributes", (r.id, change), _moment(r.at_ns))
+
+    @staticmethod
+    def _remove(r: m.Remove, subject: Subject) -> Step:
         if r.kind not in ("leaf", "empty"):
             raise InvalidArgument(f"{r.kind[:40]!r} is not a kind of removal")
-        return await self._store.remove(r.parent, r.name, r.kind, caller)
+        return Step("remove", (r.parent, r.name, r.kind), _moment(r.at_ns), r.id)
 
-    async def _rename(self, r: m.Rename, subject: Subject, caller: Anyone) -> Renamed:
+    @staticmethod
+    def _rename(r: m.Rename, subject: Subject) -> Step:
         if r.flag not in ("", "keep", "exchange"):
             raise InvalidArgument(f"{r.flag[:40]!r} is not a flag of rename")
-        return await self._store.rename(r.parent, r.name, r.to_parent, _name(r.to_name), r.flag, caller)
+        return Step("rename", (r.parent, r.name, r.to_parent, _name(r.to_name), r.flag), _moment(r.at_ns), r.id)
 
     def _leased(self, extents: list[Extent]) -> list[Extent]:
         lease = self._service.signer.lease
@@ -160,7 +269,7 @@ class Gateway:
         found = await self._store.open(r.id, caller)
         return Content(found.node, self._leased(found.extents))
 
-    async def _commit(self, r: m.Commit, subject: Subject, caller: Anyone) -> Content:
+    def _bytes(self, r: m.Commit, subject: Subject) -> Step:
         if not 0 <= r.length <= LENGTH_MAX or len(r.changes) > content.EXTENTS_MAX:
             raise InvalidArgument("length or number of changes is out of bounds")
         blobs: dict[str, Blob] = {}
@@ -177,14 +286,21 @@ class Gateway:
             elif e.data and len(e.data) != e.stop - e.start:
                 raise InvalidArgument("an inline extent's length is not its data's")
             changes.append(e)
-        if r.durable and blobs and self._service.keeps_bytes:
-            # Where bytes are kept elsewhere, every upload was durable (``Greeting.durable_uploads``).
-            await trio.to_thread.run_sync(self._service.backend.sync, [b.locator for b in blobs.values()])
         whole = len(changes) == 1 and changes[0].start == 0 and len(changes[0].data) == r.length
         md5 = hashlib.md5(changes[0].data, usedforsecurity=False).hexdigest() if whole else ""
-        done = await self._store.commit(
-            r.id, r.base_version, r.length, changes, list(blobs.values()), r.mtime_ns, md5, r.durable, caller
-        )
+        arguments = (r.id, r.base_version, r.length, changes, list(blobs.values()), r.mtime_ns, md5)
+        return Step("commit", arguments, _moment(r.at_ns))
+
+    async def _commit(self, r: m.Commit, subject: Subject, caller: Anyone) -> Content:
+        step = self._bytes(r, subject)
+        blobs = step.arguments[4]
+        if r.durable and blobs and self._service.keeps_bytes:
+            # Where bytes are kept elsewhere, every upload was durable (``Greeting.durable_uploads``).
+            await trio.to_thread.run_sync(self._service.backend.sync, [b.locator for b in blobs])
+        (done,) = await self._store.apply([step], caller, r.durable)
+        if isinstance(done, VOSpaceError):
+            raise done
+        assert isinstance(done, Content)
         if self._service.keeps_bytes:
             done = await compact(self._service, done, caller) or done
         return Content(done.node, self._leased(done.extents))
@@ -231,13 +347,17 @@ class Gateway:
         root = await self._store.get(ROOT_ID, caller)
         subject.permit(root, READ)
         deadline = trio.current_time() + min(max(r.wait_s, 0), m.WAIT_S_MAX)
-        cursor = r.since
+        cursor, who, delegation = r.since, (subject.user, caller.origin), self._service.delegation
         while True:
             cursor, found = await self._store.changes(cursor, CHANGES_MAX)
             # A mount knows what it did itself: telling it would cost both sides more than the change did.
             page = [change for change in found if not caller.origin or change.origin != caller.origin]
             left = deadline - trio.current_time()
-            if page or left <= 0:
+            state = delegation.state(who)
+            if state == m.HELD and len(found) == CHANGES_MAX:
+                # The mount may act on what it knows once it knows everything.
+                state = m.NOT_HELD
+            if page or left <= 0 or state != r.delegation:
                 break
             if not found:
                 await self._service.feed.wait(min(left, POLL_S))
@@ -245,7 +365,7 @@ class Gateway:
             await trio.sleep(BATCH_S)
         if subject.user != root.owner and not subject.admin:
             page = await self._visible(page, subject)
-        return m.ChangePage(cursor, page)
+        return m.ChangePage(cursor, page, state)
 
     async def _visible(self, page: list[Change], subject: Subject) -> list[Change]:
         """What happened to names in containers, and to nodes, that the subject may read: an id is a key."""
@@ -258,6 +378,12 @@ class Gateway:
                 except VOSpaceError:
                     seen[where] = False
         return [change for change in page if seen[change.parent or change.node]]
+
+
+def _moment(at_ns: int) -> int:
+    """When a change was made: what its maker says, unless that is nothing or the future."""
+    now = time.time_ns()
+    return at_ns if 0 < at_ns < now + MOMENT_NS_MAX else now
 
 
 def _name(name: bytes) -> bytes:

@@ -82,6 +82,18 @@ class Request:
         """Names that the client's certificate proves, see ``wire.certified_names``; empty without one."""
         return self._connection.certificate
 
+    def deserted(self) -> bool:
+        """Whether whoever sent this has closed the connection since, as far as that can be seen without reading."""
+        sock = self._connection.stream.sock
+        if isinstance(sock, ssl.SSLSocket):
+            return False
+        try:
+            return sock.recv(1, socket.MSG_PEEK) == b""
+        except BlockingIOError:
+            return False
+        except OSError:
+            return True
+
     @property
     def length(self) -> int | None:
         """Content-Length; None for a chunked body."""

@@ -340,7 +340,9 @@ class Jobs:
                     await self.close(job, state)
 
             execution = Execution(job.id, subject, request, confirm)
-            await kind.run(self.service, execution)
+            await self.service.delegation.recall()
+            with self.service.delegation.at_work():
+                await kind.run(self.service, execution)
         except VOSpaceError as exc:
             fail(state, exc)
         except Exception:

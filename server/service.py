@@ -10,6 +10,7 @@ import trio
 
 from server.access import Subject
 from server.auth import Authenticator
+from server.delegation import Delegation
 from server.http import Request, Response
 from server.signing import Signer
 from vosfs.backends.backend import Backend
@@ -76,6 +77,8 @@ class Service:
         """How many uploads to a node are under way in this process (R97)."""
         self.feed = Feed()
         store.notify = self.feed.wake
+        self.delegation = Delegation(role == "all" and not store.shared)
+        self.delegation.on_recall = self.feed.wake
 
     @contextlib.contextmanager
     def uploading(self, node: Node | None) -> Iterator[None]:

@@ -208,6 +208,8 @@ def _status_of(point: str) -> dict[str, object]:
 
 
 def _umount(args: argparse.Namespace) -> None:
+    from vosfs.mount import alive
+
     path = args.mountpoint.absolute()
     if not _mounted(path):
         raise QuietError(f"{path} is not a vosfs mount")
@@ -222,17 +224,10 @@ def _umount(args: argparse.Namespace) -> None:
     if done.returncode:
         raise QuietError((done.stderr.strip().splitlines() or ["umount failed"])[0])
     deadline = time.monotonic() + START_S_MAX
-    while pid and Path(f"/proc/{pid}").exists() and not _zombie(pid):
+    while pid and alive(pid):
         if time.monotonic() > deadline:
             raise QuietError(f"unmounted, but process {pid} has not ended")
         time.sleep(0.02)
-
-
-def _zombie(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
-    except OSError:
-        return True
 
 
 def _show(point: str, status: dict[str, object]) -> None:
@@ -244,6 +239,10 @@ def _show(point: str, status: dict[str, object]) -> None:
     )
     print(f"{point}\n  space    {status['url']} ({status['binding']} binding)")
     print(f"  feed     {live}")
+    if "delegation" in status:
+        ahead = "held: changes are acknowledged first and sent in batches" if status["delegation"] else "not held"
+        lost = f"; {status['lost']} changes were refused, see the log" if status["lost"] else ""
+        print(f"  ahead    delegation {ahead}; {status['owed']} changes on their way{lost}")
     print(f"  files    {status['open_files']} open, {mib('dirty_bytes')} not yet saved")
     print(
         f"  cache    {mib('cache_bytes')} of blocks, {mib('scratch_bytes')} of files being written, in {status['cache_dir']}"

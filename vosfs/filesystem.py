@@ -26,6 +26,7 @@ from vosfs.errors import (
 )
 from vosfs.metadata import xattr
 from vosfs.metadata.cached import COMPLETE_MAX, CachedTree
+from vosfs.metadata.messages import Commit, Create, Mutation
 from vosfs.metadata.node import CONTAINER, DATA, LINK, Attributes, Change, NewNode, Node, Usage
 from vosfs.metadata.store import PAGE_NODES_MAX, check_guard
 from vosfs.uri import RESERVED_NAMES, check_name
@@ -468,10 +469,17 @@ class FileSystem:
         self.files.changed_elsewhere(change.node)
         self.on_invalid(change)
 
+    def lost(self, request: Mutation, error: VOSpaceError) -> None:
+        """The service refused a change that was acknowledged to a program."""
+        self.tree.lost(request)
+        if isinstance(request, (Commit, Create)):
+            self.files.lost(request.id)
+
     def status(self) -> dict[str, object]:
         """What ``vosfs status`` shows."""
         return {
             "live": self.tree.live,
+            **self.tree.debt(),
             "open_files": self.files.open_files(),
             "dirty_bytes": self.files.dirty_bytes,
             "scratch_bytes": self.files.local_bytes,

@@ -15,14 +15,16 @@ import trio
 
 from vosfs import fuse
 from vosfs.backends.blobs import Blobs, GatewayBlobs
+from vosfs.cache import journal
 from vosfs.cache.blocks import BlockCache
 from vosfs.cache.file import FileTable, Replacer
+from vosfs.cache.journal import Journal
 from vosfs.client import HttpClient
 from vosfs.errors import QuietError, Stale, VOSpaceError
 from vosfs.filesystem import DEADLINE_S, FileSystem
 from vosfs.metadata.cached import CachedTree
 from vosfs.metadata.gateway import GatewayTree
-from vosfs.metadata.messages import PROTOCOL, WAIT_S_MAX
+from vosfs.metadata.messages import HELD, PROTOCOL, RECALLED, WAIT_S_MAX
 from vosfs.metadata.node import ROOT_ID, Cursor
 from vosfs.metadata.store import Tree
 from vosfs.session import NODES, Session
@@ -32,6 +34,8 @@ log = logging.getLogger(__name__)
 CACHE_BYTES = 10 << 30
 """Default limit of the block cache; at most half of what the disk has free."""
 CLOSE_S = 2.0
+JOURNAL = "journal"
+"""File of the private cache directory."""
 RETRY_S_MIN, RETRY_S_MAX = 0.2, 5.0
 """Between attempts to reach the change feed."""
 
@@ -72,12 +76,16 @@ async def run(options: Options, report: Callable[[str], None]) -> None:
     try:
         try:
             tree, blobs, cursor, what = await _connect(options, clients, sessions)
-            cached = CachedTree(tree)
+            cached = CachedTree(tree, tree.behind if isinstance(tree, GatewayTree) else None)
             await tree.children(ROOT_ID, b"", 1)
         except VOSpaceError as exc:
             raise QuietError(f"cannot mount {options.url}: {exc}") from exc
         limit = min(options.cache_bytes, shutil.disk_usage(cache).free // 2)
         replacer = None if isinstance(blobs, GatewayBlobs) else cast(Replacer, blobs)
+        if isinstance(tree, GatewayTree):
+            whose = f"{options.url} {tree.behind.user}".encode()
+            await _replay(tree, options.cache_dir, whose)
+            tree.behind.journal = Journal(cache / JOURNAL, whose)
         async with trio.open_nursery() as nursery:
             blocks = BlockCache(cache / "blocks", blobs, limit // 2, nursery)
             files = FileTable(cached, blobs, blocks, cache / "scratch", limit // 2, replacer)
@@ -97,6 +105,8 @@ async def run(options: Options, report: Callable[[str], None]) -> None:
                 if cursor is not None and isinstance(tree, GatewayTree):
                     invalidator = fuse.Invalidator()
                     filesystem.on_invalid = invalidator
+                    tree.behind.on_lost = filesystem.lost
+                    nursery.start_soon(tree.behind.run)
                     nursery.start_soon(invalidator.run)
                     nursery.start_soon(follow, tree, filesystem, cursor)
                     nursery.start_soon(_keep_leases, files)
@@ -107,6 +117,8 @@ async def run(options: Options, report: Callable[[str], None]) -> None:
                 # After a crash the mount point stays, answering ENOTCONN: an empty directory in its place would be
                 # taken for an empty space.
                 fuse.detach(unmount=clean)
+                if isinstance(tree, GatewayTree):
+                    await _settle(tree, options.deadline_s)
                 nursery.cancel_scope.cancel()
         files.close()
         blocks.close()
@@ -116,16 +128,30 @@ async def run(options: Options, report: Callable[[str], None]) -> None:
         with trio.CancelScope(shield=True, deadline=trio.current_time() + CLOSE_S):
             for session in sessions:
                 await session.close()
-        shutil.rmtree(cache, ignore_errors=True)
+        if not journal.records(cache / JOURNAL):
+            shutil.rmtree(cache, ignore_errors=True)
+
+
+def alive(pid: int) -> bool:
+    """Whether a process runs; one that nobody has waited for does not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def _left_behind(directory: Path) -> list[Path]:
+    """The private cache directories of processes that are gone."""
+    numbers = ((old, old.name.removeprefix("mount-")) for old in directory.glob("mount-*"))
+    return [old for old, number in numbers if number.isdigit() and not alive(int(number))]
 
 
 def _private_cache(directory: Path) -> Path:
-    """A directory of this process alone; those of dead processes are removed."""
+    """A directory of this process alone; those of dead processes are removed, unless they still owe something."""
     try:
         directory.mkdir(parents=True, exist_ok=True, mode=0o700)
-        for old in directory.glob("mount-*"):
-            number = old.name.removeprefix("mount-")
-            if number.isdigit() and not Path(f"/proc/{number}").exists():
+        for old in _left_behind(directory):
+            if not journal.records(old / JOURNAL):
                 shutil.rmtree(old, ignore_errors=True)
         cache = directory / f"mount-{os.getpid()}"
         cache.mkdir(mode=0o700)
@@ -178,7 +204,7 @@ async def follow(tree: GatewayTree, filesystem: FileSystem, cursor: Cursor) -> N
     pause = RETRY_S_MIN
     while True:
         try:
-            cursor, changes = await tree.changes(cursor, wait_s=WAIT_S_MAX)
+            page = await tree.feed(cursor, WAIT_S_MAX)
         except Stale:
             log.warning("the change log was trimmed while the feed was down: everything is asked for again")
             filesystem.tree.forget_all()
@@ -190,17 +216,50 @@ async def follow(tree: GatewayTree, filesystem: FileSystem, cursor: Cursor) -> N
         except VOSpaceError as exc:
             if filesystem.tree.live:
                 log.warning("change feed lost, attributes are trusted for a second only: %s", exc)
-            filesystem.tree.live = False
+            filesystem.tree.live = tree.behind.held = False
             await trio.sleep(pause)
             pause = min(pause * 2, RETRY_S_MAX)
         else:
             if not filesystem.tree.live:
                 log.info("change feed is back")
             filesystem.tree.live = True
-            pause = RETRY_S_MIN
-            for change in changes:
+            pause, cursor = RETRY_S_MIN, page.cursor
+            for change in page.changes:
                 if change.origin != tree.origin:
                     filesystem.changed_elsewhere(change)
+            # After the changes: who acts first must know all that others did.
+            tree.behind.delegated(page.delegation == HELD)
+            if page.delegation == RECALLED:
+                try:
+                    await tree.give_back()
+                except VOSpaceError as exc:
+                    log.warning("the delegation was not given back: %s", exc)
+                    await trio.sleep(RETRY_S_MIN)
+
+
+async def _replay(tree: GatewayTree, directory: Path, whose: bytes) -> None:
+    """Tell the service what mounts of this space and user acknowledged before they died."""
+    for old in _left_behind(directory):
+        kept = journal.records(old / JOURNAL)
+        if not kept or kept[0] != whose:
+            continue
+        refused = await tree.behind.replay(kept[1:])
+        log.warning("a mount died before the service had its last %d changes: sent, %d of them refused",
+                    len(kept) - 1, refused)  # fmt: skip
+        shutil.rmtree(old, ignore_errors=True)
+
+
+async def _settle(tree: GatewayTree, deadline_s: float) -> None:
+    """Send what is owed before the end, cancelled or not, and the delegation back."""
+    if tree.behind.idle and not tree.behind.held:
+        return
+    with trio.CancelScope(shield=True, deadline=trio.current_time() + deadline_s):
+        try:
+            await tree.give_back()
+        except VOSpaceError as exc:
+            log.debug("the end: %s", exc)
+    if not tree.behind.idle:
+        log.error("%d changes did not reach the service: the next mount of this space will send them", tree.behind.owed)
 
 
 async def _keep_leases(files: FileTable) -> None:

@@ -341,6 +341,7 @@ class CachedFile:
 
     async def _commit(self, durable: bool) -> None:
         tree = self._table.tree
+        await tree.room()
         inline = await self._upload(durable, content.INLINE_BYTES_MAX)
         taken = [(e.start, e.stop) for e in inline]
         for start, stop in taken:
@@ -351,8 +352,10 @@ class CachedFile:
         receipts = {} if self._table.local else self._receipts
         changes = [content.relocated(e, receipts.get(e.locator, e.locator)) for e in (*pending, *inline)]
         blobs = [_blob(self._receipts[e.locator]) for e in pending if e.locator and self._table.local]
+        done = None if durable else self._commit_ahead(inline, length, changes, mtime_ns)
         try:
-            done = await tree.commit(self.node.id, self.node.version, length, changes, blobs, mtime_ns, durable)
+            if done is None:
+                done = await tree.commit(self.node.id, self.node.version, length, changes, blobs, mtime_ns, durable)
         except NodeNotFound:
             self.unlinked = True
             raise Stale("the file was deleted elsewhere") from None
@@ -378,6 +381,17 @@ class CachedFile:
         kept = {e.locator for e in rest}
         self._receipts = {name: receipt for name, receipt in self._receipts.items() if name in kept}
         self._table.committed(self.node.id, durable, bool(blobs or any(e.locator for e in pending)))
+
+    def _commit_ahead(
+        self, inline: list[Extent], length: int, changes: list[Extent], mtime_ns: int | None
+    ) -> Content | None:
+        """The content after a commit that the service hears of later, if that can be."""
+        extents = content.apply(self._extents, inline, length)
+        if len(extents) > content.EXTENTS_MAX or sum(len(e.data) for e in extents) > content.INLINE_TOTAL_MAX:
+            # The service makes one blob of many pieces, and answers with it.
+            return None
+        node = self._table.tree.commit_ahead(self.node.id, self.node.version, length, changes, mtime_ns)
+        return None if node is None else Content(node, extents)
 
     async def _replace(self, replacer: "Replacer") -> None:
         """Save to a service that takes whole files only: bring what is missing here, then send all of it."""
@@ -625,6 +639,15 @@ class FileTable:
         if file is not None:
             file.fresh = False
             file.kernel_version = 0
+
+    def lost(self, id: int) -> None:
+        """The service refused a change of this node that was acknowledged here: what is open has lost bytes."""
+        file = self._files.get(id)
+        if file is not None:
+            file.discard()
+            # Older than any: the next open takes what the service has.
+            file.node = Node(*(getattr(file.node, name) for name in Node.__struct_fields__))
+            file.node.version = 0
 
     def unlinked(self, node: Node) -> None:
         """This mount took a node's last name away."""

@@ -3,6 +3,10 @@
 While a change feed is followed (``live``), what is remembered is right until the feed says otherwise; without one it
 is trusted for TTL_S.  Only what was asked for or made here is kept, in two bounded tables.  State changes in
 synchronous steps between awaits; an answer that was under way while an invalidation came is used but not kept.
+
+While this mount holds the delegation nobody else changes the space.  A change whose effect is known from what is
+remembered is then made here at once, and owed to the service (``behind.py``); the methods that try that are the ones
+named ``_..._ahead``.
 """
 
 import time
@@ -11,7 +15,23 @@ from collections import OrderedDict
 import msgspec
 
 from vosfs.errors import NodeNotFound, VOSpaceError
-from vosfs.metadata.node import CONTAINER, Attributes, Blob, Change, Content, Extent, NewNode, Node, Usage
+from vosfs.metadata import messages as m
+from vosfs.metadata.behind import WriteBehind
+from vosfs.metadata.node import (
+    CONTAINER,
+    DATA,
+    Attributes,
+    Blob,
+    Change,
+    Content,
+    Extent,
+    NewNode,
+    Node,
+    Renamed,
+    Usage,
+    made,
+    new_id,
+)
 from vosfs.metadata.store import Tree
 
 TTL_S = 1.0
@@ -47,13 +67,17 @@ class _Names:
 class CachedTree:
     """Tree that answers from memory when it may."""
 
-    def __init__(self, inner: Tree) -> None:
+    def __init__(self, inner: Tree, behind: WriteBehind | None = None) -> None:
         # Dependencies
         self.inner = inner
+        self._behind = behind
         # Mutable state
         self.live = False
         """Whether a feed invalidates what changes elsewhere."""
-        self._nodes: OrderedDict[int, tuple[Node, float]] = OrderedDict()
+        self._nodes: OrderedDict[int, tuple[Node, float, int]] = OrderedDict()
+        """Attributes, until when they are trusted, and the change made here that they were last part of."""
+        self._serial = 0
+        """Counts the changes made here first: an answer that was asked for before one does not undo it."""
         self._names: OrderedDict[int, _Names] = OrderedDict()
         self._contents: OrderedDict[int, Content] = OrderedDict()
         """What look-ups brought along, until it is opened or the node changes."""
@@ -72,25 +96,33 @@ class CachedTree:
 
     # -- remembering (synchronous) -------------------------------------------------------------------------------
 
-    def remember(self, node: Node) -> Node:
-        """Keep a node's attributes."""
+    def remember(self, node: Node, since: int | None = None) -> Node:
+        """Keep a node's attributes, as they are now or were asked for at ``since``; returns the freshest known."""
         nodes = self._nodes
-        nodes[node.id] = (node, time.monotonic() + (LIVE_TTL_S if self.live else TTL_S))
+        if since is not None and since != self._serial:
+            kept = nodes.get(node.id)
+            if kept is not None and kept[2] > since:
+                return kept[0]
+        nodes[node.id] = (node, time.monotonic() + (LIVE_TTL_S if self.live else TTL_S), self._serial)
         nodes.move_to_end(node.id)
         if len(nodes) > NODES_MAX:
             nodes.popitem(last=False)
         return node
 
+    def _now(self) -> float:
+        """What expiry is compared with: nothing expires that nobody else can change."""
+        return 0.0 if self._behind is not None and self._behind.held else time.monotonic()
+
     def peek(self, id: int) -> Node | None:
         """The node, if it is remembered and fresh."""
         kept = self._nodes.get(id)
-        if kept is None or kept[1] < time.monotonic():
+        if kept is None or kept[1] < self._now():
             return None
         return kept[0]
 
     def _container(self, id: int, complete: bool = False) -> _Names:
         names = self._names.get(id)
-        if names is None or names.expires < time.monotonic():
+        if names is None or names.expires < self._now():
             self._drop_names(id)
             names = self._names[id] = _Names(complete, time.monotonic() + self.ttl_s)
             while len(self._names) > CONTAINERS_MAX or (self._count > NAMES_MAX and len(self._names) > 1):
@@ -112,7 +144,7 @@ class CachedTree:
         """A container's names changed at ``ns``, by this mount: its new times are known without asking."""
         kept = self._nodes.get(parent)
         if kept is not None:
-            self._nodes[parent] = (replace(kept[0], mtime_ns=ns, ctime_ns=ns), kept[1])
+            self._nodes[parent] = (replace(kept[0], mtime_ns=ns, ctime_ns=ns), kept[1], self._serial)
 
     def forget(self, id: int) -> None:
         """A node changed elsewhere, or an operation on it ended in doubt."""
@@ -150,16 +182,140 @@ class CachedTree:
     def names_known(self, parent: int) -> dict[bytes, int] | None:
         """All names of a container, if they are known."""
         names = self._names.get(parent)
-        if names is None or not names.complete or names.expires < time.monotonic():
+        if names is None or not names.complete or names.expires < self._now():
             return None
         return names.ids
 
     def peek_name(self, parent: int, name: bytes) -> int | None:
         """The id under a name; 0 if there is no such name; None if not known."""
         names = self._names.get(parent)
-        if names is None or names.expires < time.monotonic():
+        if names is None or names.expires < self._now():
             return None
         return names.ids.get(name, 0 if names.complete else None)
+
+    # -- changing first, telling later (synchronous) -----------------------------------------------------------------
+
+    async def room(self) -> None:
+        """Wait until a change may be made here first, if the delegation is held; else ask for it."""
+        if self._behind is not None:
+            if self._behind.held:
+                await self._behind.room()
+            else:
+                self._behind.want()
+
+    def _mine(self, id: int) -> Node | None:
+        """A node that this mount may change first: known, its user's own, and free."""
+        if self._behind is None or not self._behind.held:
+            return None
+        node = self.peek(id)
+        if node is None or node.owner != self._behind.user or node.immutable or not node.nlink:
+            return None
+        return node
+
+    def _owe(self, request: m.Mutation) -> None:
+        assert self._behind is not None
+        self._behind.add(request)
+        self._serial += 1
+        self._mutations += 1
+
+    def _create_ahead(self, parent: int, name: bytes, new: NewNode) -> Node | None:
+        container = self._mine(parent)
+        if (
+            self._behind is None
+            or container is None
+            or container.kind != CONTAINER
+            or self.peek_name(parent, name) != 0
+        ):
+            return None
+        node = made(replace(new, owner=self._behind.user), new_id(), self._behind.now_ns())
+        self._owe(m.Create(parent, name, new, node.id, node.btime_ns))
+        return self._created(parent, name, node)
+
+    def _child_ahead(self, parent: int, name: bytes) -> Node | None:
+        """The node under a name, if name and node may be changed here first."""
+        container, id = self._mine(parent), self.peek_name(parent, name)
+        if container is None or not id:
+            return None
+        node = self.peek(id)
+        return None if node is None or node.immutable else node
+
+    def _remove_ahead(self, parent: int, name: bytes, kind: str) -> Node | None:
+        node = self._child_ahead(parent, name)
+        if self._behind is None or node is None or (node.kind == CONTAINER) != (kind == "empty"):
+            return None
+        if kind == "empty":
+            names = self.names_known(node.id)
+            if names is None or any(names.values()):
+                return None
+        now_ns = self._behind.now_ns()
+        self._owe(m.Remove(parent, name, kind, node.id, now_ns))
+        node = replace(node, nlink=node.nlink - 1, ctime_ns=now_ns)
+        self._removed(parent, name, node)
+        return node
+
+    def _rename_ahead(self, parent: int, name: bytes, to_parent: int, to_name: bytes, flag: str) -> Renamed | None:
+        node, into, other_id = (
+            self._child_ahead(parent, name),
+            self._mine(to_parent),
+            self.peek_name(to_parent, to_name),
+        )
+        if self._behind is None or node is None or into is None or other_id is None or flag == "exchange":
+            return None
+        if node.kind == CONTAINER and parent != to_parent:
+            # Whether it goes below itself is not known here.
+            return None
+        other = None
+        if other_id:
+            other = self._child_ahead(to_parent, to_name)
+            if other is None or other.id == node.id or flag or CONTAINER in (node.kind, other.kind):
+                return None
+        now_ns = self._behind.now_ns()
+        self._owe(m.Rename(parent, name, to_parent, to_name, flag, node.id, now_ns))
+        gone = None if other is None else replace(other, nlink=other.nlink - 1, ctime_ns=now_ns)
+        done = Renamed(replace(node, ctime_ns=now_ns), gone)
+        self._renamed(parent, name, to_parent, to_name, done)
+        return done
+
+    def _set_attributes_ahead(self, id: int, change: Attributes) -> Node | None:
+        node = self._mine(id)
+        if self._behind is None or node is None or change.target is not None or change.immutable is not None:
+            return None
+        now_ns = self._behind.now_ns()
+        fields = {key: value for key, value in msgspec.structs.asdict(change).items() if value is not None}
+        self._owe(m.SetAttributes(id, change, now_ns))
+        return self.remember(replace(node, **fields, ctime_ns=now_ns))
+
+    def commit_ahead(
+        self, id: int, base_version: int, length: int, changes: list[Extent], mtime_ns: int | None
+    ) -> Node | None:
+        """The node with its bytes changed, if that could be done here first; ``changes`` as ``commit`` has them."""
+        node = self._mine(id)
+        if self._behind is None or node is None or node.kind != DATA or node.version != base_version:
+            return None
+        now_ns = self._behind.now_ns()
+        mtime_ns = now_ns if mtime_ns is None else mtime_ns
+        self._owe(m.Commit(id, base_version, length, changes, mtime_ns, False, now_ns))
+        self._contents.pop(id, None)
+        return self.remember(
+            replace(node, version=base_version + 1, length=length, mtime_ns=mtime_ns, ctime_ns=now_ns, md5="")
+        )
+
+    def debt(self) -> dict[str, object]:
+        """How far this mount is ahead of the service."""
+        if self._behind is None:
+            return {}
+        return {"delegation": self._behind.held, "owed": self._behind.owed, "lost": self._behind.lost}
+
+    def lost(self, request: m.Mutation) -> None:
+        """The service refused what was changed here first: nothing that it touched is known any more."""
+        if isinstance(request, (m.SetAttributes, m.Commit, m.Link)):
+            self.forget(request.id)
+        if isinstance(request, (m.Create, m.Remove, m.Rename, m.Link)):
+            self.forget_name(request.parent, request.name)
+            if isinstance(request, (m.Create, m.Remove, m.Rename)):
+                self.forget(request.id)
+        if isinstance(request, m.Rename):
+            self.forget_name(request.to_parent, request.to_name)
 
     # -- Tree ----------------------------------------------------------------------------------------------------
 
@@ -171,38 +327,44 @@ class CachedTree:
             node = self.peek(id)
             if node is not None:
                 return node
-        epoch = self._epoch
+        epoch, since, before = self._epoch, self._serial, self._kept_name(parent, name)
         try:
             found = await self.inner.find(parent, name)
         except NodeNotFound:
-            if epoch == self._epoch and self.live:
+            if epoch == self._epoch and self.live and before == self._kept_name(parent, name):
                 self._set_name(parent, name, 0)
             raise
         node = found.node
         if epoch == self._epoch:
-            self._set_name(parent, name, node.id)
-            self.remember(node)
-            if found.extents is not None and self.live:
+            if before == self._kept_name(parent, name):
+                self._set_name(parent, name, node.id)
+            node = self.remember(node, since)
+            if found.extents is not None and self.live and node is found.node:
                 self._contents[node.id] = Content(node, found.extents)
                 if len(self._contents) > CONTENTS_MAX:
                     self._contents.popitem(last=False)
         return node
 
+    def _kept_name(self, parent: int, name: bytes) -> int | None:
+        names = self._names.get(parent)
+        return None if names is None else names.ids.get(name)
+
     async def get(self, id: int) -> Node:
         node = self.peek(id)
         if node is not None:
             return node
-        epoch = self._epoch
+        epoch, since = self._epoch, self._serial
         node = await self.inner.get(id)
-        return self.remember(node) if epoch == self._epoch else node
+        return self.remember(node, since) if epoch == self._epoch else node
 
     async def children(self, parent: int, after: bytes, limit: int) -> list[tuple[bytes, Node]]:
-        epoch = self._epoch
+        epoch, since = self._epoch, self._serial
         page = await self.inner.children(parent, after, limit)
         if epoch == self._epoch:
             for name, node in page:
-                self.remember(node)
-                self._set_name(parent, name, node.id)
+                self.remember(node, since)
+                if since == self._serial or self._kept_name(parent, name) is None:
+                    self._set_name(parent, name, node.id)
         return page
 
     def listed(self, parent: int, epoch: int, names: int) -> None:
@@ -219,6 +381,9 @@ class CachedTree:
         return self._epoch
 
     async def create(self, parent: int, name: bytes, new: NewNode) -> Node:
+        await self.room()
+        if (ahead := self._create_ahead(parent, name, new)) is not None:
+            return ahead
         try:
             node = await self.inner.create(parent, name, new)
         except VOSpaceError:
@@ -226,6 +391,9 @@ class CachedTree:
             raise
         finally:
             self._mutations += 1
+        return self._created(parent, name, node)
+
+    def _created(self, parent: int, name: bytes, node: Node) -> Node:
         self._set_name(parent, name, node.id)
         self._touch(parent, node.ctime_ns)
         if node.kind == CONTAINER and self.live:
@@ -245,6 +413,9 @@ class CachedTree:
         return self.remember(node)
 
     async def remove(self, parent: int, name: bytes, kind: str) -> Node:
+        await self.room()
+        if (ahead := self._remove_ahead(parent, name, kind)) is not None:
+            return ahead
         try:
             node = await self.inner.remove(parent, name, kind)
         except VOSpaceError:
@@ -252,10 +423,13 @@ class CachedTree:
             raise
         finally:
             self._mutations += 1
+        self._removed(parent, name, node)
+        return node
+
+    def _removed(self, parent: int, name: bytes, node: Node) -> None:
         self._unname(parent, name)
         self._touch(parent, node.ctime_ns)
         self._after_drop(node)
-        return node
 
     def _unname(self, parent: int, name: bytes) -> None:
         if self.live:
@@ -272,6 +446,9 @@ class CachedTree:
 
     async def rename(self, parent: int, name: bytes, to_parent: int, to_name: bytes, flag: str) -> Node | None:
         """As in the port; returns the node that lost its name."""
+        await self.room()
+        if (ahead := self._rename_ahead(parent, name, to_parent, to_name, flag)) is not None:
+            return ahead.gone
         try:
             done = await self.inner.rename(parent, name, to_parent, to_name, flag)
         except VOSpaceError:
@@ -284,18 +461,29 @@ class CachedTree:
             self.forget_name(parent, name)
             self.forget_name(to_parent, to_name)
         else:
-            self._unname(parent, name)
-            self._set_name(to_parent, to_name, done.node.id)
+            self._renamed(parent, name, to_parent, to_name, done)
+            return done.gone
+        self.remember(done.node)
+        for id in (parent, to_parent):
+            self._touch(id, done.node.ctime_ns)
+        return done.gone
+
+    def _renamed(self, parent: int, name: bytes, to_parent: int, to_name: bytes, done: Renamed) -> None:
+        self._unname(parent, name)
+        self._set_name(to_parent, to_name, done.node.id)
         self.remember(done.node)
         for id in (parent, to_parent):
             self._touch(id, done.node.ctime_ns)
         if done.gone is not None:
             self._after_drop(done.gone)
-        return done.gone
 
     async def set_attributes(self, id: int, change: Attributes) -> Node:
+        await self.room()
+        if (ahead := self._set_attributes_ahead(id, change)) is not None:
+            return ahead
+        since = self._serial
         try:
-            return self.remember(await self.inner.set_attributes(id, change))
+            return self.remember(await self.inner.set_attributes(id, change), since)
         except VOSpaceError:
             self.forget(id)
             raise
@@ -306,17 +494,17 @@ class CachedTree:
         known, node = self._contents.pop(id, None), self.peek(id)
         if known is not None and node is not None and self.live and known.node.version == node.version:
             return Content(node, known.extents)
-        epoch = self._epoch
+        epoch, since = self._epoch, self._serial
         found = await self.inner.open(id)
         if epoch == self._epoch:
-            self.remember(found.node)
+            self.remember(found.node, since)
         return found
 
     async def commit(
         self, id: int, base_version: int | None, length: int, changes: list[Extent], blobs: list[Blob],
         mtime_ns: int | None, durable: bool,
     ) -> Content:  # fmt: skip
-        before = self._mutations
+        before, since = self._mutations, self._serial
         try:
             done = await self.inner.commit(id, base_version, length, changes, blobs, mtime_ns, durable=durable)
         except VOSpaceError:
@@ -327,7 +515,11 @@ class CachedTree:
             self._durable = max(self._durable, before)
         else:
             self._mutations += 1
-        self.remember(done.node)
+        node = self.remember(done.node, since)
+        if node is not done.node:
+            # Its mode, say, was changed here meanwhile.
+            new = done.node
+            self.remember(replace(node, version=new.version, length=new.length, mtime_ns=new.mtime_ns, md5=new.md5))
         return done
 
     async def properties(self, id: int) -> dict[str, str]:

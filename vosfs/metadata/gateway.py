@@ -1,6 +1,7 @@
-"""The tree over the gateway binding: one POST per operation, on kept connections."""
+"""The tree over the gateway binding: one POST per operation, on kept connections, or one for many (``behind.py``)."""
 
 import secrets
+import time
 from typing import Any
 
 import msgspec
@@ -8,6 +9,7 @@ import msgspec
 from vosfs.client import HttpClient
 from vosfs.errors import BY_NAME, NotAuthenticated, ProtocolError, ServiceUnavailable
 from vosfs.metadata import messages as m
+from vosfs.metadata.behind import WriteBehind
 from vosfs.metadata.node import (
     Attributes,
     Blob,
@@ -26,7 +28,8 @@ from vosfs.metadata.store import ANYONE, CHANGES_MAX, Caller
 _encode = msgspec.msgpack.Encoder().encode
 _DECODERS = {kind: msgspec.msgpack.Decoder(result).decode for kind, result in m.RESULTS.items()}
 _READS = (
-    m.Hello, m.Lookup, m.Get, m.Children, m.Open, m.Properties, m.SpaceUsage, m.Sync, m.Renew, m.Changes
+    m.Hello, m.Lookup, m.Get, m.Children, m.Open, m.Properties, m.SpaceUsage, m.Sync, m.Renew, m.Changes,
+    m.Delegate, m.GiveBack,
 )  # fmt: skip
 """Requests that may be sent again when a kept connection breaks under them."""
 
@@ -44,8 +47,14 @@ class GatewayTree:
         if token:
             headers.append(("Authorization", f"Bearer {token}"))
         self._head = client.head("POST", path, headers)
+        # Mutable state
+        self.behind = WriteBehind(self._send, _DECODERS, client.deadline_s)
 
-    async def _call(self, request: m.Request, deadline_s: float | None = None) -> Any:
+    async def _call(self, request: m.Ordered) -> Any:
+        """A request about the tree: behind what is owed, if something is."""
+        return await (self._send(request) if self.behind.idle else self.behind.ordered(request))
+
+    async def _send(self, request: m.Request, deadline_s: float | None = None) -> Any:
         kind = type(request)
         answer = await self._client.request(
             self._head, _encode(request), idempotent=kind in _READS, deadline_s=deadline_s
@@ -63,11 +72,14 @@ class GatewayTree:
     async def hello(self) -> m.Greeting:
         """Introduce oneself.  NotAuthenticated, PermissionDenied, and what a broken network gives."""
         try:
-            return await self._call(m.Hello())
+            greeting: m.Greeting = await self._send(m.Hello())
         except NotAuthenticated as exc:
             raise NotAuthenticated(
                 f"{exc}; get a new one with vosfsd token, or from whoever runs the service"
             ) from None
+        self.behind.user = greeting.user
+        self.behind.offset_ns = greeting.now_ns - time.time_ns() if greeting.now_ns else 0
+        return greeting
 
     async def lookup(self, parent: int, name: bytes, caller: Caller = ANYONE) -> Node:
         return (await self.find(parent, name)).node
@@ -122,8 +134,19 @@ class GatewayTree:
 
     async def changes(self, since: Cursor, limit: int = CHANGES_MAX, wait_s: float = 0) -> tuple[Cursor, list[Change]]:
         """As in the port; with ``wait_s`` the answer may wait that long for a change."""
-        page = await self._call(m.Changes(since, wait_s), wait_s + self._client.deadline_s)
+        page = await self.feed(since, wait_s)
         return page.cursor, page.changes
+
+    async def feed(self, since: Cursor, wait_s: float) -> m.ChangePage:
+        """``changes``, and the state of the delegation."""
+        known = m.HELD if self.behind.held else m.NOT_HELD
+        return await self._send(m.Changes(since, wait_s, known), wait_s + self._client.deadline_s)
+
+    async def give_back(self) -> None:
+        """Send all that is owed, and with that the delegation."""
+        self.behind.held = False
+        await self.behind.drain()
+        await self._send(m.GiveBack())
 
     async def cursor(self) -> Cursor:
         return (await self.hello()).cursor
@@ -137,4 +160,4 @@ class GatewayTree:
 
     async def renew(self, names: list[str]) -> list[str]:
         """Fresh leases for blobs that are still being read, in the same order."""
-        return await self._call(m.Renew(names))
+        return await self._send(m.Renew(names))

@@ -20,6 +20,7 @@ from vosfs.errors import (
     PermissionDenied,
     Stale,
     TooManyLinks,
+    VOSpaceError,
 )
 from vosfs.metadata import content
 from vosfs.metadata.job import Chosen, Job
@@ -40,15 +41,32 @@ from vosfs.metadata.node import (
     Node,
     Renamed,
     Usage,
+    made,
+    new_id,
 )
-from vosfs.metadata.sql import LINKS_MAX, OWNER_FIELDS, found_extents, new_id
-from vosfs.metadata.store import ANYONE, CHANGES_MAX, OWN, READ, WRITE, Caller, check_guard, right_to_guard
+from vosfs.metadata.sql import LINKS_MAX, OWNER_FIELDS, found_extents
+from vosfs.metadata.store import (
+    ANYONE,
+    CHANGES_MAX,
+    HAPPENED_ROWS,
+    OWN,
+    READ,
+    WRITE,
+    Caller,
+    Outcome,
+    Step,
+    check_guard,
+    check_same,
+    right_to_guard,
+)
 
 replace = msgspec.structs.replace
 
 
 class MemoryStore:
     """Store (see ``store.py`` for every method's contract) that forgets everything when it goes."""
+
+    shared = False
 
     def __init__(self, owner: str = "") -> None:
         now = time.time_ns()
@@ -64,6 +82,8 @@ class MemoryStore:
         self._extents: dict[int, list[Extent]] = {}
         self._properties: dict[int, dict[str, str]] = {}
         self._changes: list[Change] = []
+        self._moments: list[tuple[int, int]] = []
+        """Node and time of each."""
         self._trash: list[int] = []
         self._blobs: dict[str, int | None] = {}
         """Locator -> since when nothing stands on it."""
@@ -71,11 +91,16 @@ class MemoryStore:
         self.notify: Callable[[], None] = lambda: None
         self._tables: dict[str, dict[Any, Any]] = {"account": {}, "token": {}, "certificate": {}}
         self._jobs: dict[str, Job] = {}
+        self._at_ns = 0
+        """When the step that is being applied happened; 0: none is."""
 
     def close(self) -> None:
         """Nothing to do."""
 
     # -- helpers ---------------------------------------------------------------------------------------------
+
+    def _now(self) -> int:
+        return self._at_ns or time.time_ns()
 
     def _node(self, id: int) -> Node:
         try:
@@ -110,16 +135,17 @@ class MemoryStore:
         return node
 
     def _touch(self, *ids: int) -> None:
-        now = time.time_ns()
+        now = self._now()
         for id in ids:
             self._nodes[id] = replace(self._nodes[id], mtime_ns=now, ctime_ns=now)
 
     def _log(self, caller: Caller, node: int, parent: int = 0, name: bytes = b"") -> None:
         self._changes.append(Change(node, parent, name, caller.origin))
+        self._moments.append((node, self._now()))
         self.notify()
 
     def _set_links(self, id: int, nlink: int) -> Node:
-        node = self._nodes[id] = replace(self._nodes[id], nlink=nlink, ctime_ns=time.time_ns())
+        node = self._nodes[id] = replace(self._nodes[id], nlink=nlink, ctime_ns=self._now())
         if nlink == 0:
             self._trash.append(id)
             self._parent.pop(id, None)
@@ -147,17 +173,12 @@ class MemoryStore:
         return [(name, self._nodes[names[name]]) for name in sorted(names) if name > after][:limit]
 
     async def create(
-        self, parent: int, name: bytes, new: NewNode, caller: Caller = ANYONE, durable: bool = False
+        self, parent: int, name: bytes, new: NewNode, caller: Caller = ANYONE, id: int = 0, durable: bool = False
     ) -> Node:
         names = self._writable(parent, caller)
-        if name in names:
+        if name in names or id in self._nodes:
             raise DuplicateNode(repr(name))
-        now = time.time_ns()
-        node = Node(
-            new_id(), new.kind, 1, len(new.target), new.mode, new.uid, new.gid, 1, now,
-            now if new.mtime_ns is None else new.mtime_ns, now, now, new.owner, new.target, new.public,
-            new.group_read, new.group_write, new.immutable, new.content_type, "",
-        )  # fmt: skip
+        node = made(new, id or new_id(), self._now())
         self._nodes[node.id] = node
         names[name] = node.id
         if new.kind == CONTAINER:
@@ -186,9 +207,12 @@ class MemoryStore:
         self._log(caller, id, parent, name)
         return self._set_links(id, node.nlink + 1)
 
-    async def remove(self, parent: int, name: bytes, kind: str, caller: Caller = ANYONE, durable: bool = False) -> Node:
+    async def remove(
+        self, parent: int, name: bytes, kind: str, caller: Caller = ANYONE, id: int = 0, durable: bool = False
+    ) -> Node:
         names = self._writable(parent, caller)
         node = self._child(parent, name)
+        check_same(node, id, name)
         check_guard(node, repr(name))
         if kind == "leaf" and node.kind == CONTAINER:
             raise IsContainer(f"{name!r} is a container")
@@ -212,12 +236,13 @@ class MemoryStore:
 
     async def rename(
         self, parent: int, name: bytes, to_parent: int, to_name: bytes, flag: str = "", caller: Caller = ANYONE,
-        durable: bool = False,
+        id: int = 0, durable: bool = False,
     ) -> Renamed:  # fmt: skip
-        for id in (parent, to_parent):
-            self._writable(id, caller)
+        for container in (parent, to_parent):
+            self._writable(container, caller)
         names, to_names = self._names[parent], self._names[to_parent]
         node = self._child(parent, name)
+        check_same(node, id, name)
         other = self._nodes[to_names[to_name]] if to_name in to_names else None
         check_guard(node, repr(name))
         if other is not None:
@@ -253,10 +278,23 @@ class MemoryStore:
         elif other is not None:
             gone = self._set_links(other.id, other.nlink - 1)
         self._touch(parent, to_parent)
-        self._nodes[node.id] = replace(self._nodes[node.id], ctime_ns=time.time_ns())
+        self._nodes[node.id] = replace(self._nodes[node.id], ctime_ns=self._now())
         self._log(caller, node.id, parent, name)
         self._log(caller, other.id if other else node.id, to_parent, to_name)
         return Renamed(self._nodes[node.id], gone)
+
+    async def apply(self, steps: list[Step], caller: Caller = ANYONE, durable: bool = False) -> list[Outcome]:
+        outcomes: list[Outcome] = []
+        for step in steps:
+            self._at_ns = step.at_ns
+            try:
+                id = {"id": step.id} if step.id else {}
+                outcomes.append(await getattr(self, step.operation)(*step.arguments, caller=caller, **id))
+            except VOSpaceError as exc:
+                outcomes.append(exc)
+            finally:
+                self._at_ns = 0
+        return outcomes
 
     async def set_attributes(self, id: int, change: Attributes, caller: Caller = ANYONE) -> Node:
         fields = {key: value for key, value in msgspec.structs.asdict(change).items() if value is not None}
@@ -266,7 +304,7 @@ class MemoryStore:
             self._changeable(id, caller, OWN if any(key in fields for key in OWNER_FIELDS) else WRITE)
         if "target" in fields:
             fields["length"] = len(fields["target"])
-        self._nodes[id] = replace(self._nodes[id], ctime_ns=time.time_ns(), **fields)
+        self._nodes[id] = replace(self._nodes[id], ctime_ns=self._now(), **fields)
         self._log(caller, id)
         return self._nodes[id]
 
@@ -294,7 +332,7 @@ class MemoryStore:
             self._blobs[blob.locator] = None
         self._extents[id] = new
         self._release(content.locators(old) | {b.locator for b in blobs})
-        now = time.time_ns()
+        now = self._now()
         self._nodes[id] = replace(
             node, length=length, version=node.version + 1, mtime_ns=now if mtime_ns is None else mtime_ns,
             ctime_ns=now, md5=md5,
@@ -318,6 +356,9 @@ class MemoryStore:
         changes = [Extent(0, max(node.length, length, 1)), *extents]
         return await self.commit(node.id, None, length, changes, blobs, mtime_ns, md5, True, caller)
 
+    async def happened(self, node: int, at_ns: int) -> bool:
+        return (node, at_ns) in self._moments[-HAPPENED_ROWS:]
+
     async def depth(self, id: int) -> int:
         at = next((parent for parent, names in self._names.items() if id in names.values()), ROOT_ID)
         steps = 0
@@ -338,7 +379,7 @@ class MemoryStore:
     def _release(self, locators: set[str]) -> None:
         inuse = {e.locator for extents in self._extents.values() for e in extents}
         for locator in locators - inuse:
-            self._blobs[locator] = time.time_ns()
+            self._blobs[locator] = self._now()
 
     async def properties(self, id: int, caller: Caller = ANYONE) -> dict[str, str]:
         self._node(id)
@@ -351,7 +392,7 @@ class MemoryStore:
         caller.permit(node, WRITE)
         kept = {} if clear else self._properties.get(id, {})
         self._properties[id] = {key: value for key, value in {**kept, **change}.items() if value is not None}
-        self._nodes[id] = replace(node, ctime_ns=time.time_ns())
+        self._nodes[id] = replace(node, ctime_ns=self._now())
         self._log(caller, id)
         return self._nodes[id]
 

@@ -32,6 +32,8 @@ MEDIA_TYPE = "application/msgpack"
 ORIGIN_HEADER = "Vosfs-Origin"
 """Names one mount, so that it can tell its own changes in the feed."""
 
+BATCH_MAX = 1000
+"""Requests in one batch."""
 WAIT_S_MAX = 25.0
 """Longest poll of the change feed; below the 30 s at which proxies begin to cut."""
 
@@ -63,18 +65,26 @@ class Create(Request):
     parent: Id
     name: bytes
     new: NewNode
+    id: Id = 0
+    """Of the new node, drawn at random by who sends this; 0: the service draws it."""
+    at_ns: Time = 0
+    """When it was done, by the service's clock (``Greeting.now_ns``); 0: now.  So in all that follow."""
 
 
 class Link(Request):
     id: Id
     parent: Id
     name: bytes
+    at_ns: Time = 0
 
 
 class Remove(Request):
     parent: Id
     name: bytes
     kind: str
+    id: Id = 0
+    """Which node the name is; 0: whichever it is.  So in ``Rename``."""
+    at_ns: Time = 0
 
 
 class Rename(Request):
@@ -83,11 +93,14 @@ class Rename(Request):
     to_parent: Id
     to_name: bytes
     flag: str
+    id: Id = 0
+    at_ns: Time = 0
 
 
 class SetAttributes(Request):
     id: Id
     change: Attributes
+    at_ns: Time = 0
 
 
 class Open(Request):
@@ -102,6 +115,7 @@ class Commit(Request):
     """Locators are receipts of this user's uploads."""
     mtime_ns: Time | None
     durable: bool
+    at_ns: Time = 0
 
 
 class Properties(Request):
@@ -129,9 +143,37 @@ class Renew(Request):
     names: list[str]
 
 
+NOT_HELD, HELD, RECALLED = 0, 1, 2
+"""States of the delegation, as one mount sees it."""
+
+
 class Changes(Request):
     since: Cursor
     wait_s: Annotated[float, msgspec.Meta(ge=0, le=60)]
+    delegation: int = NOT_HELD
+    """What the mount knows of it: the answer comes at once if that is wrong."""
+
+
+Mutation = Create | Link | Remove | Rename | SetAttributes | Commit
+Ordered = Mutation | Lookup | Get | Children | Open | Properties | SetProperties | SpaceUsage | Sync
+
+
+class Batch(Request):
+    """Several requests, done in this order."""
+
+    requests: list[Ordered]
+    wanted: list[int]
+    """Which of them need their results; of the others only failures are told."""
+    again: bool = False
+    """The answer to an earlier sending was lost: what is found done already was done by that."""
+
+
+class Delegate(Request):
+    """Ask for the delegation (``server/delegation.py``), whose state then comes with the change feed."""
+
+
+class GiveBack(Request):
+    """The delegation is no longer needed, and everything has been told."""
 
 
 class Greeting(msgspec.Struct, array_like=True):
@@ -143,6 +185,8 @@ class Greeting(msgspec.Struct, array_like=True):
     cursor: Cursor
     durable_uploads: bool
     """Whether every upload must be durable, because who commits cannot make it so."""
+    now_ns: Time = 0
+    """The service's clock."""
 
 
 class Stored(msgspec.Struct, array_like=True):
@@ -157,6 +201,8 @@ class Stored(msgspec.Struct, array_like=True):
 class ChangePage(msgspec.Struct, array_like=True):
     cursor: Cursor
     changes: list[Change]
+    delegation: int = NOT_HELD
+    """HELD means that every change by others is in this page or an earlier one."""
 
 
 class Entry(msgspec.Struct, array_like=True):
@@ -173,14 +219,20 @@ class Failure(msgspec.Struct, array_like=True):
     message: str
 
 
-AnyRequest = (
-    Hello | Lookup | Get | Children | Create | Link | Remove | Rename | SetAttributes | Open | Commit | Properties
-    | SetProperties | SpaceUsage | Sync | Renew | Changes
-)  # fmt: skip
+class Outcomes(msgspec.Struct, array_like=True):
+    """Answer to a ``Batch``."""
+
+    failures: list[tuple[int, Failure]]
+    results: list[tuple[int, msgspec.Raw]]
+    """Of those that were wanted and did not fail."""
+
+
+AnyRequest = Ordered | Hello | Renew | Changes | Batch | Delegate | GiveBack
 
 RESULTS: dict[type, object] = {
     Hello: Greeting, Lookup: Found, Get: Node, Children: list[Entry], Create: Node, Link: Node, Remove: Node,
     Rename: Renamed, SetAttributes: Node, Open: Content, Commit: Content, Properties: dict[str, str],
-    SetProperties: Node, SpaceUsage: Usage, Sync: None, Renew: list[str], Changes: ChangePage,
+    SetProperties: Node, SpaceUsage: Usage, Sync: None, Renew: list[str], Changes: ChangePage, Batch: Outcomes,
+    Delegate: bool, GiveBack: None,
 }  # fmt: skip
 """What answers each request."""

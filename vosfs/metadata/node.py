@@ -4,6 +4,7 @@ The same records are rows in a database, messages of the gateway binding and the
 change of field is a change of the schema (``sql.py``) and of the binding's version (``server/gateway.py``).
 """
 
+import secrets
 from typing import Annotated
 
 import msgspec
@@ -139,6 +140,20 @@ class NewNode(msgspec.Struct, array_like=True):
     group_write: Text = ""
     immutable: Flag = 0
     mtime_ns: Time | None = None
+
+
+def made(new: NewNode, id: int, now_ns: int) -> Node:
+    """The node that a creation makes."""
+    return Node(
+        id, new.kind, 1, len(new.target), new.mode, new.uid, new.gid, 1, now_ns,
+        now_ns if new.mtime_ns is None else new.mtime_ns, now_ns, now_ns, new.owner, new.target, new.public,
+        new.group_read, new.group_write, new.immutable, new.content_type, "",
+    )  # fmt: skip
+
+
+def new_id() -> int:
+    """A random node id; the root's and STAGING_ID are never drawn."""
+    return secrets.randbits(62) + 3
 
 
 class Attributes(msgspec.Struct, array_like=True):

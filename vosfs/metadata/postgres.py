@@ -50,6 +50,8 @@ _BEGIN_DURABLE = "BEGIN; SET LOCAL synchronous_commit = on"
 class PostgresStore(SqlStore):
     """The store in a PostgreSQL database, named by a libpq DSN."""
 
+    shared = True
+
     def __init__(self, dsn: str, space: int = 1) -> None:
         # Dependencies
         self._dsn = dsn

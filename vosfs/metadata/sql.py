@@ -42,15 +42,21 @@ from vosfs.metadata.node import (
     NewNode,
     Node,
     Renamed,
+    made,
+    new_id,
 )
 from vosfs.metadata.store import (
     FOUND_BYTES_MAX,
     FOUND_EXTENTS_MAX,
+    HAPPENED_ROWS,
     OWN,
     READ,
     WRITE,
     Caller,
+    Outcome,
+    Step,
     check_guard,
+    check_same,
     right_to_guard,
 )
 
@@ -161,11 +167,6 @@ class Frame(NamedTuple):
     space: int
     caller: Caller
     now_ns: int
-
-
-def new_id() -> int:
-    """A random node id; the root's and STAGING_ID are never drawn."""
-    return secrets.randbits(62) + 3
 
 
 # -- reading ---------------------------------------------------------------------------------------------------
@@ -327,13 +328,9 @@ def _check_writable(f: Frame, id: int, rows: Rows) -> Node:
     return container
 
 
-def create(f: Frame, parent: int, name: bytes, new: NewNode) -> Transaction[Node]:
+def create(f: Frame, parent: int, name: bytes, new: NewNode, id: int = 0) -> Transaction[Node]:
     yield from writable(f, parent)
-    node = Node(
-        new_id(), new.kind, 1, len(new.target), new.mode, new.uid, new.gid, 1, f.now_ns,
-        f.now_ns if new.mtime_ns is None else new.mtime_ns, f.now_ns, f.now_ns, new.owner, new.target, new.public,
-        new.group_read, new.group_write, new.immutable, new.content_type, "",
-    )  # fmt: skip
+    node = made(new, id or new_id(), f.now_ns)
     try:
         yield INSERT_NAME, (f.space, parent, name, node.id)
     except DuplicateNode:
@@ -387,12 +384,13 @@ def _drop(f: Frame, node: Node) -> Transaction[Node]:
     return node
 
 
-def remove(f: Frame, parent: int, name: bytes, kind: str) -> Transaction[Node]:
+def remove(f: Frame, parent: int, name: bytes, kind: str, id: int = 0) -> Transaction[Node]:
     yield from writable(f, parent)
     rows = yield CHILD + "{update_n}", (f.space, parent, name)
     if not rows:
         raise NodeNotFound(repr(name))
     node = Node(*rows[0])
+    check_same(node, id, name)
     check_guard(node, repr(name))
     if kind == "leaf" and node.kind == CONTAINER:
         raise IsContainer(f"{name!r} is a container")
@@ -422,20 +420,23 @@ def _no_cycle(f: Frame, moved: int, into: int) -> Transaction[None]:
         at = rows[0][0]
 
 
-def rename(f: Frame, parent: int, name: bytes, to_parent: int, to_name: bytes, flag: str) -> Transaction[Renamed]:
+def rename(
+    f: Frame, parent: int, name: bytes, to_parent: int, to_name: bytes, flag: str, id: int = 0
+) -> Transaction[Renamed]:
     # Two crossing moves of containers would each pass the cycle check under READ COMMITTED: one at a time.
     if parent != to_parent:
         yield "SELECT 1 FROM space WHERE space = ?{update}", (f.space,)
     # Locked in the order of their ids, so that no two moves wait for each other; judged in the order they were named.
     found = {}
-    for id in sorted({parent, to_parent}):
-        found[id] = yield _NODE + "{update}", (f.space, id)
-    for id in (parent, to_parent):
-        _check_writable(f, id, found[id])
+    for container in sorted({parent, to_parent}):
+        found[container] = yield _NODE + "{update}", (f.space, container)
+    for container in (parent, to_parent):
+        _check_writable(f, container, found[container])
     rows = yield CHILD + "{update_n}", (f.space, parent, name)
     if not rows:
         raise NodeNotFound(repr(name))
     node = Node(*rows[0])
+    check_same(node, id, name)
     rows = yield CHILD + "{update_n}", (f.space, to_parent, to_name)
     other = Node(*rows[0]) if rows else None
     check_guard(node, repr(name))
@@ -467,8 +468,8 @@ def rename(f: Frame, parent: int, name: bytes, to_parent: int, to_name: bytes, f
     )
     if flag == "exchange" and other is not None:
         yield "UPDATE node SET parent = ? WHERE space = ? AND id = ?", (parent, f.space, other.id)
-    for id in sorted({parent, to_parent}):
-        yield _TOUCH, (f.now_ns, f.now_ns, f.space, id)
+    for container in sorted({parent, to_parent}):
+        yield _TOUCH, (f.now_ns, f.now_ns, f.space, container)
     yield from log_change(f, node.id, parent, name)
     yield from log_change(f, other.id if other else node.id, to_parent, to_name)
     return Renamed(msgspec.structs.replace(node, ctime_ns=f.now_ns), gone)
@@ -630,6 +631,20 @@ def update(f: Frame, id: int, attributes: Attributes, change: dict[str, str | No
     return node
 
 
+def apply(f: Frame, steps: list[Step]) -> Transaction[list[Outcome]]:
+    outcomes: list[Outcome] = []
+    for step in steps:
+        id = (step.id,) if step.id else ()
+        outcomes.append((yield from _STEPS[step.operation](f._replace(now_ns=step.at_ns), *step.arguments, *id)))
+    return outcomes
+
+
+_STEPS: dict[str, Callable[..., Transaction[Any]]] = {
+    "create": create, "link": link, "remove": remove, "rename": rename, "set_attributes": set_attributes,
+    "commit": commit,
+}  # fmt: skip
+
+
 # -- housekeeping ----------------------------------------------------------------------------------------------
 
 
@@ -675,6 +690,17 @@ def changes(f: Frame, since: Cursor, limit: int) -> Transaction[tuple[Cursor, li
     if not rows:
         return since, []
     return Cursor(rows[-1][0], rows[-1][1]), [Change(r[2], r[3], bytes(r[4]), r[5]) for r in rows]
+
+
+def happened(f: Frame, node: int, at_ns: int) -> Transaction[bool]:
+    rows = yield (
+        (
+            "SELECT 1 FROM change WHERE space = ? AND seq > (SELECT max(seq) FROM change) - ? AND node = ? AND at_ns = ?"
+            " LIMIT 1"
+        ),
+        (f.space, HAPPENED_ROWS, node, at_ns),
+    )
+    return bool(rows)
 
 
 def cursor(f: Frame) -> Transaction[Cursor]:
@@ -811,7 +837,7 @@ Script = Callable[..., Transaction[Any]]
 
 READS: frozenset[Script] = frozenset((
     get, lookup, find, children, children_with_properties, trace, properties, changes, cursor, referenced, unreferenced,
-    used, secret, pick, properties_in_use, undigested, depth,
+    used, secret, pick, properties_in_use, undigested, depth, happened,
 ))  # fmt: skip
 """Scripts that only look: single statements, or ones that need not see the same moment.  All others begin a
 transaction before their first statement, so that what they checked still holds when they write."""

@@ -71,6 +71,8 @@ def render(statement: str, dialect: sql.Dialect) -> str:
 class SqliteStore(SqlStore):
     """The store in one SQLite file (``":memory:"`` for tests of SQL alone)."""
 
+    shared = False
+
     def __init__(self, path: str | Path, space: int = 1) -> None:
         # Dependencies
         self.path = str(path)

@@ -3,10 +3,12 @@
 An adapter supplies ``_run(script, caller, durable, *arguments)``, which runs one transaction to its end.
 """
 
+import logging
 import time
 from collections.abc import Callable
 from typing import Any
 
+from vosfs.errors import VOSpaceError
 from vosfs.metadata import sql, sqljobs, subtree
 from vosfs.metadata.job import Chosen, Job
 from vosfs.metadata.node import (
@@ -23,7 +25,9 @@ from vosfs.metadata.node import (
     Renamed,
     Usage,
 )
-from vosfs.metadata.store import ANYONE, CHANGES_MAX, Caller
+from vosfs.metadata.store import ANYONE, CHANGES_MAX, OF_ALL, Caller, Outcome, Step
+
+log = logging.getLogger(__name__)
 
 READS = sql.READS | sqljobs.READS
 
@@ -32,6 +36,7 @@ class SqlStore:
     """Store (see ``store.py`` for every method's contract) on ``sql.py``'s transactions."""
 
     space: int
+    shared: bool
     notify: Callable[[], None]
     """Called in the event loop after a transaction that wrote."""
 
@@ -73,21 +78,23 @@ class SqlStore:
         return await self._run(sql.trace, ANYONE, False, path)
 
     async def create(
-        self, parent: int, name: bytes, new: NewNode, caller: Caller = ANYONE, durable: bool = False
+        self, parent: int, name: bytes, new: NewNode, caller: Caller = ANYONE, id: int = 0, durable: bool = False
     ) -> Node:
-        return await self._run(sql.create, caller, durable, parent, name, new)
+        return await self._run(sql.create, caller, durable, parent, name, new, id)
 
     async def link(self, id: int, parent: int, name: bytes, caller: Caller = ANYONE) -> Node:
         return await self._run(sql.link, caller, False, id, parent, name)
 
-    async def remove(self, parent: int, name: bytes, kind: str, caller: Caller = ANYONE, durable: bool = False) -> Node:
-        return await self._run(sql.remove, caller, durable, parent, name, kind)
+    async def remove(
+        self, parent: int, name: bytes, kind: str, caller: Caller = ANYONE, id: int = 0, durable: bool = False
+    ) -> Node:
+        return await self._run(sql.remove, caller, durable, parent, name, kind, id)
 
     async def rename(
         self, parent: int, name: bytes, to_parent: int, to_name: bytes, flag: str = "", caller: Caller = ANYONE,
-        durable: bool = False,
+        id: int = 0, durable: bool = False,
     ) -> Renamed:  # fmt: skip
-        return await self._run(sql.rename, caller, durable, parent, name, to_parent, to_name, flag)
+        return await self._run(sql.rename, caller, durable, parent, name, to_parent, to_name, flag, id)
 
     async def set_attributes(self, id: int, change: Attributes, caller: Caller = ANYONE) -> Node:
         return await self._run(sql.set_attributes, caller, False, id, change)
@@ -109,6 +116,29 @@ class SqlStore:
         return await self._run(
             sql.put_data, caller, durable, parent, name, new, length, extents, blobs, md5, clear, mtime_ns
         )
+
+    async def apply(self, steps: list[Step], caller: Caller = ANYONE, durable: bool = False) -> list[Outcome]:
+        if len(steps) > 1:
+            try:
+                return await self._run(sql.apply, caller, durable, steps)
+            except OF_ALL:
+                raise
+            except VOSpaceError as exc:
+                log.debug("not all of %d steps can be done (%s): one by one", len(steps), exc)
+        outcomes: list[Outcome] = []
+        for step in steps:
+            try:
+                outcomes += await self._run(sql.apply, caller, False, [step])
+            except OF_ALL:
+                raise
+            except VOSpaceError as exc:
+                outcomes.append(exc)
+        if durable:
+            await self.sync()
+        return outcomes
+
+    async def happened(self, node: int, at_ns: int) -> bool:
+        return await self._run(sql.happened, ANYONE, False, node, at_ns)
 
     async def depth(self, id: int) -> int:
         return await self._run(sql.depth, ANYONE, False, id)

@@ -12,9 +12,18 @@ Contract, proved for every adapter by ``tests/store``:
 """
 
 from collections.abc import Callable
-from typing import Protocol
+from typing import Any, NamedTuple, Protocol
 
-from vosfs.errors import Immutable, NodeLocked
+from vosfs.errors import (
+    Immutable,
+    InternalFault,
+    NodeLocked,
+    ServiceUnavailable,
+    Stale,
+    StorageFull,
+    TimedOut,
+    VOSpaceError,
+)
 from vosfs.metadata.job import Chosen, Job
 from vosfs.metadata.node import (
     LOCKED,
@@ -44,6 +53,12 @@ def check_guard(node: Node, what: str) -> None:
         raise Immutable(f"{what} is read-only")
 
 
+def check_same(node: Node, id: int, name: bytes) -> None:
+    """Stale unless a name is the node's that it is said to be; 0: nothing is said."""
+    if id and node.id != id:
+        raise Stale(f"{name!r} is another node by now")
+
+
 def right_to_guard(node: Node, change: int) -> str:
     """What it takes to change ``immutable``: locks are everybody's who may write, the rest is the owner's."""
     return WRITE if {node.immutable, change} <= {0, LOCKED} else OWN
@@ -55,6 +70,9 @@ PAGE_NODES_MAX = 1000
 FOUND_EXTENTS_MAX = 8
 """Longest list, and FOUND_BYTES_MAX the most inline bytes, that a look-up answers with."""
 FOUND_BYTES_MAX = 16 * 1024
+
+HAPPENED_ROWS = 100_000
+"""Rows of the change log that are looked through for one change: 8 ms of SQLite."""
 
 CHANGES_MAX = 1000
 """Longest page of the change log."""
@@ -82,6 +100,27 @@ class Anyone:
 
 
 ANYONE = Anyone()
+
+
+class Step(NamedTuple):
+    """One change of a tree, among several that are applied together."""
+
+    operation: str
+    """``create``, ``link``, ``remove``, ``rename``, ``set_attributes`` or ``commit``."""
+    arguments: tuple[Any, ...]
+    """As that method of ``Tree`` has them, without the caller."""
+    at_ns: int
+    """When it happened: what the times of the nodes become."""
+    id: int = 0
+    """The ``id`` of create, remove and rename."""
+
+
+Outcome = Node | Renamed | Content | VOSpaceError
+"""What a step gave, or why it could not be done."""
+
+
+OF_ALL = (ServiceUnavailable, TimedOut, StorageFull, InternalFault)
+"""Errors that concern every step of several, not one."""
 
 
 class Tree(Protocol):
@@ -173,6 +212,15 @@ class Store(Tree, Protocol):
     notify: Callable[[], None]
     """Called in the event loop after a change of the tree."""
 
+    shared: bool
+    """Whether other processes may change the tree too."""
+
+    async def apply(self, steps: list[Step], caller: Caller = ANYONE, durable: bool = False) -> list[Outcome]:
+        """Do one step after another, in one transaction if all can be done; otherwise each that can.
+
+        Raises only what concerns them all: ServiceUnavailable, TimedOut, StorageFull, InternalFault.
+        """
+
     async def put_data(
         self, parent: int, name: bytes, new: NewNode, length: int, extents: list[Extent], blobs: list[Blob], md5: str,
         clear: bool = False, caller: Caller = ANYONE, durable: bool = True,
@@ -183,20 +231,24 @@ class Store(Tree, Protocol):
         ``clear`` drops the properties of a node that was there.  IsContainer if a node of another kind is.
         """
 
-    # -- as in Tree, and with ``durable`` on disk when they return
+    # -- as in Tree; with ``durable`` on disk when they return; with ``id`` the new node has that one, and a name that is
+    # taken or moved must be that node's (Stale)
 
     async def create(
-        self, parent: int, name: bytes, new: NewNode, caller: Caller = ANYONE, durable: bool = False
+        self, parent: int, name: bytes, new: NewNode, caller: Caller = ANYONE, id: int = 0, durable: bool = False
     ) -> Node: ...
 
     async def remove(
-        self, parent: int, name: bytes, kind: str, caller: Caller = ANYONE, durable: bool = False
+        self, parent: int, name: bytes, kind: str, caller: Caller = ANYONE, id: int = 0, durable: bool = False
     ) -> Node: ...
 
     async def rename(
         self, parent: int, name: bytes, to_parent: int, to_name: bytes, flag: str = "", caller: Caller = ANYONE,
-        durable: bool = False,
+        id: int = 0, durable: bool = False,
     ) -> Renamed: ...  # fmt: skip
+
+    async def happened(self, node: int, at_ns: int) -> bool:
+        """Whether the change log's last HAPPENED_ROWS rows have a change of a node at exactly that time."""
 
     async def depth(self, id: int) -> int:
         """How many containers lie between the root and a node: 0 for what is in the root."""

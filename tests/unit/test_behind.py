@@ -1,0 +1,230 @@
+"""What was acknowledged first and told later: order, backpressure, trouble, and the journal."""
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+import trio
+import trio.testing
+from trio.testing import MockClock
+
+from vosfs.cache import journal
+from vosfs.cache.journal import Journal
+from vosfs.errors import NodeNotFound, ServiceUnavailable, Stale, VOSpaceError
+from vosfs.metadata import behind as behind_module
+from vosfs.metadata import messages as m
+from vosfs.metadata.behind import DELAY_S, OWED_MAX, WriteBehind
+from vosfs.metadata.node import CONTAINER, NewNode
+
+_encode = msgspec.msgpack.Encoder().encode
+_decode = msgspec.msgpack.Decoder(m.AnyRequest).decode
+
+
+class Service:
+    """Takes batches, unless it is down, and answers as it is told."""
+
+    def __init__(self) -> None:
+        self.down: VOSpaceError | None = None
+        self.refuse: dict[int, m.Failure] = {}
+        """Of the next batch."""
+        self.batches: list[m.Batch] = []
+        self.asked = 0
+
+    async def send(self, request: m.Request) -> Any:
+        await trio.lowlevel.checkpoint()
+        if isinstance(request, m.Delegate):
+            self.asked += 1
+            return True
+        batch = _decode(_encode(request))
+        assert isinstance(batch, m.Batch)
+        if self.down is not None:
+            raise self.down
+        self.batches.append(batch)
+        failures, self.refuse = list(self.refuse.items()), {}
+        failed = {number for number, _ in failures}
+        results = [(n, msgspec.Raw(_encode({"n": str(n)}))) for n in batch.wanted if n not in failed]
+        return m.Outcomes(failures, results)
+
+    @property
+    def names(self) -> list[bytes]:
+        return [r.name for batch in self.batches for r in batch.requests if isinstance(r, m.Create)]
+
+
+def create(number: int) -> m.Create:
+    return m.Create(1, b"%d" % number, NewNode(CONTAINER), 100 + number)
+
+
+@pytest.fixture
+async def service() -> AsyncIterator[Service]:
+    yield Service()
+
+
+@pytest.fixture
+async def behind(service: Service, nursery: trio.Nursery) -> AsyncIterator[WriteBehind]:
+    made = WriteBehind(service.send, {m.Properties: msgspec.msgpack.Decoder(dict[str, str]).decode}, 10.0)
+    made.held = True
+    nursery.start_soon(made.run)
+    yield made
+
+
+async def test_changes_gather_and_keep_their_order(
+    autojump_clock: MockClock, service: Service, behind: WriteBehind
+) -> None:
+    for number in range(100):
+        behind.add(create(number))
+    assert behind.owed == 100 and not behind.idle
+    began = trio.current_time()
+    await behind.drain()
+    assert behind.idle and len(service.batches) == 1
+    assert service.names == [b"%d" % n for n in range(100)]
+    behind.add(create(100))
+    while not behind.idle:
+        await trio.sleep(DELAY_S)
+    assert trio.current_time() - began < 1, "and go out though nobody waits for them"
+
+
+async def test_who_asks_travels_behind_what_is_owed(
+    autojump_clock: MockClock, service: Service, behind: WriteBehind
+) -> None:
+    behind.add(create(1))
+    assert await behind.ordered(m.Properties(101)) == {"n": "1"}
+    (batch,) = service.batches
+    assert [type(r) for r in batch.requests] == [m.Create, m.Properties] and batch.wanted == [1]
+
+
+async def test_a_refused_answer_is_the_askers_error(
+    autojump_clock: MockClock, service: Service, behind: WriteBehind
+) -> None:
+    service.refuse = {1: m.Failure("NodeNotFound", "gone")}
+    behind.add(create(1))
+    with pytest.raises(NodeNotFound):
+        await behind.ordered(m.Properties(101))
+    assert behind.lost == 0
+
+
+async def test_a_refused_change_is_reported(
+    autojump_clock: MockClock, service: Service, behind: WriteBehind, caplog: pytest.LogCaptureFixture
+) -> None:
+    told: list[tuple[object, VOSpaceError]] = []
+    behind.on_lost = lambda request, error: told.append((request, error))
+    service.refuse = {0: m.Failure("Stale", "another node")}
+    behind.add(create(1))
+    behind.add(create(2))
+    await behind.drain()
+    assert behind.lost == 1 and [type(error) for _, error in told] == [Stale] and told[0][0] == create(1)
+    assert "an acknowledged change is lost: Create: Stale" in caplog.text
+    caplog.clear()
+
+
+async def test_trouble_ends_the_delegation_tells_who_waits_and_loses_nothing(
+    autojump_clock: MockClock, service: Service, behind: WriteBehind, caplog: pytest.LogCaptureFixture
+) -> None:
+    service.down = ServiceUnavailable("down")
+    behind.add(create(1))
+    with pytest.raises(ServiceUnavailable):
+        await behind.ordered(m.Properties(101))
+    assert not behind.held and behind.owed == 1
+    with pytest.raises(ServiceUnavailable):
+        await behind.ordered(m.Properties(102))
+    with pytest.raises(ServiceUnavailable):
+        await behind.drain()
+    behind.delegated(True)
+    assert not behind.held, "not while it does not answer"
+    service.down = None
+    while not behind.idle:
+        await trio.sleep(0.1)
+    assert service.names == [b"1"] and service.batches[0].again, "it may have been done the first time"
+    assert "does not take changes" in caplog.text
+    caplog.clear()
+    behind.delegated(True)
+    assert behind.held
+
+
+async def test_only_so_much_is_owed(
+    autojump_clock: MockClock, service: Service, behind: WriteBehind, caplog: pytest.LogCaptureFixture
+) -> None:
+    for number in range(OWED_MAX):
+        await behind.room()
+        behind.add(create(number))
+    await behind.room()
+    assert len(service.batches) == 1, "room was made by sending"
+    service.down = ServiceUnavailable("down")
+    for number in range(OWED_MAX):
+        behind.add(create(number))
+    with pytest.raises(ServiceUnavailable):
+        while True:
+            await behind.room()
+            await trio.sleep(0.1)
+    caplog.clear()
+
+
+async def test_the_delegation_is_asked_for_now_and_then(
+    autojump_clock: MockClock, service: Service, behind: WriteBehind
+) -> None:
+    behind.held = False
+    for _ in range(10):
+        behind.want()
+        await trio.testing.wait_all_tasks_blocked()
+    assert service.asked == 1
+
+
+# -- the journal -------------------------------------------------------------------------------------------------------
+
+
+async def test_the_journal_has_what_is_owed_and_nothing_else(
+    autojump_clock: MockClock, service: Service, behind: WriteBehind, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    behind.journal = Journal(tmp_path / "journal", b"whose")
+    behind.add(create(1))
+    behind.add(create(2))
+    kept = journal.records(tmp_path / "journal")
+    assert kept[0] == b"whose" and [_decode(record) for record in kept[1:]] == [create(1), create(2)]
+    await behind.drain()
+    assert journal.records(tmp_path / "journal") == []
+    service.down = ServiceUnavailable("down")
+    behind.add(create(3))
+    with pytest.raises(ServiceUnavailable):
+        await behind.ordered(m.Properties(101))
+    assert [_decode(record) for record in journal.records(tmp_path / "journal")[1:]] == [create(3)]
+    caplog.clear()
+
+
+async def test_a_long_journal_is_written_anew(
+    autojump_clock: MockClock, service: Service, behind: WriteBehind, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(behind_module, "JOURNAL_BYTES_MAX", 1)
+    behind.journal = Journal(tmp_path / "journal", b"whose")
+    for number in range(m.BATCH_MAX + 5):
+        behind.add(create(number))
+    while not service.batches:
+        await trio.sleep(DELAY_S)
+    await trio.testing.wait_all_tasks_blocked(0.0)
+    assert len(journal.records(tmp_path / "journal")) in (0, 1 + 5)
+
+
+async def test_what_a_dead_mount_left_is_sent_marked_so(
+    autojump_clock: MockClock, service: Service, behind: WriteBehind, tmp_path: Path
+) -> None:
+    written = Journal(tmp_path / "journal", b"whose")
+    for number in range(3):
+        written.add(_encode(create(number)))
+    written.close()
+    assert await behind.replay(journal.records(tmp_path / "journal")[1:]) == 0
+    assert service.names == [b"0", b"1", b"2"] and service.batches[0].again
+
+
+@pytest.mark.parametrize("cut", [1, 5, 9, 20])
+def test_a_torn_record_ends_a_journal(tmp_path: Path, cut: int) -> None:
+    path = tmp_path / "journal"
+    written = Journal(path, b"whose")
+    written.add(b"first record")
+    whole = path.stat().st_size
+    written.add(b"second record")
+    written.close()
+    data = path.read_bytes()
+    path.write_bytes(data[:-cut])
+    assert journal.records(path) == [b"whose", b"first record"]
+    path.write_bytes(data[:whole] + data[whole:].replace(b"second", b"sXcond"))
+    assert journal.records(path) == [b"whose", b"first record"], "so does one whose bytes are not what was written"

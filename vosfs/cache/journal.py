@@ -1,0 +1,65 @@
+"""The journal: what was acknowledged here and is not yet in the space, in a file that outlives the process.
+
+A record is its length, its CRC-32 and its bytes.  Written without fsync: the file is for the death of this process,
+not of the machine; who needs more than that calls fsync(2), which waits for the service.
+"""
+
+import os
+import struct
+import zlib
+from pathlib import Path
+
+RECORDS_BYTES_MAX = 64 << 20
+"""Longest journal that is read back."""
+_HEADER = struct.Struct("<II")
+
+
+class Journal:
+    """Records in a file of this process alone."""
+
+    def __init__(self, path: Path, first: bytes) -> None:
+        # Constants
+        self._first = first
+        """Says whose records follow."""
+        # Mutable state
+        self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        self.bytes = 0
+        """INVARIANT: length of the file."""
+
+    def add(self, record: bytes) -> None:
+        """Append a record.  OSError if the disk is full; the file is then as it was."""
+        records = (record,) if self.bytes else (self._first, record)
+        data = b"".join(_HEADER.pack(len(r), zlib.crc32(r)) + r for r in records)
+        written = os.write(self._fd, data)
+        if written != len(data):
+            os.ftruncate(self._fd, self.bytes)
+            raise OSError(28, "the journal does not fit on the disk")
+        self.bytes += written
+
+    def clear(self) -> None:
+        """Forget all records."""
+        if self.bytes:
+            os.ftruncate(self._fd, 0)
+            self.bytes = 0
+
+    def close(self) -> None:
+        """Close; the records stay."""
+        os.close(self._fd)
+
+
+def records(path: Path) -> list[bytes]:
+    """The records of a journal that nobody writes, up to the first broken one; the first says whose they are."""
+    try:
+        with open(path, "rb") as file:
+            data = file.read(RECORDS_BYTES_MAX)
+    except FileNotFoundError:
+        return []
+    found, at = [], 0
+    while at + _HEADER.size <= len(data):
+        length, crc = _HEADER.unpack_from(data, at)
+        record = data[at + _HEADER.size : at + _HEADER.size + length]
+        if len(record) != length or zlib.crc32(record) != crc:
+            break
+        found.append(record)
+        at += _HEADER.size + length
+    return found

@@ -1,0 +1,285 @@
+"""Changes that were acknowledged here and are on their way to the service.
+
+While this mount holds the delegation (``server/delegation.py``) nobody else works in the space, so what a change will
+do is known here (``cached.py`` decides that), and its caller need not wait.  The changes go out in order, in batches
+some milliseconds apart.  Whatever must see them, a look-up of something not known here or an fsync, travels behind
+them in the same batch; so everybody still sees one history.
+
+A batch whose answer is lost is sent again, marked so, until it is answered: each step names the node it is about, and
+the service tells what was done already from what cannot be done.
+"""
+
+import logging
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any
+
+import msgspec
+import trio
+
+from vosfs.cache.journal import Journal
+from vosfs.errors import (
+    BY_NAME,
+    NotAuthenticated,
+    ProtocolError,
+    ServiceUnavailable,
+    StorageFull,
+    TimedOut,
+    VOSpaceError,
+)
+from vosfs.metadata import messages as m
+
+log = logging.getLogger(__name__)
+
+DELAY_S = 0.005
+"""How long changes gather when nobody waits for them: 50 of a quick program, a fiftieth of the round trips."""
+OWED_MAX = 1000
+OWED_BYTES_MAX = 8 << 20
+"""How much may be owed to the service; whoever wants to add to that waits."""
+ASK_EVERY_S = 0.5
+"""How often the delegation is asked for while there are changes to make."""
+RETRY_S_MIN, RETRY_S_MAX = 0.1, 2.0
+JOURNAL_BYTES_MAX = 32 << 20
+"""A journal that never runs empty is written anew when it is longer."""
+_AGAIN = (ServiceUnavailable, TimedOut, StorageFull, NotAuthenticated)
+"""Why a batch may fail now and succeed later."""
+
+_encode = msgspec.msgpack.Encoder().encode
+
+Decode = Callable[[bytes], Any]
+"""Of one kind of result."""
+
+
+class _Owed:
+    """One request, and who waits for its answer if somebody does."""
+
+    __slots__ = ("request", "raw", "done", "result", "error")
+
+    def __init__(self, request: m.Ordered, done: trio.Event | None) -> None:
+        self.request = request
+        self.raw = _encode(request)
+        self.done = done
+        self.result: Any = None
+        self.error: VOSpaceError | None = None
+
+
+class WriteBehind:
+    """What this mount owes the service."""
+
+    def __init__(
+        self, send: Callable[[m.Request], Awaitable[Any]], decoders: Mapping[type, Decode], deadline_s: float
+    ) -> None:  # fmt: skip
+        # Dependencies
+        self._send = send
+        self._decoders = decoders
+        # Constants
+        self._deadline_s = deadline_s
+        self.user = ""
+        """Who the service takes this mount for."""
+        self.offset_ns = 0
+        """The service's clock less this one."""
+        # Mutable state
+        self.held = False
+        """Whether changes may be made here first."""
+        self.on_lost: Callable[[m.Mutation, VOSpaceError], None] = lambda request, error: None
+        """Told of acknowledged changes that the service then refused."""
+        self.lost = 0
+        """How many there were."""
+        self.journal: Journal | None = None
+        """Keeps what is owed for the next mount, should this process die."""
+        self._owed: list[_Owed] = []
+        self._bytes = 0
+        """INVARIANT: encoded bytes in ``_owed`` and in the batch under way."""
+        self._count = 0
+        """INVARIANT: how many these are."""
+        self._hurry = trio.Event()
+        """Somebody waits."""
+        self._work = trio.Event()
+        """Something is owed, or the delegation wanted."""
+        self._progress = trio.Event()
+        """A batch was answered; replaced by a fresh one then."""
+        self._trouble: VOSpaceError | None = None
+        """Why the service did not take the last batch."""
+        self._wanted = False
+        self._asked_at = -ASK_EVERY_S
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing is owed."""
+        return not self._count
+
+    @property
+    def owed(self) -> int:
+        """How many requests are."""
+        return self._count
+
+    def now_ns(self) -> int:
+        """The service's time."""
+        return time.time_ns() + self.offset_ns
+
+    def delegated(self, held: bool) -> None:
+        """Whether this mount has the delegation, as the service says."""
+        self.held = held and self._trouble is None
+
+    def want(self) -> None:
+        """A change is being made that has to wait: ask for the delegation."""
+        if not self.held and not self._wanted and time.monotonic() - self._asked_at >= ASK_EVERY_S:
+            self._wanted = True
+            self._work.set()
+
+    async def room(self) -> None:
+        """Wait until more may be owed.  TimedOut, or what keeps the service from taking it."""
+        while self._count >= OWED_MAX or self._bytes >= OWED_BYTES_MAX:
+            if self._trouble is not None:
+                raise self._trouble
+            self._hurry.set()
+            with trio.move_on_after(self._deadline_s) as scope:
+                await self._progress.wait()
+            if scope.cancelled_caught:
+                raise TimedOut("the service takes no changes")
+
+    def add(self, request: m.Mutation) -> None:
+        """Owe a change.  StorageFull if the journal's disk is: then the change may not be acknowledged."""
+        owed = _Owed(request, None)
+        if self.journal is not None:
+            try:
+                self.journal.add(owed.raw)
+            except OSError as exc:
+                raise StorageFull(f"the journal of changes: {exc.strerror}") from exc
+        self._push(owed)
+
+    def _push(self, owed: _Owed) -> None:
+        self._owed.append(owed)
+        self._count += 1
+        self._bytes += len(owed.raw)
+        self._work.set()
+
+    async def ordered(self, request: m.Ordered) -> Any:
+        """Send a request behind all that is owed, at once, and wait for its result."""
+        if self._trouble is not None:
+            raise self._trouble
+        owed = _Owed(request, trio.Event())
+        self._push(owed)
+        self._hurry.set()
+        assert owed.done is not None
+        with trio.move_on_after(self._deadline_s) as scope:
+            await owed.done.wait()
+        if scope.cancelled_caught:
+            raise TimedOut("no answer within the deadline")
+        if owed.error is not None:
+            raise owed.error
+        return owed.result
+
+    async def drain(self) -> None:
+        """Until nothing is owed.  What keeps the service from taking it."""
+        while self._count:
+            self._hurry.set()
+            await self._progress.wait()
+            if self._trouble is not None:
+                raise self._trouble
+
+    async def run(self) -> None:
+        """Send what is owed until cancelled."""
+        while True:
+            await self._work.wait()
+            self._work = trio.Event()
+            if self._wanted:
+                await self._ask()
+            while self._owed:
+                if not self._hurry.is_set():
+                    with trio.move_on_after(DELAY_S):
+                        await self._hurry.wait()
+                self._hurry = trio.Event()
+                batch, self._owed = self._owed[: m.BATCH_MAX], self._owed[m.BATCH_MAX :]
+                await self._deliver(batch)
+
+    async def _ask(self) -> None:
+        self._wanted, self._asked_at = False, time.monotonic()
+        try:
+            await self._send(m.Delegate())
+        except VOSpaceError as exc:
+            log.debug("delegation: %s", exc)
+
+    async def _deliver(self, batch: list[_Owed]) -> None:
+        """Send a batch until it is answered."""
+        again, pause = False, RETRY_S_MIN
+        while batch:
+            wanted = [number for number, owed in enumerate(batch) if owed.done is not None]
+            try:
+                outcomes = await self._send(_batch([owed.raw for owed in batch], wanted, again))
+            except VOSpaceError as exc:
+                if not isinstance(exc, _AGAIN):
+                    self._settle(batch, [], [(number, exc) for number in range(len(batch))])
+                    return
+                if self._trouble is None:
+                    log.warning("the service does not take changes, %d are owed: %s", self._count, exc)
+                self.held, self._trouble = False, exc
+                # Who waits is told; what was acknowledged stays.
+                told = [owed for owed in batch if owed.done is not None] + [o for o in self._owed if o.done is not None]
+                self._settle(told, [], [(number, exc) for number in range(len(told))])
+                batch = [owed for owed in batch if owed.done is None]
+                self._owed = [owed for owed in self._owed if owed.done is None]
+                again = True
+                await trio.sleep(pause)
+                pause = min(2 * pause, RETRY_S_MAX)
+            else:
+                if self._trouble is not None:
+                    log.warning("the service takes changes again")
+                    self._trouble = None
+                failures = [
+                    (number, BY_NAME.get(why.error, ProtocolError)(why.message)) for number, why in outcomes.failures
+                ]
+                self._settle(batch, outcomes.results, failures)
+                return
+        self._trouble = None
+
+    def _settle(
+        self, batch: list[_Owed], results: list[tuple[int, msgspec.Raw]], failures: list[tuple[int, VOSpaceError]]
+    ) -> None:
+        for number, raw in results:
+            owed = batch[number]
+            try:
+                owed.result = self._decoders[type(owed.request)](bytes(raw))
+            except msgspec.DecodeError as exc:
+                owed.error = ProtocolError(f"an answer that is not of {m.PROTOCOL}: {exc}")
+        for number, error in failures:
+            owed = batch[number]
+            owed.error = error
+            if owed.done is None:
+                self.lost += 1
+                log.error("an acknowledged change is lost: %s: %s: %s",
+                          type(owed.request).__name__, type(error).__name__, error)  # fmt: skip
+                self.on_lost(owed.request, error)  # type: ignore[arg-type]
+        for owed in batch:
+            self._count -= 1
+            self._bytes -= len(owed.raw)
+            if owed.done is not None:
+                owed.done.set()
+        self._trim()
+        self._progress.set()
+        self._progress = trio.Event()
+
+    def _trim(self) -> None:
+        """Take out of the journal what the service has."""
+        if self.journal is None or (self._count and self.journal.bytes < JOURNAL_BYTES_MAX):
+            return
+        self.journal.clear()
+        for owed in self._owed:
+            if owed.done is None:
+                self.journal.add(owed.raw)
+
+    async def replay(self, records: list[bytes]) -> int:
+        """Send what a mount that died had acknowledged; how many changes the service refused."""
+        refused = 0
+        for at in range(0, len(records), m.BATCH_MAX):
+            outcomes = await self._send(_batch(records[at : at + m.BATCH_MAX], [], True))
+            for number, why in outcomes.failures:
+                log.error("a change that a mount acknowledged before it died is lost: %d: %s: %s",
+                          at + number, why.error, why.message)  # fmt: skip
+            refused += len(outcomes.failures)
+        return refused
+
+
+def _batch(requests: list[bytes], wanted: list[int], again: bool) -> m.Batch:
+    # Encoded once, for the journal and for the wire.
+    return m.Batch([msgspec.Raw(raw) for raw in requests], wanted, again)  # type: ignore[misc]
