@@ -1,12 +1,15 @@
 """The tree in SQL: one schema and one set of transactions for SQLite and PostgreSQL.
 
 A transaction is a generator that yields ``(statement, parameters)`` and is sent the rows; it decides, the adapter
-(``sqlite.py``, ``postgres.py``) does the I/O.  So the logic exists once, runs inline on one engine and in a worker
-thread on the other, and can be restarted from the top after a serialization failure.
+(``sqlite.py``, ``postgres.py``) does the I/O.  So the logic exists once, runs inline on one engine and over a socket on
+the other, and can be restarted from the top after a serialization failure.
 
-Statements are written with ``?`` and a few ``{tokens}`` that an adapter's ``Dialect`` fills in.  ``space`` stands
-first in every key (it is the sharding key of distributed engines); ids are random 63-bit numbers made here; names
-are bytes, so that any POSIX name fits and every engine sorts them alike.
+A statement that only writes has no rows, and an adapter may keep it back until one that reads, or until the end: what
+it fails with then ends the transaction.  A script that handles a taken key itself says so with ``Checked``.
+
+Statements are written with ``?`` and a few ``{tokens}`` that an adapter's ``Dialect`` fills in.
+``space`` stands first in every key (it is the sharding key of distributed engines); ids are random 63-bit numbers made
+here; names are bytes, so that any POSIX name fits and every engine sorts them alike.
 """
 
 import secrets
@@ -57,6 +60,13 @@ from vosfs.metadata.store import (
 T = TypeVar("T")
 Rows = list[Any]
 Transaction = Generator[tuple[str, tuple[Any, ...]], Rows, T]
+
+
+class Checked(str):
+    """A statement that is not kept back: if its key is taken, DuplicateNode is thrown into the script."""
+
+    __slots__ = ()
+
 
 DEPTH_MAX = 2048
 """Half of PATH_MAX: no path is deeper."""
@@ -161,6 +171,11 @@ class Frame(NamedTuple):
     space: int
     caller: Caller
     now_ns: int
+
+
+def duplicate(statement: str, parameters: tuple[Any, ...], why: str) -> DuplicateNode:
+    """What an adapter raises when a key is taken."""
+    return DuplicateNode(repr(parameters[2]) if statement == INSERT_NAME else why)
 
 
 def new_id() -> int:
@@ -334,10 +349,7 @@ def create(f: Frame, parent: int, name: bytes, new: NewNode) -> Transaction[Node
         f.now_ns if new.mtime_ns is None else new.mtime_ns, f.now_ns, f.now_ns, new.owner, new.target, new.public,
         new.group_read, new.group_write, new.immutable, new.content_type, "",
     )  # fmt: skip
-    try:
-        yield INSERT_NAME, (f.space, parent, name, node.id)
-    except DuplicateNode:
-        raise DuplicateNode(repr(name)) from None
+    yield INSERT_NAME, (f.space, parent, name, node.id)
     yield INSERT_NODE, (f.space, *msgspec.structs.astuple(node), parent)
     for uri, value in new.properties.items():
         yield "INSERT INTO property (space, node, uri, value) VALUES (?, ?, ?, ?)", (f.space, node.id, uri, value)
@@ -357,10 +369,7 @@ def link(f: Frame, id: int, parent: int, name: bytes) -> Transaction[Node]:
         raise NodeNotFound(f"node {id} was deleted")
     if node.nlink >= LINKS_MAX:
         raise TooManyLinks(f"node {id} has {node.nlink} names")
-    try:
-        yield INSERT_NAME, (f.space, parent, name, id)
-    except DuplicateNode:
-        raise DuplicateNode(repr(name)) from None
+    yield INSERT_NAME, (f.space, parent, name, id)
     node = msgspec.structs.replace(node, nlink=node.nlink + 1, ctime_ns=f.now_ns)
     yield from _set_links(f, node)
     yield _TOUCH, (f.now_ns, f.now_ns, f.space, parent)
@@ -762,7 +771,7 @@ def begin_space(f: Frame, owner: str) -> Transaction[None]:
     if not rows:
         try:
             yield (
-                "INSERT INTO space (space, secret, created_ns, synced) VALUES (?, ?, ?, 0)",
+                Checked("INSERT INTO space (space, secret, created_ns, synced) VALUES (?, ?, ?, 0)"),
                 (f.space, secrets.token_bytes(32), f.now_ns),
             )
         except DuplicateNode:
