@@ -1,6 +1,7 @@
 """What PostgreSQL adds: batches whose errors come late, transactions that outlive a cancellation, servers that go."""
 
 import contextlib
+import re
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
@@ -19,8 +20,9 @@ from vosfs.errors import (
     TimedOut,
     VOSpaceError,
 )
+from vosfs.metadata import sql
 from vosfs.metadata.job import PENDING, Job
-from vosfs.metadata.libpq import STATEMENTS_MAX
+from vosfs.metadata.libpq import STATEMENTS_MAX, numbered_parameters
 from vosfs.metadata.node import CONTAINER, DATA, ROOT_ID, Attributes, NewNode, Node
 from vosfs.metadata.postgres import ANSWER_S_MAX, BATCH_MAX, CONNECTIONS_MAX, PostgresStore
 
@@ -205,6 +207,19 @@ async def test_a_statement_first_met_in_a_batch_that_fails(store: PostgresStore)
         except DuplicateNode:
             assert name == b"a"
     assert (await store.trace((b"b",)))[1] == {"urn:a": "b"}
+
+
+async def test_nodes_are_found_by_their_keys_without_statistics(store: PostgresStore, admin: Admin) -> None:
+    # A node's index begins with the space: by that alone it is the whole table.
+    admin.execute("SET plan_cache_mode = force_generic_plan")
+    for statement in (sql.CHILD, sql.CHILDREN_AFTER, sql.CHILDREN_FROM, sql._FIND, *sql._TRACES):
+        numbered = numbered_parameters(statement)
+        admin.execute(f"PREPARE s AS {numbered}".encode())
+        nulls = ", ".join(["NULL"] * len(set(re.findall(r"\$\d+", numbered))))
+        plan = [row[0] for row in admin.execute(f"EXPLAIN EXECUTE s ({nulls})".encode())]
+        admin.execute("DEALLOCATE s")
+        looks = [plan[at + 1] for at, line in enumerate(plan) if "on node " in line]
+        assert looks and all("Index Cond: ((space =" in look and "(id =" in look for look in looks), "\n".join(plan)
 
 
 # -- cancellation ------------------------------------------------------------------------------------------------------

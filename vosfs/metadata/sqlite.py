@@ -63,8 +63,6 @@ def render(statement: str, dialect: sql.Dialect) -> str:
         "without_rowid",
     ):
         statement = statement.replace("{" + token + "}", getattr(dialect, token))
-    # A join locks only the node's row, never the name's.
-    statement = statement.replace("{update_n}", dialect.update + " OF n" if dialect.update else "")
     return statement.replace("?", dialect.placeholder)
 
 
