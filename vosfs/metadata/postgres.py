@@ -1,11 +1,11 @@
-"""PostgreSQL: a whole transaction is one hop to a worker thread with a connection of its own (``libpq.py``).
+"""PostgreSQL: transactions run in the event loop, each on a connection of its own (``libpq.py``).
 
-No cancellation can leave a connection inside a transaction, and the event loop never waits for the server.
+A transaction is a few batches of statements: what only writes goes with the next statement that reads, or with the
+COMMIT.  So a node is created in two round trips.  Once begun, a transaction is not cancelled: it ends, within a
+deadline, or its connection is closed.
 """
 
 import random
-import threading
-import time
 from typing import Any
 
 import psycopg
@@ -13,7 +13,7 @@ import trio
 
 from vosfs.errors import DuplicateNode, InternalFault, InvalidArgument, ServiceUnavailable, StorageFull, TimedOut
 from vosfs.metadata import sql
-from vosfs.metadata.libpq import Connection
+from vosfs.metadata.libpq import Command, Connection
 from vosfs.metadata.sqlite import render
 from vosfs.metadata.sqlstore import READS, SqlStore
 from vosfs.metadata.store import ANYONE, Caller
@@ -22,7 +22,11 @@ CONNECTIONS_MAX = 16
 """Transactions at once; more only queue inside the server."""
 RETRIES_MAX = 10
 """Of a transaction that lost a serialization race or a deadlock."""
+BATCH_MAX = 64
+"""Statements of one round trip: their answers fit into any socket's buffer."""
 STATEMENT_TIMEOUT_MS = 20_000
+ANSWER_S_MAX = 30
+"""For a round trip: the server gives up a statement before that, unless it hangs."""
 CONNECT_TIMEOUT_S = 10
 MIGRATION_LOCK = 0x766F736673
 """Advisory lock under which the schema is brought up to date."""
@@ -42,9 +46,13 @@ DIALECT = sql.Dialect(
 )
 
 _RETRY = (psycopg.errors.SerializationFailure, psycopg.errors.DeadlockDetected)
+_REFUSED = (*_RETRY, psycopg.errors.QueryCanceled, psycopg.errors.DiskFull)
+"""Failures of a COMMIT after which nothing is committed; after others nobody knows."""
 
-
-_BEGIN_DURABLE = "BEGIN; SET LOCAL synchronous_commit = on"
+_BEGIN: Command = ("BEGIN", ())
+_DURABLE: Command = ("SET LOCAL synchronous_commit = on", ())
+_COMMIT: Command = ("COMMIT", ())
+_ROLLBACK: Command = ("ROLLBACK", ())
 
 
 class PostgresStore(SqlStore):
@@ -58,162 +66,193 @@ class PostgresStore(SqlStore):
         # Constants
         self.space = space
         # Mutable state
-        self._limiter = trio.CapacityLimiter(CONNECTIONS_MAX)
+        self._slots = trio.Semaphore(CONNECTIONS_MAX)
         self._idle: list[Connection] = []
         """INVARIANT: at most CONNECTIONS_MAX, each outside a transaction."""
-        self._guard = threading.Lock()
-        self._rendered: dict[str, str] = {}
+        self._statements: dict[str, tuple[str, bool]] = {}
+        """As this engine wants them, and whether they only write."""
         self.notify = lambda: None
         self._prepare()
 
-    def _connect(self) -> Connection:
+    def _connect(self) -> "psycopg.Connection[Any]":
         try:
-            return Connection(
+            return psycopg.connect(
                 self._dsn,
-                {
-                    "connect_timeout": str(CONNECT_TIMEOUT_S),
-                    "application_name": "vosfsd",
-                    # Sessions do not wait for the disk unless a transaction says so.
-                    "options": f"-c statement_timeout={STATEMENT_TIMEOUT_MS} -c lock_timeout={STATEMENT_TIMEOUT_MS}"
-                    " -c synchronous_commit=off",
-                    # A peer that vanished must not hold a worker thread for longer than a hung statement would.
-                    "tcp_user_timeout": str(STATEMENT_TIMEOUT_MS),
-                    "keepalives_idle": "10",
-                },
+                autocommit=True,
+                connect_timeout=CONNECT_TIMEOUT_S,
+                application_name="vosfsd",
+                client_encoding="utf8",
+                # Sessions do not wait for the disk unless a transaction says so.
+                options=f"-c statement_timeout={STATEMENT_TIMEOUT_MS} -c lock_timeout={STATEMENT_TIMEOUT_MS}"
+                " -c synchronous_commit=off",
+                # A peer that vanished must not hold a connection for longer than a hung statement would.
+                tcp_user_timeout=STATEMENT_TIMEOUT_MS,
+                keepalives_idle=10,
             )
         except psycopg.OperationalError as exc:
             # libpq's text names host, port and user, never the password.
             raise ServiceUnavailable(f"PostgreSQL: {' '.join(str(exc).split())}") from exc
 
     def _prepare(self) -> None:
-        connection = self._connect()
+        owner = self._connect()
         try:
-            self._migrate(connection)
+            with owner.transaction():
+                self._migrate(owner)
         except BaseException:
-            connection.close()
+            owner.close()
             raise
-        self._idle.append(connection)
+        self._idle.append(Connection(owner))
 
     @staticmethod
-    def _migrate(connection: Connection) -> None:
-        connection.script("BEGIN")
-        connection.execute("SELECT 1 FROM pg_advisory_xact_lock(?)", (MIGRATION_LOCK,))
-        connection.script("CREATE TABLE IF NOT EXISTS migration (version INTEGER PRIMARY KEY)")
-        done = connection.execute("SELECT count(*) FROM migration", ())[0][0]
+    def _migrate(owner: "psycopg.Connection[Any]") -> None:
+        owner.execute("SELECT pg_advisory_xact_lock(%s)", (MIGRATION_LOCK,))
+        owner.execute("CREATE TABLE IF NOT EXISTS migration (version INTEGER PRIMARY KEY)")
+        done = owner.execute("SELECT count(*) FROM migration").fetchall()[0][0]
         if done > len(sql.MIGRATIONS):
             raise InternalFault(f"the database was written by a newer vosfs (schema {done})")
         for version, script in list(enumerate(sql.MIGRATIONS))[done:]:
-            connection.script(render(script, DIALECT))
-            connection.execute("INSERT INTO migration VALUES (?)", (version,))
-        connection.script("COMMIT")
+            owner.execute(render(script, DIALECT).encode())
+            owner.execute("INSERT INTO migration VALUES (%s)", (version,))
 
     def close(self) -> None:
         """Close the idle connections."""
-        with self._guard:
-            for connection in self._idle:
-                connection.close()
-            self._idle.clear()
-
-    def transact(self, script: sql.Script, caller: Caller, durable: bool, *arguments: Any) -> tuple[Any, bool]:
-        """Run one transaction, in the calling thread, again if it lost a race; its result, and whether it wrote."""
-        for attempt in range(RETRIES_MAX + 1):
-            with self._guard:
-                connection = self._idle.pop() if self._idle else None
-            fresh = connection is None
-            if connection is None:
-                connection = self._connect()
-            try:
-                result = self._attempt(connection, script, caller, durable, *arguments)
-            except _RETRY as exc:
-                self._return(connection)
-                if attempt == RETRIES_MAX:
-                    raise ServiceUnavailable(f"PostgreSQL: {exc}") from exc
-                time.sleep(random.uniform(0, 0.002 * 2**attempt))  # noqa: S311 (spreads retries, hides nothing)
-            except psycopg.errors.QueryCanceled as exc:
-                self._return(connection)
-                raise TimedOut(f"PostgreSQL: {exc}") from exc
-            except psycopg.DataError as exc:
-                # A NUL in a text, say: nothing that a database could hold.
-                self._return(connection)
-                raise InvalidArgument(f"PostgreSQL: {str(exc).strip().splitlines()[0]}") from exc
-            except psycopg.errors.DiskFull as exc:
-                self._return(connection)
-                raise StorageFull(f"PostgreSQL: {exc}") from exc
-            except psycopg.OperationalError as exc:
-                connection.close()
-                # A server that restarted took all idle connections with it: drop them, try a new one.
-                self.close()
-                if fresh or self._was_sent(exc):
-                    raise ServiceUnavailable(f"PostgreSQL: {str(exc).strip()}") from exc
-            except psycopg.Error as exc:
-                self._return(connection)
-                raise InternalFault(f"PostgreSQL: {str(exc).strip()}") from exc
-            except BaseException:
-                self._return(connection)
-                raise
-            else:
-                self._return(connection)
-                return result
-        raise ServiceUnavailable("PostgreSQL: no usable connection")
-
-    @staticmethod
-    def _was_sent(exc: Exception) -> bool:
-        """Whether a COMMIT may have been under way when the connection broke."""
-        return getattr(exc, "vosfs_committing", False)
-
-    def _return(self, connection: Connection) -> None:
-        if not connection.idle:
+        for connection in self._idle:
             connection.close()
-            return
-        with self._guard:
-            self._idle.append(connection)
-
-    def _attempt(
-        self, connection: Connection, script: sql.Script, caller: Caller, durable: bool, *arguments: Any
-    ) -> Any:
-        transaction = script(self._frame(caller), *arguments)
-        execute, rendered = connection.execute, self._rendered
-        open_ = script not in READS
-        try:
-            if open_:
-                connection.script(_BEGIN_DURABLE if durable else "BEGIN")
-            statement, parameters = next(transaction)
-            while True:
-                text = rendered.get(statement)
-                if text is None:
-                    text = rendered[statement] = render(statement, DIALECT)
-                try:
-                    rows = execute(text, parameters)
-                except psycopg.errors.UniqueViolation as exc:
-                    statement, parameters = transaction.throw(DuplicateNode(str(exc)))
-                    continue
-                statement, parameters = transaction.send(rows)
-        except StopIteration as result:
-            if open_:
-                try:
-                    connection.script("COMMIT")
-                except psycopg.OperationalError as exc:
-                    exc.vosfs_committing = True  # type: ignore[attr-defined]
-                    raise
-            return result.value, open_
-        except BaseException:
-            if open_:
-                try:
-                    connection.script("ROLLBACK")
-                except psycopg.Error:
-                    connection.close()
-            raise
+        self._idle.clear()
 
     async def _run(self, script: sql.Script, caller: Caller, durable: bool, *arguments: Any) -> Any:
-        result, wrote = await trio.to_thread.run_sync(
-            lambda: self.transact(script, caller, durable, *arguments), limiter=self._limiter
-        )
-        if wrote:
+        await trio.lowlevel.checkpoint_if_cancelled()
+        try:
+            self._slots.acquire_nowait()
+        except trio.WouldBlock:
+            await self._slots.acquire()
+        try:
+            result = await self._transact(script, caller, durable, *arguments)
+        finally:
+            self._slots.release()
+        if script not in READS:
             self.notify()
         return result
 
     async def sync(self) -> None:
         await self._run(_flush, ANYONE, True)
+
+    def _reuse(self) -> Connection | None:
+        """An idle connection, if there is one that the server has not closed: after its restart it closed all."""
+        while self._idle:
+            connection = self._idle.pop()
+            if not connection.lost():
+                return connection
+            connection.close()
+        return None
+
+    def _release(self, connection: Connection) -> None:
+        if connection.idle:
+            self._idle.append(connection)
+        else:
+            connection.close()
+
+    async def _transact(self, script: sql.Script, caller: Caller, durable: bool, *arguments: Any) -> Any:
+        """Run one transaction, again if it lost a race or its connection; its result."""
+        for attempt in range(RETRIES_MAX + 1):
+            connection = self._reuse()
+            fresh = connection is None
+            if connection is None:
+                connection = Connection(await trio.to_thread.run_sync(self._connect))
+            try:
+                with trio.CancelScope(shield=True) as scope:
+                    return await self._attempt(connection, scope, script, caller, durable, *arguments)
+                raise TimedOut(f"PostgreSQL: no answer for {ANSWER_S_MAX} s")
+            except _RETRY as exc:
+                if attempt == RETRIES_MAX:
+                    raise ServiceUnavailable(f"PostgreSQL: {exc}") from exc
+                await trio.sleep(random.uniform(0, 0.002 * 2**attempt))  # noqa: S311 (spreads retries, hides nothing)
+            except psycopg.errors.QueryCanceled as exc:
+                raise TimedOut(f"PostgreSQL: {exc}") from exc
+            except psycopg.DataError as exc:
+                # A NUL in a text, say: nothing that a database could hold.
+                raise InvalidArgument(f"PostgreSQL: {str(exc).strip().splitlines()[0]}") from exc
+            except psycopg.errors.DiskFull as exc:
+                raise StorageFull(f"PostgreSQL: {exc}") from exc
+            except psycopg.OperationalError as exc:
+                connection.close()
+                # What took this connection may have taken all: try a new one.
+                self.close()
+                if fresh:
+                    raise ServiceUnavailable(f"PostgreSQL: {str(exc).strip()}") from exc
+            except psycopg.Error as exc:
+                raise InternalFault(f"PostgreSQL: {str(exc).strip()}") from exc
+            finally:
+                self._release(connection)
+        raise ServiceUnavailable("PostgreSQL: no usable connection")
+
+    async def _attempt(
+        self, connection: Connection, scope: trio.CancelScope, script: sql.Script, caller: Caller, durable: bool,
+        *arguments: Any,
+    ) -> Any:  # fmt: skip
+        transaction = script(self._frame(caller), *arguments)
+        if script in READS:
+            return await self._follow(transaction, connection, scope, [])
+        batch = [_BEGIN, _DURABLE] if durable else [_BEGIN]
+        try:
+            result = await self._follow(transaction, connection, scope, batch)
+            batch.append(_COMMIT)
+            try:
+                await self._send(connection, scope, batch)
+            except psycopg.OperationalError as exc:
+                if isinstance(exc, _REFUSED):
+                    raise
+                raise ServiceUnavailable(f"PostgreSQL: {str(exc).strip()}") from exc
+            return result
+        except BaseException:
+            if connection.open:
+                try:
+                    await self._send(connection, scope, [_ROLLBACK])
+                except psycopg.Error:
+                    connection.close()
+            raise
+
+    async def _follow(
+        self, transaction: sql.Transaction[Any], connection: Connection, scope: trio.CancelScope, batch: list[Command]
+    ) -> Any:
+        """Run a script to its end; its result.  What it wrote since it last read is left in ``batch``."""
+        try:
+            statement, parameters = next(transaction)
+            while True:
+                text, writes = self._statement(statement)
+                batch.append((text, parameters))
+                checked = isinstance(statement, sql.Checked)
+                if writes and not checked and len(batch) < BATCH_MAX:
+                    statement, parameters = transaction.send([])
+                    continue
+                try:
+                    rows = await self._send(connection, scope, batch)
+                except DuplicateNode as exc:
+                    if not checked or connection.refused != len(batch) - 1:
+                        raise
+                    batch.clear()
+                    statement, parameters = transaction.throw(exc)
+                else:
+                    batch.clear()
+                    statement, parameters = transaction.send(rows)
+        except StopIteration as result:
+            return result.value
+
+    @staticmethod
+    async def _send(connection: Connection, scope: trio.CancelScope, batch: list[Command]) -> sql.Rows:
+        scope.deadline = trio.current_time() + ANSWER_S_MAX
+        try:
+            return await connection.run(batch)
+        except psycopg.errors.UniqueViolation as exc:
+            raise sql.duplicate(*batch[connection.refused], str(exc)) from exc
+
+    def _statement(self, statement: str) -> tuple[str, bool]:
+        known = self._statements.get(statement)
+        if known is None:
+            text = render(statement, DIALECT)
+            writes = text.startswith(("INSERT ", "UPDATE ", "DELETE ")) and " RETURNING " not in text
+            known = self._statements[statement] = text, writes
+        return known
 
 
 def _flush(f: sql.Frame) -> sql.Transaction[None]:

@@ -1,12 +1,15 @@
 """The tree in SQL: one schema and one set of transactions for SQLite and PostgreSQL.
 
 A transaction is a generator that yields ``(statement, parameters)`` and is sent the rows; it decides, the adapter
-(``sqlite.py``, ``postgres.py``) does the I/O.  So the logic exists once, runs inline on one engine and in a worker
-thread on the other, and can be restarted from the top after a serialization failure.
+(``sqlite.py``, ``postgres.py``) does the I/O.  So the logic exists once, runs inline on one engine and over a socket on
+the other, and can be restarted from the top after a serialization failure.
 
-Statements are written with ``?`` and a few ``{tokens}`` that an adapter's ``Dialect`` fills in.  ``space`` stands
-first in every key (it is the sharding key of distributed engines); ids are random 63-bit numbers made here; names
-are bytes, so that any POSIX name fits and every engine sorts them alike.
+A statement that only writes has no rows, and an adapter may keep it back until one that reads, or until the end: what
+it fails with then ends the transaction.  A script that handles a taken key itself says so with ``Checked``.
+
+Statements are written with ``?``, or ``?1`` and so on, and a few ``{tokens}`` that an adapter's ``Dialect`` fills in.
+``space`` stands first in every key (it is the sharding key of distributed engines); ids are random 63-bit numbers made
+here; names are bytes, so that any POSIX name fits and every engine sorts them alike.
 """
 
 import secrets
@@ -63,6 +66,13 @@ from vosfs.metadata.store import (
 T = TypeVar("T")
 Rows = list[Any]
 Transaction = Generator[tuple[str, tuple[Any, ...]], Rows, T]
+
+
+class Checked(str):
+    """A statement that is not kept back: if its key is taken, DuplicateNode is thrown into the script."""
+
+    __slots__ = ()
+
 
 DEPTH_MAX = 2048
 """Half of PATH_MAX: no path is deeper."""
@@ -140,9 +150,13 @@ MIGRATIONS = [
 
 NODE_COLUMNS = ", ".join("n." + field for field in Node.__struct_fields__)
 _NODE = f"SELECT {NODE_COLUMNS} FROM node n WHERE n.space = ? AND n.id = ?"
-CHILD = f"SELECT {NODE_COLUMNS} FROM name m JOIN node n ON n.space = m.space AND n.id = m.node WHERE m.space = ? AND m.parent = ? AND m.name = ?"
-_CHILDREN = f"SELECT m.name, {NODE_COLUMNS} FROM name m JOIN node n ON n.space = m.space AND n.id = m.node WHERE m.space = ? AND m.parent = ? AND m.name {{op}} ? ORDER BY m.name LIMIT ?"
-_FIND = f"SELECT {NODE_COLUMNS}, e.start, e.stop, e.locator, e.start_in_blob, e.data FROM name m JOIN node n ON n.space = m.space AND n.id = m.node LEFT JOIN extent e ON e.space = n.space AND e.node = n.id WHERE m.space = ? AND m.parent = ? AND m.name = ? ORDER BY e.start LIMIT ?"
+# Without statistics PostgreSQL finds a node by its space no dearer than by its whole key: a page of 1000 children read
+# every node of the space for each child (1.8 s among 20 000, now 2 ms).  So a node's key is compared with values, and
+# where a join gives it, the space is the result of an expression, which that plan cannot use.
+_CHILD_ID = "(SELECT m.node FROM name m WHERE m.space = ? AND m.parent = ? AND m.name = ?)"
+CHILD = f"SELECT {NODE_COLUMNS} FROM node n WHERE n.space = ? AND n.id = {_CHILD_ID}"
+_FIND = f"SELECT {NODE_COLUMNS}, e.start, e.stop, e.locator, e.start_in_blob, e.data FROM node n LEFT JOIN extent e ON e.space = n.space AND e.node = n.id WHERE n.space = ? AND n.id = {_CHILD_ID} ORDER BY e.start LIMIT ?"
+_CHILDREN = f"SELECT m.name, {NODE_COLUMNS} FROM name m JOIN node n ON n.space = m.space + 0 AND n.id = m.node WHERE m.space = ? AND m.parent = ? AND m.name {{op}} ? ORDER BY m.name LIMIT ?"
 CHILDREN_AFTER, CHILDREN_FROM = _CHILDREN.replace("{op}", ">"), _CHILDREN.replace("{op}", ">=")
 # A container's parent is in its row: no index on names by node, one page fewer to write at every create and rename.
 INSERT_NODE = f"INSERT INTO node (space, {', '.join(Node.__struct_fields__)}, parent) VALUES ({', '.join('?' * (len(Node.__struct_fields__) + 2))})"
@@ -169,6 +183,11 @@ class Frame(NamedTuple):
     now_ns: int
 
 
+def duplicate(statement: str, parameters: tuple[Any, ...], why: str) -> DuplicateNode:
+    """What an adapter raises when a key is taken."""
+    return DuplicateNode(repr(parameters[2]) if statement == INSERT_NAME else why)
+
+
 # -- reading ---------------------------------------------------------------------------------------------------
 
 
@@ -189,7 +208,7 @@ def container_of(f: Frame, id: int, lock: str = "") -> Transaction[Node]:
 def lookup(f: Frame, parent: int, name: bytes) -> Transaction[Node]:
     container = yield from container_of(f, parent)
     f.caller.permit(container, READ)
-    rows = yield CHILD, (f.space, parent, name)
+    rows = yield CHILD, (f.space, f.space, parent, name)
     if not rows:
         raise NodeNotFound(repr(name))
     return Node(*rows[0])
@@ -199,7 +218,7 @@ def find(f: Frame, parent: int, name: bytes) -> Transaction[Found]:
     container = yield from container_of(f, parent)
     f.caller.permit(container, READ)
     # One statement, so that node and extents are of one moment.
-    rows = yield _FIND, (f.space, parent, name, FOUND_EXTENTS_MAX + 1)
+    rows = yield _FIND, (f.space, f.space, parent, name, FOUND_EXTENTS_MAX + 1)
     if not rows:
         raise NodeNotFound(repr(name))
     node = Node(*rows[0][:-5])
@@ -236,7 +255,7 @@ def children_with_properties(
     found: dict[int, dict[str, str]] = {}
     properties = yield (
         (
-            "SELECT p.node, p.uri, p.value FROM name m JOIN property p ON p.space = m.space AND p.node = m.node"
+            "SELECT p.node, p.uri, p.value FROM name m JOIN property p ON p.space = m.space + 0 AND p.node = m.node"
             " WHERE m.space = ? AND m.parent = ? AND m.name >= ? AND m.name <= ?"
         ),
         (f.space, parent, start, bytes(rows[-1][0])),
@@ -251,32 +270,38 @@ def trace(f: Frame, path: tuple[bytes, ...]) -> Transaction[tuple[list[Node], di
     at = ROOT_ID
     for start in range(0, max(1, len(path)), TRACE_NAMES):
         names = path[start : start + TRACE_NAMES]
-        values = [value for pair in enumerate(names) for value in pair]
-        spaces = (f.space, f.space) if names else (f.space,)
-        rows = yield _TRACES[len(names)], (*values, at, *spaces)
-        found = [Node(*row) for row in rows]
+        rows = yield _TRACES[len(names)], (f.space, at, *names)
+        nodes = {row[0]: Node(*row[1:-2]) for row in rows}
+        found = [nodes[depth] for depth in sorted(nodes)]
         chain += found[1:] if chain else found
         if len(found) <= len(names):
             return chain, {}
         at = found[-1].id
-    rows = yield _PROPERTIES, (f.space, at)
-    return chain, dict(rows)
+    return chain, dict(sorted(row[-2:] for row in rows if row[-2] is not None))
 
 
-TRACE_NAMES = 16
-"""Of a path that are looked up by one statement: one for each name costs a path of four 32 µs, this one 11."""
+TRACE_NAMES = 8
+"""Of a path that are looked up by one statement."""
 
 
 def _trace_statement(names: int) -> str:
-    start = "SELECT 0 AS depth, CAST(? AS BIGINT) AS id"
-    chain = f"WITH chain (depth, id) AS ({start})"
-    if names:
-        chain = (
-            f"WITH RECURSIVE names (depth, name) AS (VALUES {', '.join(['(?, ?)'] * names)}), chain (depth, id) AS"
-            f" ({start} UNION ALL SELECT c.depth + 1, m.node FROM chain c JOIN names p ON p.depth = c.depth"
-            " JOIN name m ON m.space = ? AND m.parent = c.id AND m.name = p.name)"
-        )
-    return f"{chain} SELECT {NODE_COLUMNS} FROM chain c JOIN node n ON n.space = ? AND n.id = c.id ORDER BY c.depth"
+    """The nodes along so many names, and the properties of the last.
+
+    Each node is found by keys alone, from the root again: a recursive query is shorter, but without statistics
+    PostgreSQL read the whole space for it (270 µs for four names among 1000 nodes, 70 this way).
+    """
+    ids = ["?2"]
+    for name in range(names):
+        ids.append(f"(SELECT node FROM name WHERE space = ?1 AND parent = {ids[-1]} AND name = ?{name + 3})")
+    chain = [
+        f"SELECT {depth}, {NODE_COLUMNS}, NULL, NULL FROM node n WHERE n.space = ?1 AND n.id = {id}"
+        for depth, id in enumerate(ids[:-1])
+    ]
+    last = (
+        f"SELECT {names}, {NODE_COLUMNS}, p.uri, p.value FROM node n LEFT JOIN property p ON p.space = n.space"
+        f" AND p.node = n.id WHERE n.space = ?1 AND n.id = {ids[-1]}"
+    )
+    return " UNION ALL ".join([*chain, last])
 
 
 _TRACES = [_trace_statement(names) for names in range(TRACE_NAMES + 1)]
@@ -331,10 +356,7 @@ def _check_writable(f: Frame, id: int, rows: Rows) -> Node:
 def create(f: Frame, parent: int, name: bytes, new: NewNode, id: int = 0) -> Transaction[Node]:
     yield from writable(f, parent)
     node = made(new, id or new_id(), f.now_ns)
-    try:
-        yield INSERT_NAME, (f.space, parent, name, node.id)
-    except DuplicateNode:
-        raise DuplicateNode(repr(name)) from None
+    yield INSERT_NAME, (f.space, parent, name, node.id)
     yield INSERT_NODE, (f.space, *msgspec.structs.astuple(node), parent)
     for uri, value in new.properties.items():
         yield "INSERT INTO property (space, node, uri, value) VALUES (?, ?, ?, ?)", (f.space, node.id, uri, value)
@@ -354,10 +376,7 @@ def link(f: Frame, id: int, parent: int, name: bytes) -> Transaction[Node]:
         raise NodeNotFound(f"node {id} was deleted")
     if node.nlink >= LINKS_MAX:
         raise TooManyLinks(f"node {id} has {node.nlink} names")
-    try:
-        yield INSERT_NAME, (f.space, parent, name, id)
-    except DuplicateNode:
-        raise DuplicateNode(repr(name)) from None
+    yield INSERT_NAME, (f.space, parent, name, id)
     node = msgspec.structs.replace(node, nlink=node.nlink + 1, ctime_ns=f.now_ns)
     yield from _set_links(f, node)
     yield _TOUCH, (f.now_ns, f.now_ns, f.space, parent)
@@ -386,7 +405,7 @@ def _drop(f: Frame, node: Node) -> Transaction[Node]:
 
 def remove(f: Frame, parent: int, name: bytes, kind: str, id: int = 0) -> Transaction[Node]:
     yield from writable(f, parent)
-    rows = yield CHILD + "{update_n}", (f.space, parent, name)
+    rows = yield CHILD + "{update}", (f.space, f.space, parent, name)
     if not rows:
         raise NodeNotFound(repr(name))
     node = Node(*rows[0])
@@ -432,12 +451,12 @@ def rename(
         found[container] = yield _NODE + "{update}", (f.space, container)
     for container in (parent, to_parent):
         _check_writable(f, container, found[container])
-    rows = yield CHILD + "{update_n}", (f.space, parent, name)
+    rows = yield CHILD + "{update}", (f.space, f.space, parent, name)
     if not rows:
         raise NodeNotFound(repr(name))
     node = Node(*rows[0])
     check_same(node, id, name)
-    rows = yield CHILD + "{update_n}", (f.space, to_parent, to_name)
+    rows = yield CHILD + "{update}", (f.space, f.space, to_parent, to_name)
     other = Node(*rows[0]) if rows else None
     check_guard(node, repr(name))
     if other is not None:
@@ -607,7 +626,7 @@ def put_data(
     f: Frame, parent: int, name: bytes, new: NewNode, length: int, extents: list[Extent], blobs: list[Blob], md5: str,
     clear: bool, mtime_ns: int | None = None,
 ) -> Transaction[Content]:  # fmt: skip
-    rows = yield CHILD + "{update_n}", (f.space, parent, name)
+    rows = yield CHILD + "{update}", (f.space, f.space, parent, name)
     if rows:
         node = Node(*rows[0])
         if node.kind != DATA:
@@ -788,7 +807,7 @@ def begin_space(f: Frame, owner: str) -> Transaction[None]:
     if not rows:
         try:
             yield (
-                "INSERT INTO space (space, secret, created_ns, synced) VALUES (?, ?, ?, 0)",
+                Checked("INSERT INTO space (space, secret, created_ns, synced) VALUES (?, ?, ?, 0)"),
                 (f.space, secrets.token_bytes(32), f.now_ns),
             )
         except DuplicateNode:

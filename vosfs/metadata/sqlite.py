@@ -15,7 +15,7 @@ from typing import Any
 
 import trio
 
-from vosfs.errors import DuplicateNode, InternalFault, ServiceUnavailable, StorageFull
+from vosfs.errors import InternalFault, ServiceUnavailable, StorageFull
 from vosfs.metadata import sql
 from vosfs.metadata.sqlstore import READS, SqlStore
 from vosfs.metadata.store import Caller
@@ -63,8 +63,6 @@ def render(statement: str, dialect: sql.Dialect) -> str:
         "without_rowid",
     ):
         statement = statement.replace("{" + token + "}", getattr(dialect, token))
-    # A join locks only the node's row, never the name's.
-    statement = statement.replace("{update_n}", dialect.update + " OF n" if dialect.update else "")
     return statement.replace("?", dialect.placeholder)
 
 
@@ -162,7 +160,7 @@ class SqliteStore(SqlStore):
                 try:
                     rows = execute(text, parameters).fetchall()
                 except sqlite3.IntegrityError as exc:
-                    statement, parameters = transaction.throw(DuplicateNode(str(exc)))
+                    statement, parameters = transaction.throw(sql.duplicate(statement, parameters, str(exc)))
                     continue
                 statement, parameters = transaction.send(rows)
         except StopIteration as result:

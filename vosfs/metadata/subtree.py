@@ -77,7 +77,7 @@ def graft(f: Frame, id: int, into: int) -> Transaction[None]:
     yield from writable(f, into)
     for name, *columns in (yield CHILDREN_AFTER, (f.space, id, b"", 1 << 31)):
         name, node = bytes(name), Node(*columns)
-        rows = yield CHILD + "{update_n}", (f.space, into, name)
+        rows = yield CHILD + "{update}", (f.space, f.space, into, name)
         if not rows:
             yield (
                 "UPDATE name SET parent = ? WHERE space = ? AND parent = ? AND name = ?",
@@ -102,7 +102,7 @@ def graft(f: Frame, id: int, into: int) -> Transaction[None]:
 
 def drop_staged(f: Frame, name: bytes) -> Transaction[None]:
     """Give up what was staged under a name, if anything."""
-    rows = yield CHILD + "{update_n}", (f.space, STAGING_ID, name)
+    rows = yield CHILD + "{update}", (f.space, f.space, STAGING_ID, name)
     for row in rows:
         yield DELETE_NAME, (f.space, STAGING_ID, name)
         yield "UPDATE node SET nlink = 0 WHERE space = ? AND id = ?", (f.space, row[0])
