@@ -35,7 +35,7 @@ from vosfs.metadata.node import (
     Found,
     Node,
 )
-from vosfs.metadata.store import CHANGES_MAX, OF_ALL, PAGE_NODES_MAX, READ, WRITE, Anyone, Step
+from vosfs.metadata.store import CHANGES_MAX, OF_ALL, PAGE_NODES_MAX, READ, WRITE, Anyone, Outcome, Step
 from vosfs.uri import RESERVED_NAMES, check_name
 
 log = logging.getLogger(__name__)
@@ -73,7 +73,7 @@ class Gateway:
             m.Rename: self._change,
             m.SetAttributes: self._set_attributes,
             m.Open: self._open,
-            m.Commit: self._commit,
+            m.Commit: self._change,
             m.Batch: self._batch,
             m.Delegate: self._delegate,
             m.GiveBack: self._give_back,
@@ -134,58 +134,67 @@ class Gateway:
     async def _give_back(self, r: m.GiveBack, subject: Subject, caller: Anyone) -> None:
         self._service.delegation.give_back((subject.user, caller.origin))
 
-    async def _change(self, r: Any, subject: Subject, caller: Anyone) -> object:
+    async def _change(self, r: m.Mutation, subject: Subject, caller: Anyone) -> object:
         """One mutation by itself."""
-        (outcome,) = await self._store.apply([self._steps[type(r)](r, subject)], caller)
+        (outcome,) = await self._do([(r, self._steps[type(r)](r, subject))], caller)
         if isinstance(outcome, VOSpaceError):
             raise outcome
-        return outcome
+        return await self._shown(outcome, caller)
+
+    async def _do(self, changes: list[tuple[m.Mutation, Step]], caller: Anyone) -> list[Outcome]:
+        """Make changes together, durably if one of them has to be."""
+        durable = [step for request, step in changes if isinstance(request, m.Commit) and request.durable]
+        locators = [blob.locator for step in durable for blob in step.arguments[4]]
+        if locators and self._service.keeps_bytes:
+            # Where bytes are kept elsewhere, every upload was durable (``Greeting.durable_uploads``).
+            await trio.to_thread.run_sync(self._service.backend.sync, locators)
+        return await self._store.apply([step for _, step in changes], caller, bool(durable))
+
+    async def _shown(self, outcome: Outcome, caller: Anyone) -> object:
+        """What a change gave, as the mount gets it."""
+        if not isinstance(outcome, Content):
+            return outcome
+        if self._service.keeps_bytes:
+            outcome = await compact(self._service, outcome, caller) or outcome
+        return Content(outcome.node, self._leased(outcome.extents))
 
     async def _batch(self, r: m.Batch, subject: Subject, caller: Anyone) -> m.Outcomes:
         if len(r.requests) > m.BATCH_MAX:
             raise InvalidArgument(f"a batch has up to {m.BATCH_MAX} requests")
         outcomes = m.Outcomes([], [])
-        wanted = frozenset(r.wanted)
-        steps: list[tuple[int, Step]] = []
+        changes: dict[int, tuple[m.Mutation, Step]] = {}
         for number, request in enumerate(r.requests):
-            kind = type(request)
-            alone = kind not in self._steps or (kind is m.Commit and number in wanted)
-            if alone:
-                await self._apply(steps, wanted, r, caller, outcomes)
-                steps = []
             try:
-                if r.again and isinstance(request, m.SetAttributes) and await self._done_before(request):
-                    # The one step that could be done twice, and undo what somebody did since.
+                if isinstance(request, m.Mutation):
+                    if r.again and isinstance(request, m.SetAttributes) and await self._done_before(request):
+                        # The one step that could be done twice, and undo what somebody did since.
+                        continue
+                    changes[number] = request, self._steps[type(request)](request, subject)
                     continue
-                if not alone:
-                    steps.append((number, self._steps[kind](request, subject)))
-                    continue
-                result = await self._handlers[kind](request, subject, caller)
+                await self._apply(changes, r, caller, outcomes)
+                changes = {}
+                result = await self._handlers[type(request)](request, subject, caller)
             except OF_ALL:
                 raise
             except VOSpaceError as exc:
                 outcomes.failures.append((number, m.Failure(type(exc).__name__, str(exc))))
             else:
                 outcomes.results.append((number, msgspec.Raw(_encode(result))))
-        await self._apply(steps, wanted, r, caller, outcomes)
+        await self._apply(changes, r, caller, outcomes)
         return outcomes
 
     async def _apply(
-        self, steps: list[tuple[int, Step]], wanted: frozenset[int], r: m.Batch, caller: Anyone, outcomes: m.Outcomes
+        self, changes: dict[int, tuple[m.Mutation, Step]], r: m.Batch, caller: Anyone, outcomes: m.Outcomes
     ) -> None:
-        """Do the steps that gathered, together."""
-        if not steps:
+        """Make the changes that gathered."""
+        if not changes:
             return
-        numbers = [number for number, _ in steps]
-        done = await self._store.apply([step for _, step in steps], caller)
-        for number, outcome in zip(numbers, done, strict=True):
+        for number, outcome in zip(changes, await self._do(list(changes.values()), caller), strict=True):
             if isinstance(outcome, VOSpaceError):
-                request = r.requests[number]
-                assert isinstance(request, m.Mutation)
-                if not (r.again and await self._done_before(request)):
+                if not (r.again and await self._done_before(changes[number][0])):
                     outcomes.failures.append((number, m.Failure(type(outcome).__name__, str(outcome))))
-            elif number in wanted:
-                outcomes.results.append((number, msgspec.Raw(_encode(outcome))))
+            elif number in r.wanted:
+                outcomes.results.append((number, msgspec.Raw(_encode(await self._shown(outcome, caller)))))
 
     async def _done_before(self, request: m.Mutation) -> bool:
         """Whether a step that comes again was done the first time: the change log has it, with its very nanosecond."""
@@ -290,20 +299,6 @@ class Gateway:
         md5 = hashlib.md5(changes[0].data, usedforsecurity=False).hexdigest() if whole else ""
         arguments = (r.id, r.base_version, r.length, changes, list(blobs.values()), r.mtime_ns, md5)
         return Step("commit", arguments, _moment(r.at_ns))
-
-    async def _commit(self, r: m.Commit, subject: Subject, caller: Anyone) -> Content:
-        step = self._bytes(r, subject)
-        blobs = step.arguments[4]
-        if r.durable and blobs and self._service.keeps_bytes:
-            # Where bytes are kept elsewhere, every upload was durable (``Greeting.durable_uploads``).
-            await trio.to_thread.run_sync(self._service.backend.sync, [b.locator for b in blobs])
-        (done,) = await self._store.apply([step], caller, r.durable)
-        if isinstance(done, VOSpaceError):
-            raise done
-        assert isinstance(done, Content)
-        if self._service.keeps_bytes:
-            done = await compact(self._service, done, caller) or done
-        return Content(done.node, self._leased(done.extents))
 
     async def _properties(self, r: m.Properties, subject: Subject, caller: Anyone) -> dict[str, str]:
         node = await self._store.get(r.id, caller)
