@@ -208,14 +208,15 @@ def _status_of(point: str) -> dict[str, object]:
 
 
 def _umount(args: argparse.Namespace) -> None:
-    from vosfs.mount import alive
+    from vosfs.mount import alive, unsent
 
     path = args.mountpoint.absolute()
     if not _mounted(path):
         raise QuietError(f"{path} is not a vosfs mount")
-    pid = 0
+    pid, cache = 0, Path()
     try:
-        pid = int(str(_status_of(str(path))["pid"]))
+        found = _status_of(str(path))
+        pid, cache = int(str(found["pid"])), Path(str(found["cache_dir"]))
     except (OSError, ValueError, KeyError):
         pass
     command = ["umount", str(path)] if os.getuid() == 0 else ["fusermount3", "-u", str(path)]
@@ -228,6 +229,11 @@ def _umount(args: argparse.Namespace) -> None:
         if time.monotonic() > deadline:
             raise QuietError(f"unmounted, but process {pid} has not ended")
         time.sleep(0.02)
+    if pid and (kept := unsent(cache, pid)):
+        raise QuietError(
+            f"unmounted, but the service did not take {kept} changes: they are kept in {cache}, and the next mount of this"
+            " space with that --cache-dir sends them"
+        )
 
 
 def _show(point: str, status: dict[str, object]) -> None:

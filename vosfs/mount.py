@@ -140,6 +140,11 @@ def alive(pid: int) -> bool:
         return False
 
 
+def unsent(directory: Path, pid: int) -> int:
+    """How many changes a mount process that is gone has left in its journal."""
+    return max(0, len(journal.records(directory / f"mount-{pid}" / JOURNAL)) - 1)
+
+
 def _left_behind(directory: Path) -> list[Path]:
     """The private cache directories of processes that are gone."""
     numbers = ((old, old.name.removeprefix("mount-")) for old in directory.glob("mount-*"))

@@ -10,7 +10,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from tests.conftest import Daemon, eventually, start_daemon, unmount
+from tests.conftest import BIN, Daemon, eventually, start_daemon, unmount
 from tests.mount.test_failures import restart
 from vosfs.client import HttpClient
 from vosfs.metadata import messages as m
@@ -137,7 +137,8 @@ def test_an_unmount_without_the_daemon_keeps_it_for_the_next_mount(
     fill(directory)
     daemon.process.send_signal(signal.SIGCONT)
     daemon.stop(signal.SIGKILL)
-    unmount(point)
+    done = subprocess.run([BIN / "vosfs", "umount", point], capture_output=True, text=True)
+    assert done.returncode == 1 and "the next mount of this space" in done.stderr and not os.path.ismount(point)
     again = restart(daemon)
     try:
         second = make_mount(again, "mnt")
