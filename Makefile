@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 DEBIAN := fuse3 libfuse3-dev pkg-config postgresql gcc libc6-dev python3-dev python3-venv
 
-.PHONY: help init demo test conformance check format bench bench-quick bench-daemon soak fuzz run docs clean debian
+.PHONY: help init demo test conformance check format bench bench-quick bench-peers bench-daemon soak fuzz run docs clean debian
 
 help:  ## list these targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -46,6 +46,10 @@ bench: $(STAMP)  ## the workload on the mount, sshfs and the local disk; JSON an
 bench-quick: $(STAMP)  ## one short round of it
 	@sh scripts/debian.sh sshfs openssh-server git
 	$(BIN)/python scripts/bench.py --rounds 1 --big 128
+
+bench-peers: $(STAMP)  ## the same against sshfs and rclone
+	@sh scripts/debian.sh sshfs openssh-server git rclone
+	$(BIN)/python scripts/bench.py --targets local,sshfs,rclone,vosfs
 
 bench-daemon: $(STAMP)  ## requests per second, listings, moves and bytes of the daemon alone, on SQLite and PostgreSQL
 	$(BIN)/python scripts/load.py
