@@ -24,8 +24,10 @@ from vosfs.metadata.node import (
     CONTAINER,
     CORE,
     DATA,
+    DEVICES,
     LINK,
     ROOT_ID,
+    SPECIAL,
     Blob,
     Change,
     Content,
@@ -118,10 +120,12 @@ class Gateway:
 
     async def _create(self, r: m.Create, subject: Subject, caller: Anyone) -> Node:
         new = r.new
-        if new.kind not in (CONTAINER, DATA, LINK):
+        if new.kind not in (CONTAINER, DATA, LINK, *SPECIAL):
             raise InvalidArgument(f"{new.kind[:40]!r} is not a kind of node")
         if bool(new.target) != (new.kind == LINK):
             raise InvalidArgument("a link, and only a link, has a target")
+        if new.device and new.kind not in DEVICES:
+            raise InvalidArgument("only a device has a device number")
         check_texts(new.target, new.content_type)
         for uri, value in new.properties.items():
             xml.check_property(uri, value)

@@ -6,6 +6,7 @@ from the cached tree, and from the open file where it has unsaved bytes.
 
 import logging
 import os
+import stat
 import time
 from collections.abc import Callable
 
@@ -19,6 +20,7 @@ from vosfs.errors import (
     Immutable,
     InvalidArgument,
     IsContainer,
+    NameTooLong,
     NodeNotFound,
     PropertyNotFound,
     Stale,
@@ -28,7 +30,7 @@ from vosfs.metadata import xattr
 from vosfs.metadata.cached import COMPLETE_MAX, CachedTree
 from vosfs.metadata.node import CONTAINER, DATA, LINK, Attributes, Change, NewNode, Node, Usage
 from vosfs.metadata.store import PAGE_NODES_MAX, check_guard
-from vosfs.uri import RESERVED_NAMES, check_name
+from vosfs.uri import NAME_BYTES_MAX, RESERVED_NAMES, check_name
 
 log = logging.getLogger(__name__)
 
@@ -104,6 +106,7 @@ class FileSystem:
 
     async def lookup(self, parent: int, name: bytes) -> Node:
         """The node under a name."""
+        self._not_too_long(name)
         node = await self.tree.lookup(parent, name)
         file = self.files.get(node.id)
         return file.attributes() if file is not None and file.changed else node
@@ -111,7 +114,7 @@ class FileSystem:
     def lookup_now(self, parent: int, name: bytes) -> Node | None:
         """The same without waiting: None if that is not possible.  NodeNotFound if it is known not to exist."""
         id = self.tree.peek_name(parent, name)
-        if id is None:
+        if id is None or len(name) > NAME_BYTES_MAX:
             return None
         if id == 0:
             raise NodeNotFound("")
@@ -139,20 +142,42 @@ class FileSystem:
             raise InvalidArgument(f"{name.decode()} is reserved by VOSpace")
         return check_name(name)
 
+    @staticmethod
+    def _not_too_long(name: bytes) -> None:
+        # Of a name that is looked for: it cannot be there, but POSIX wants to hear why.
+        if len(name) > NAME_BYTES_MAX:
+            raise NameTooLong(f"{name[:40]!r}... is longer than {NAME_BYTES_MAX} bytes")
+
+    async def _new(self, parent: int, new: NewNode) -> NewNode:
+        """A new node as its container wants it: under setgid the group is the container's (mkdir(2), open(2))."""
+        container = self.tree.peek(parent) or await self.tree.get(parent)
+        new.mode &= 0o7777
+        if container.mode & stat.S_ISGID:
+            new.gid = container.gid
+            if new.kind == CONTAINER:
+                new.mode |= stat.S_ISGID
+        return new
+
     async def make_container(self, parent: int, name: bytes, mode: int, uid: int, gid: int) -> Node:
         """mkdir(2)."""
         self._writable()
-        return await self.tree.create(parent, self._name(name), NewNode(CONTAINER, mode & 0o7777, uid, gid))
+        return await self.tree.create(
+            parent, self._name(name), await self._new(parent, NewNode(CONTAINER, mode, uid, gid))
+        )
 
     async def make_link(self, parent: int, name: bytes, target: bytes, uid: int, gid: int) -> Node:
         """symlink(2)."""
         self._writable()
-        return await self.tree.create(parent, self._name(name), NewNode(LINK, 0o777, uid, gid, target=target))
+        new = await self._new(parent, NewNode(LINK, 0o777, uid, gid, target=target))
+        return await self.tree.create(parent, self._name(name), new)
 
-    async def make_data(self, parent: int, name: bytes, mode: int, uid: int, gid: int) -> Node:
-        """mknod(2) of a regular file."""
+    async def make_leaf(
+        self, parent: int, name: bytes, mode: int, uid: int, gid: int, kind: str = DATA, device: int = 0
+    ) -> Node:
+        """mknod(2)."""
         self._writable()
-        return await self.tree.create(parent, self._name(name), NewNode(DATA, mode & 0o7777, uid, gid))
+        new = await self._new(parent, NewNode(kind, mode, uid, gid, device=device))
+        return await self.tree.create(parent, self._name(name), new)
 
     async def link(self, id: int, parent: int, name: bytes) -> Node:
         """link(2)."""
@@ -170,16 +195,19 @@ class FileSystem:
     async def unlink(self, parent: int, name: bytes) -> None:
         """unlink(2).  An open file keeps its bytes until it is closed."""
         self._writable()
+        self._not_too_long(name)
         self.files.unlinked(await self.tree.remove(parent, name, "leaf"))
 
     async def remove_container(self, parent: int, name: bytes) -> None:
         """rmdir(2)."""
         self._writable()
+        self._not_too_long(name)
         await self.tree.remove(parent, name, "empty")
 
     async def rename(self, parent: int, name: bytes, to_parent: int, to_name: bytes, flag: str) -> None:
         """rename(2)."""
         self._writable()
+        self._not_too_long(name)
         gone = await self.tree.rename(parent, name, to_parent, self._name(to_name), flag)
         if gone is not None:
             self.files.unlinked(gone)
@@ -279,7 +307,7 @@ class FileSystem:
         """open(2) with O_CREAT of a name that did not exist: a handle and the new node."""
         self._writable()
         try:
-            node = await self.make_data(parent, name, mode, uid, gid)
+            node = await self.make_leaf(parent, name, mode, uid, gid)
         except DuplicateNode:
             if flags & os.O_EXCL:
                 raise

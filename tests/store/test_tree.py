@@ -23,10 +23,12 @@ from vosfs.errors import (
 from vosfs.metadata.node import (
     CONTAINER,
     DATA,
+    DEVICES,
     IMMUTABLE,
     LINK,
     LOCKED,
     ROOT_ID,
+    SPECIAL,
     Attributes,
     Blob,
     Extent,
@@ -70,6 +72,24 @@ async def test_the_root_is_there(store: AnyStore) -> None:
     assert (root.kind, root.owner, root.nlink, root.immutable) == (CONTAINER, "alice", 1, 0)
     assert await store.children(ROOT_ID, b"", 10) == []
     assert (await store.trace(()))[0] == [root]
+
+
+@pytest.mark.parametrize("kind", sorted(SPECIAL))
+async def test_what_mknod_makes_is_kept_and_holds_no_bytes(store: AnyStore, kind: str) -> None:
+    device = (4095 << 32) + (1 << 20) - 1 if kind in DEVICES else 0
+    node = await store.create(ROOT_ID, b"special", NewNode(kind, 0o2640, 1, 2, device=device))
+    assert (node.kind, node.device, node.length, node.mode, node.uid, node.gid) == (kind, device, 0, 0o2640, 1, 2)
+    assert await store.lookup(ROOT_ID, b"special") == node
+    found = await store.find(ROOT_ID, b"special")
+    assert (found.node, found.extents) == (node, None)
+    assert await listing(store, ROOT_ID) == [(b"special", node)]
+    await refused(store, IsContainer, store.commit, node.id, None, 1, [Extent(0, 1, data=b"x")], [])
+    await refused(store, IsContainer, store.put_data, ROOT_ID, b"special", FILE, 1, [Extent(0, 1, data=b"x")], [], "")
+    assert (await store.link(node.id, ROOT_ID, b"again")).nlink == 2
+    moved = await store.rename(ROOT_ID, b"special", ROOT_ID, b"moved")
+    assert (moved.node.kind, moved.node.device, moved.node.nlink) == (kind, device, 2)
+    copy = await store.copy_node(node.id, b"job", "bob")
+    assert (copy.kind, copy.device) == (kind, device)
 
 
 async def test_create_keeps_what_the_creator_says(store: AnyStore) -> None:

@@ -156,7 +156,7 @@ class MemoryStore:
         node = Node(
             new_id(), new.kind, 1, len(new.target), new.mode, new.uid, new.gid, 1, now,
             now if new.mtime_ns is None else new.mtime_ns, now, now, new.owner, new.target, new.public,
-            new.group_read, new.group_write, new.immutable, new.content_type, "",
+            new.group_read, new.group_write, new.immutable, new.content_type, "", new.device,
         )  # fmt: skip
         self._nodes[node.id] = node
         names[name] = node.id

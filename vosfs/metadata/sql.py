@@ -129,6 +129,9 @@ MIGRATIONS = [
         AND immutable = 0 AND nlink > 0;
     CREATE TABLE certificate (name TEXT PRIMARY KEY, account TEXT NOT NULL);
     """,
+    """
+    ALTER TABLE node ADD COLUMN device BIGINT NOT NULL DEFAULT 0;
+    """,
 ]
 """Schema versions, oldest first: append, never edit."""
 
@@ -332,7 +335,7 @@ def create(f: Frame, parent: int, name: bytes, new: NewNode) -> Transaction[Node
     node = Node(
         new_id(), new.kind, 1, len(new.target), new.mode, new.uid, new.gid, 1, f.now_ns,
         f.now_ns if new.mtime_ns is None else new.mtime_ns, f.now_ns, f.now_ns, new.owner, new.target, new.public,
-        new.group_read, new.group_write, new.immutable, new.content_type, "",
+        new.group_read, new.group_write, new.immutable, new.content_type, "", new.device,
     )  # fmt: skip
     try:
         yield INSERT_NAME, (f.space, parent, name, node.id)

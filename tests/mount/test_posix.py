@@ -1,0 +1,164 @@
+"""The mount is a file system as POSIX has it: what programs may ask of one, under several users, and the errno of each.
+
+The long list is pjdfstest's (``make posix``); here stands what it does not ask, and what once was wrong.
+"""
+
+import errno
+import os
+import socket
+import stat
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import Daemon, unmount
+
+OTHER = 65534
+"""A user and a group that own nothing."""
+root_only = pytest.mark.skipif(os.getuid() != 0, reason="takes several users")
+
+
+def as_other(code: str, where: Path) -> str:
+    """What a Python program prints as another user, who need not be able to start Python."""
+    become = f"import os, stat, time\nos.setgroups([])\nos.setresgid(*[{OTHER}] * 3)\nos.setresuid(*[{OTHER}] * 3)\n"
+    done = subprocess.run([sys.executable, "-c", become + code], cwd=where, capture_output=True, text=True, timeout=30)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+def errno_as_other(call: str, where: Path) -> int:
+    """The errno of one call as another user, 0 if it succeeds."""
+    return int(as_other(f"try:\n    {call}\nexcept OSError as exc:\n    print(exc.errno)\nelse:\n    print(0)", where))
+
+
+@pytest.fixture
+def shared(daemon: Daemon, make_mount: Callable[..., Path], tmp_path: Path) -> Path:
+    """A mount that other users may use."""
+    for path in (tmp_path, *tmp_path.parents):
+        if path.stat().st_uid == os.getuid() and not path.stat().st_mode & stat.S_IXOTH:
+            path.chmod(path.stat().st_mode | stat.S_IXOTH)
+    return make_mount(daemon, "mnt", "allow_other")
+
+
+def test_a_pipe_carries_bytes_between_programs(mount: Path) -> None:
+    os.mkfifo(mount / "pipe", 0o640)
+    status = os.stat(mount / "pipe")
+    assert stat.S_ISFIFO(status.st_mode) and stat.S_IMODE(status.st_mode) == 0o640 and status.st_size == 0
+    writer = subprocess.Popen(["sh", "-c", "echo through > pipe"], cwd=mount)
+    assert (mount / "pipe").read_text() == "through\n"
+    assert writer.wait(30) == 0
+    with pytest.raises(OSError) as caught:
+        os.open(mount / "pipe", os.O_WRONLY | os.O_NONBLOCK)
+    assert caught.value.errno == errno.ENXIO
+
+
+def test_a_socket_is_bound_and_found(mount: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as server, socket.socket(socket.AF_UNIX) as client:
+        server.bind(str(mount / "socket"))
+        server.listen()
+        assert stat.S_ISSOCK(os.stat(mount / "socket").st_mode)
+        client.connect(str(mount / "socket"))
+        with server.accept()[0] as peer:
+            client.sendall(b"hello")
+            assert peer.recv(5) == b"hello"
+
+
+@root_only
+def test_special_nodes_survive_links_renames_and_a_remount(daemon: Daemon, make_mount: Callable[..., Path]) -> None:
+    first = make_mount(daemon)
+    wanted = {
+        "character": (stat.S_IFCHR, os.makedev(4095, (1 << 20) - 1)), "block": (stat.S_IFBLK, os.makedev(8, 17)),
+        "pipe": (stat.S_IFIFO, 0), "socket": (stat.S_IFSOCK, 0),
+    }  # fmt: skip
+    for name, (kind, device) in wanted.items():
+        os.mknod(first / name, kind | 0o604, device)
+        os.link(first / name, first / f"{name}-too")
+        os.rename(first / f"{name}-too", first / f"{name}-moved")
+        os.chown(first / name, 1, 2)
+        os.utime(first / name, ns=(1, 2))
+    unmount(first)
+    second = make_mount(daemon, "second")
+    for name, (kind, device) in wanted.items():
+        status = os.lstat(second / f"{name}-moved")
+        assert (status.st_mode, status.st_rdev, status.st_nlink) == (kind | 0o604, device, 2)
+        assert (status.st_uid, status.st_gid, status.st_atime_ns, status.st_mtime_ns) == (1, 2, 1, 2)
+    assert {entry.name: entry.is_file() for entry in os.scandir(second)} == dict.fromkeys(
+        [*wanted, *(f"{name}-moved" for name in wanted)], False
+    )
+    subprocess.run(["cp", "-a", second / "character", second / "pipe", second / "socket", second / ".."], check=True)
+    subprocess.run(["rm", *(second / name for name in os.listdir(second))], check=True)
+
+
+@root_only
+def test_vospace_shows_special_nodes_as_empty_data_nodes(daemon: Daemon, mount: Path) -> None:
+    os.mknod(mount / "disk", stat.S_IFBLK | 0o600, os.makedev(8, 1))
+    os.mkfifo(mount / "pipe")
+    for name, what in (("disk", b"blockdev 8:1"), ("pipe", b"fifo")):
+        _, _, body = daemon.request("GET", f"/nodes/{name}")
+        assert b'xsi:type="vos:DataNode" busy="false"' in body and b'core#length" readOnly="true">0<' in body
+        assert b'uri="ivo://vosfs/core#filetype" readOnly="true">' + what + b"<" in body
+        assert daemon.request("POST", f"/nodes/{name}", body)[0] == 200
+        changed = body.replace(what, b"fifo" if name == "disk" else b"socket")
+        assert daemon.request("POST", f"/nodes/{name}", changed)[0] == 403
+        status, _, body = daemon.request("GET", f"/files/{name}")
+        assert (status, body) == (200, b"")
+        assert daemon.request("PUT", f"/files/{name}", b"bytes")[0] == 400
+        assert daemon.request("DELETE", f"/nodes/{name}")[0] == 204
+
+
+def test_a_name_that_is_too_long_says_so(mount: Path) -> None:
+    (mount / "a").touch()
+    long = mount / ("n" * 256)
+    for call in (
+        lambda: os.stat(long), lambda: os.unlink(long), lambda: os.rmdir(long), lambda: os.mkdir(long),
+        lambda: os.open(long, os.O_RDONLY), lambda: os.open(long, os.O_WRONLY | os.O_CREAT), lambda: os.mkfifo(long),
+        lambda: os.symlink("a", long), lambda: os.link(mount / "a", long), lambda: os.rename(mount / "a", long),
+        lambda: os.rename(long, mount / "a"), lambda: os.chmod(long, 0o600), lambda: os.truncate(long, 0),
+    ):  # fmt: skip
+        with pytest.raises(OSError) as caught:
+            call()
+        assert caught.value.errno == errno.ENAMETOOLONG
+    assert os.statvfs(mount).f_namemax == 255
+    (mount / ("n" * 255)).touch()
+
+
+@root_only
+def test_setgid_of_a_container_is_handed_down(shared: Path) -> None:
+    top = shared / "top"
+    top.mkdir()
+    os.chown(top, OTHER, 4321)
+    os.chmod(top, 0o2777)
+    code = "os.umask(0); os.mkdir('d', 0o755); os.close(os.open('f', os.O_CREAT | os.O_WRONLY, 0o644));"
+    as_other(code + "os.symlink('x', 'l'); os.mkfifo('p', 0o644)", top)
+    found = {name: os.lstat(top / name) for name in "dflp"}
+    assert {(status.st_uid, status.st_gid) for status in found.values()} == {(OTHER, 4321)}
+    assert [stat.S_IMODE(found[name].st_mode) for name in "dfp"] == [0o2755, 0o644, 0o644]
+
+
+@root_only
+def test_the_sticky_bit_protects_names(shared: Path) -> None:
+    top = shared / "top"
+    top.mkdir()
+    top.chmod(0o1777)
+    (top / "theirs").touch()
+    assert errno_as_other("os.unlink('theirs')", top) == errno.EPERM
+    assert errno_as_other("os.rename('theirs', 'mine')", top) == errno.EPERM
+    top.chmod(0o777)
+    assert errno_as_other("os.unlink('theirs')", top) == 0
+
+
+@root_only
+def test_setuid_goes_when_another_writes_or_the_owner_changes(shared: Path) -> None:
+    file = shared / "file"
+    file.touch()
+    for change in ("os.write(os.open('file', os.O_WRONLY), b'x')", "os.truncate('file', 5)"):
+        file.chmod(0o6777)
+        as_other(change, shared)
+        assert stat.S_IMODE(file.stat().st_mode) == 0o777
+    os.chown(file, OTHER, OTHER)
+    file.chmod(0o6777)
+    as_other(f"os.chown('file', -1, {OTHER})", shared)
+    assert stat.S_IMODE(file.stat().st_mode) == 0o777
