@@ -108,8 +108,11 @@ class Operations(pyfuse3.Operations):
         entry.generation = 0
         entry.entry_timeout = entry.attr_timeout = self._fs.tree.ttl_s
         entry.st_mode = _TYPES.get(node.kind, stat.S_IFREG) | node.mode
-        # 1 for containers, as btrfs has it: find(1) then counts no subdirectories by it.
         entry.st_nlink = node.nlink
+        if node.kind == CONTAINER and node.nlink and node.containers >= 0:
+            # Its name, its "." and the ".." of each.  Where they are not counted 1, as btrfs has it: find(1) then counts
+            # no subdirectories by it.
+            entry.st_nlink = 2 + node.containers
         entry.st_uid = self._uid if node.uid < 0 else node.uid
         entry.st_gid = self._gid if node.gid < 0 else node.gid
         entry.st_rdev = os.makedev(node.device >> 32, node.device & 0xFFFFFFFF) if node.device else 0

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import Daemon, unmount
+from tests.conftest import Daemon, eventually, unmount
 
 OTHER = 65534
 """A user and a group that own nothing."""
@@ -107,6 +107,37 @@ def test_vospace_shows_special_nodes_as_empty_data_nodes(daemon: Daemon, mount: 
         assert (status, body) == (200, b"")
         assert daemon.request("PUT", f"/files/{name}", b"bytes")[0] == 400
         assert daemon.request("DELETE", f"/nodes/{name}")[0] == 204
+
+
+def test_links_of_a_directory_are_its_names_and_its_subdirectories(
+    daemon: Daemon, make_mount: Callable[..., Path]
+) -> None:
+    here = make_mount(daemon)
+
+    def links(*names: str) -> list[int]:
+        found = [os.stat(here / name).st_nlink for name in names]
+        if there:
+            eventually("the same elsewhere", lambda: found == [os.stat(there / name).st_nlink for name in names])
+        return found
+
+    there: Path | None = None
+    for name in ("a", "b", "a/c", "a/d"):
+        (here / name).mkdir()
+    (here / "a/file").touch()
+    assert links("", "a", "b") == [4, 4, 2]
+    os.rename(here / "a/c", here / "b/c")
+    assert links("", "a", "b") == [4, 3, 3]
+    os.rename(here / "a/d", here / "b/c")
+    assert links("", "a", "b", "b/c") == [4, 2, 3, 2]
+    there = make_mount(daemon, "there")
+    assert links("", "a", "b", "b/c") == [4, 2, 3, 2]
+    os.rmdir(there / "b/c")
+    eventually("the other mount sees it", lambda: os.stat(here / "b").st_nlink == 2)
+    open_directory = os.open(here / "b", os.O_RDONLY)
+    os.rmdir(here / "b")
+    assert os.fstat(open_directory).st_nlink == 0
+    os.close(open_directory)
+    assert links("", "a") == [3, 2]
 
 
 def test_a_name_that_is_too_long_says_so(mount: Path) -> None:

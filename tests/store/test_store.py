@@ -408,7 +408,7 @@ async def test_an_older_sqlite_schema_is_brought_up_to_date(tmp_path: Path, monk
     try:
         await store.begin_space("alice")
         nodes = [await store.get(id) for id in (1, 5, 6, 7)]
-        assert [node.device for node in nodes] == [0, 0, 0, 0]
+        assert [(node.device, node.containers) for node in nodes] == [(0, 1), (0, 1), (0, 0), (0, 0)]
         assert [node.kind for node in nodes] == ["container"] * 3 + ["data"]
         assert [name for name, _ in await store.children(5, b"", 9)] == [b"b", b"c"]
     finally:

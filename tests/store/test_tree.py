@@ -92,6 +92,36 @@ async def test_what_mknod_makes_is_kept_and_holds_no_bytes(store: AnyStore, kind
     assert (copy.kind, copy.device) == (kind, device)
 
 
+async def test_containers_in_a_container_are_counted(store: AnyStore) -> None:
+    async def counts() -> list[int]:
+        return [(await store.get(id)).containers for id in (ROOT_ID, a.id, b.id)]
+
+    a = await store.create(ROOT_ID, b"a", BOX)
+    b = await store.create(ROOT_ID, b"b", BOX)
+    assert (a.containers, await counts()) == (0, [2, 0, 0])
+    await store.create(a.id, b"file", FILE)
+    await store.create(a.id, b"c", BOX)
+    await store.create(a.id, b"d", BOX)
+    assert await counts() == [2, 2, 0]
+    await store.rename(a.id, b"c", b.id, b"c")
+    assert await counts() == [2, 1, 1]
+    await store.rename(a.id, b"d", b.id, b"c")
+    assert await counts() == [2, 0, 1]
+    await store.rename(a.id, b"file", b.id, b"c", "exchange")
+    assert await counts() == [2, 1, 0]
+    await store.rename(a.id, b"file", a.id, b"e")
+    assert await counts() == [2, 1, 0]
+    copy = await store.copy_node(a.id, b"copy", "bob")
+    assert copy.containers == 0
+    await store.copy_children(a.id, copy.id, b"", 100, "bob")
+    assert (await store.get(copy.id)).containers == 1
+    await store.graft(copy.id, b.id)
+    assert await counts() == [2, 1, 1]
+    await store.remove(a.id, b"e", "empty")
+    await store.remove(ROOT_ID, b"b", "tree")
+    assert await counts() == [1, 0, 1]
+
+
 async def test_create_keeps_what_the_creator_says(store: AnyStore) -> None:
     new = NewNode(
         DATA, 0o640, 1000, 1001, "bob", b"", {"ivo://a#b": "c", "urn:é": "ü\n"}, "image/fits", 1, "g1", "g2", 0, 42

@@ -108,11 +108,15 @@ class CachedTree:
             self._count += 1
         names.ids[name] = id
 
-    def _touch(self, parent: int, ns: int) -> None:
-        """A container's names changed at ``ns``, by this mount: its new times are known without asking."""
+    def _touch(self, parent: int, ns: int, came: int = 0) -> None:
+        """A container's names changed at ``ns``, by this mount: its new times are known without asking.
+
+        ``came``: how many containers came into it.
+        """
         kept = self._nodes.get(parent)
         if kept is not None:
-            self._nodes[parent] = (replace(kept[0], mtime_ns=ns, ctime_ns=ns), kept[1])
+            containers = kept[0].containers + came if kept[0].containers >= 0 else -1
+            self._nodes[parent] = (replace(kept[0], mtime_ns=ns, ctime_ns=ns, containers=containers), kept[1])
 
     def forget(self, id: int) -> None:
         """A node changed elsewhere, or an operation on it ended in doubt."""
@@ -227,7 +231,7 @@ class CachedTree:
         finally:
             self._mutations += 1
         self._set_name(parent, name, node.id)
-        self._touch(parent, node.ctime_ns)
+        self._touch(parent, node.ctime_ns, int(node.kind == CONTAINER))
         if node.kind == CONTAINER and self.live:
             self._container(node.id, complete=True)
         return self.remember(node)
@@ -253,7 +257,7 @@ class CachedTree:
         finally:
             self._mutations += 1
         self._unname(parent, name)
-        self._touch(parent, node.ctime_ns)
+        self._touch(parent, node.ctime_ns, -int(node.kind == CONTAINER))
         self._after_drop(node)
         return node
 
@@ -287,8 +291,10 @@ class CachedTree:
             self._unname(parent, name)
             self._set_name(to_parent, to_name, done.node.id)
         self.remember(done.node)
-        for id in (parent, to_parent):
-            self._touch(id, done.node.ctime_ns)
+        # An exchange made both containers forgotten: nothing is counted then.
+        moved = int(done.node.kind == CONTAINER)
+        self._touch(parent, done.node.ctime_ns, -moved)
+        self._touch(to_parent, done.node.ctime_ns, moved - int(done.gone is not None and done.gone.kind == CONTAINER))
         if done.gone is not None:
             self._after_drop(done.gone)
         return done.gone

@@ -52,11 +52,10 @@ class MemoryStore:
 
     def __init__(self, owner: str = "") -> None:
         now = time.time_ns()
-        self._nodes = {
-            ROOT_ID: Node(
-                ROOT_ID, CONTAINER, 1, 0, 0o755, -1, -1, 1, now, now, now, now, owner, b"", 0, "", "", 0, "", ""
-            )
-        }
+        root = Node(
+            ROOT_ID, CONTAINER, 1, 0, 0o755, -1, -1, 1, now, now, now, now, owner, b"", 0, "", "", 0, "", "", 0, 0
+        )  # fmt: skip
+        self._nodes = {ROOT_ID: root}
         self._nodes[STAGING_ID] = replace(self._nodes[ROOT_ID], id=STAGING_ID, owner="")
         self._names: dict[int, dict[bytes, int]] = {ROOT_ID: {}, STAGING_ID: {}}
         self._parent: dict[int, int] = {}
@@ -112,7 +111,10 @@ class MemoryStore:
     def _touch(self, *ids: int) -> None:
         now = time.time_ns()
         for id in ids:
-            self._nodes[id] = replace(self._nodes[id], mtime_ns=now, ctime_ns=now)
+            self._nodes[id] = replace(self._nodes[id], mtime_ns=now, ctime_ns=now, containers=self._containers(id))
+
+    def _containers(self, id: int) -> int:
+        return sum(1 for child in self._names[id].values() if self._nodes[child].kind == CONTAINER)
 
     def _log(self, caller: Caller, node: int, parent: int = 0, name: bytes = b"") -> None:
         self._changes.append(Change(node, parent, name, caller.origin))
@@ -156,7 +158,7 @@ class MemoryStore:
         node = Node(
             new_id(), new.kind, 1, len(new.target), new.mode, new.uid, new.gid, 1, now,
             now if new.mtime_ns is None else new.mtime_ns, now, now, new.owner, new.target, new.public,
-            new.group_read, new.group_write, new.immutable, new.content_type, "", new.device,
+            new.group_read, new.group_write, new.immutable, new.content_type, "", new.device, 0,
         )  # fmt: skip
         self._nodes[node.id] = node
         names[name] = node.id
@@ -480,7 +482,8 @@ class MemoryStore:
             raise NodeNotFound(repr(name))
         now = time.time_ns()
         copy = replace(
-            node, id=new_id(), version=1, nlink=1, ctime_ns=now, btime_ns=now, owner=owner, immutable=0
+            node, id=new_id(), version=1, nlink=1, ctime_ns=now, btime_ns=now, owner=owner, immutable=0,
+            containers=0,
         )  # fmt: skip
         if name in self._names[into]:
             raise DuplicateNode(repr(name))
@@ -489,6 +492,7 @@ class MemoryStore:
         if node.kind == CONTAINER:
             self._names[copy.id] = {}
             self._parent[copy.id] = into
+            self._nodes[into] = replace(self._nodes[into], containers=self._containers(into))
         self._properties[copy.id] = dict(self._properties.get(node.id, {}))
         self._extents[copy.id] = list(self._extents.get(node.id, []))
         return copy

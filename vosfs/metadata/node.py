@@ -78,6 +78,8 @@ class Node(msgspec.Struct, array_like=True):
     """Hexadecimal; empty while not known."""
     device: int = 0
     """Of a device node: which one (see ``Device``)."""
+    containers: int = -1
+    """How many of a container's children are containers; -1: not known.  Not kept for STAGING_ID."""
 
 
 class Extent(msgspec.Struct, array_like=True):

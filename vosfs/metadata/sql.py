@@ -132,6 +132,11 @@ MIGRATIONS = [
     """
     ALTER TABLE node ADD COLUMN device BIGINT NOT NULL DEFAULT 0;
     """,
+    """
+    ALTER TABLE node ADD COLUMN containers BIGINT NOT NULL DEFAULT 0;
+    UPDATE node SET containers = (SELECT count(*) FROM name m JOIN node n ON n.space = m.space AND n.id = m.node
+        WHERE m.space = node.space AND m.parent = node.id AND n.kind = 'container') WHERE kind = 'container';
+    """,
 ]
 """Schema versions, oldest first: append, never edit."""
 
@@ -145,7 +150,7 @@ CHILDREN_AFTER, CHILDREN_FROM = _CHILDREN.replace("{op}", ">"), _CHILDREN.replac
 INSERT_NODE = f"INSERT INTO node (space, {', '.join(Node.__struct_fields__)}, parent) VALUES ({', '.join('?' * (len(Node.__struct_fields__) + 2))})"
 INSERT_NAME = "INSERT INTO name (space, parent, name, node) VALUES (?, ?, ?, ?)"
 DELETE_NAME = "DELETE FROM name WHERE space = ? AND parent = ? AND name = ?"
-_TOUCH = "UPDATE node SET mtime_ns = ?, ctime_ns = ? WHERE space = ? AND id = ?"
+_TOUCH = "UPDATE node SET mtime_ns = ?, ctime_ns = ?, containers = containers + ? WHERE space = ? AND id = ?"
 _CHANGE = "INSERT INTO change (space, xid, node, parent, name, origin, at_ns) VALUES (?, {xid}, ?, ?, ?, ?, ?)"
 _PROPERTIES = "SELECT uri, value FROM property WHERE space = ? AND node = ? ORDER BY uri"
 _EXTENTS = "SELECT start, stop, locator, start_in_blob, data FROM extent WHERE space = ? AND node = ? ORDER BY start"
@@ -330,12 +335,17 @@ def _check_writable(f: Frame, id: int, rows: Rows) -> Node:
     return container
 
 
+def touch(f: Frame, id: int, containers: int = 0) -> Transaction[None]:
+    """Names in a container changed, and that many containers came into it."""
+    yield _TOUCH, (f.now_ns, f.now_ns, containers, f.space, id)
+
+
 def create(f: Frame, parent: int, name: bytes, new: NewNode) -> Transaction[Node]:
     yield from writable(f, parent)
     node = Node(
         new_id(), new.kind, 1, len(new.target), new.mode, new.uid, new.gid, 1, f.now_ns,
         f.now_ns if new.mtime_ns is None else new.mtime_ns, f.now_ns, f.now_ns, new.owner, new.target, new.public,
-        new.group_read, new.group_write, new.immutable, new.content_type, "", new.device,
+        new.group_read, new.group_write, new.immutable, new.content_type, "", new.device, 0,
     )  # fmt: skip
     try:
         yield INSERT_NAME, (f.space, parent, name, node.id)
@@ -344,7 +354,7 @@ def create(f: Frame, parent: int, name: bytes, new: NewNode) -> Transaction[Node
     yield INSERT_NODE, (f.space, *msgspec.structs.astuple(node), parent)
     for uri, value in new.properties.items():
         yield "INSERT INTO property (space, node, uri, value) VALUES (?, ?, ?, ?)", (f.space, node.id, uri, value)
-    yield _TOUCH, (f.now_ns, f.now_ns, f.space, parent)
+    yield from touch(f, parent, int(new.kind == CONTAINER))
     yield from log_change(f, node.id, parent, name)
     return node
 
@@ -366,7 +376,7 @@ def link(f: Frame, id: int, parent: int, name: bytes) -> Transaction[Node]:
         raise DuplicateNode(repr(name)) from None
     node = msgspec.structs.replace(node, nlink=node.nlink + 1, ctime_ns=f.now_ns)
     yield from _set_links(f, node)
-    yield _TOUCH, (f.now_ns, f.now_ns, f.space, parent)
+    yield from touch(f, parent)
     yield from log_change(f, id, parent, name)
     return node
 
@@ -408,7 +418,7 @@ def remove(f: Frame, parent: int, name: bytes, kind: str) -> Transaction[Node]:
         f.caller.permit(node, WRITE)
     yield DELETE_NAME, (f.space, parent, name)
     node = yield from _drop(f, node)
-    yield _TOUCH, (f.now_ns, f.now_ns, f.space, parent)
+    yield from touch(f, parent, -int(node.kind == CONTAINER))
     yield from log_change(f, node.id, parent, name)
     return node
 
@@ -470,8 +480,13 @@ def rename(f: Frame, parent: int, name: bytes, to_parent: int, to_name: bytes, f
     )
     if flag == "exchange" and other is not None:
         yield "UPDATE node SET parent = ? WHERE space = ? AND id = ?", (parent, f.space, other.id)
-    for id in sorted({parent, to_parent}):
-        yield _TOUCH, (f.now_ns, f.now_ns, f.space, id)
+    came = {parent: 0, to_parent: 0}
+    for moved, source, target in ((node, parent, to_parent), (other, to_parent, parent)):
+        if moved is not None and moved.kind == CONTAINER:
+            came[source] -= 1
+            came[target] += int(moved is node or flag == "exchange")
+    for id in sorted(came):
+        yield from touch(f, id, came[id])
     yield from log_change(f, node.id, parent, name)
     yield from log_change(f, other.id if other else node.id, to_parent, to_name)
     return Renamed(msgspec.structs.replace(node, ctime_ns=f.now_ns), gone)
@@ -782,8 +797,9 @@ def begin_space(f: Frame, owner: str) -> Transaction[None]:
 
 def _begin_container(f: Frame, id: int, owner: str) -> Transaction[None]:
     node = Node(
-        id, CONTAINER, 1, 0, 0o755, -1, -1, 1, f.now_ns, f.now_ns, f.now_ns, f.now_ns, owner, b"", 0, "", "", 0, "", ""
-    )
+        id, CONTAINER, 1, 0, 0o755, -1, -1, 1, f.now_ns, f.now_ns, f.now_ns, f.now_ns, owner, b"", 0, "", "", 0, "",
+        "", 0, 0,
+    )  # fmt: skip
     yield INSERT_NODE, (f.space, *msgspec.structs.astuple(node), 0)
 
 
