@@ -43,7 +43,6 @@ log = logging.getLogger(__name__)
 
 MESSAGE_BYTES_MAX = 16 << 20
 """A commit of EXTENTS_MAX inline runs is the longest."""
-LENGTH_MAX = 1 << 60
 POLL_S = 0.25
 """How often a waiting feed looks for changes by other processes."""
 BATCH_S = 0.02
@@ -165,12 +164,12 @@ class Gateway:
         return Content(found.node, self._leased(found.extents))
 
     async def _commit(self, r: m.Commit, subject: Subject, caller: Anyone) -> Content:
-        if not 0 <= r.length <= LENGTH_MAX or len(r.changes) > content.EXTENTS_MAX:
+        if not 0 <= r.length <= content.LENGTH_MAX or len(r.changes) > content.EXTENTS_MAX:
             raise InvalidArgument("length or number of changes is out of bounds")
         blobs: dict[str, Blob] = {}
         changes = []
         for e in r.changes:
-            if not 0 <= e.start < e.stop <= LENGTH_MAX:
+            if not 0 <= e.start < e.stop <= content.LENGTH_MAX:
                 raise InvalidArgument(f"[{e.start}, {e.stop}) is not a range")
             if e.locator:
                 blob = blobs.get(e.locator) or self._service.signer.received(e.locator, subject.user)
@@ -187,7 +186,16 @@ class Gateway:
         whole = len(changes) == 1 and changes[0].start == 0 and len(changes[0].data) == r.length
         md5 = hashlib.md5(changes[0].data, usedforsecurity=False).hexdigest() if whole else ""
         done = await self._store.commit(
-            r.id, r.base_version, r.length, changes, list(blobs.values()), r.mtime_ns, md5, r.durable, caller
+            r.id,
+            r.base_version,
+            r.length,
+            changes,
+            list(blobs.values()),
+            r.mtime_ns,
+            md5,
+            r.durable,
+            caller,
+            r.atime_ns,
         )
         if self._service.keeps_bytes:
             done = await compact(self._service, done, caller) or done

@@ -24,10 +24,12 @@ from vosfs.errors import (
     NodeNotFound,
     PropertyNotFound,
     Stale,
+    TooLarge,
     VOSpaceError,
 )
 from vosfs.metadata import xattr
 from vosfs.metadata.cached import COMPLETE_MAX, CachedTree
+from vosfs.metadata.content import LENGTH_MAX
 from vosfs.metadata.node import CONTAINER, DATA, LINK, Attributes, Change, NewNode, Node, Usage
 from vosfs.metadata.store import PAGE_NODES_MAX, check_guard
 from vosfs.uri import NAME_BYTES_MAX, RESERVED_NAMES, check_name
@@ -182,7 +184,10 @@ class FileSystem:
     async def link(self, id: int, parent: int, name: bytes) -> Node:
         """link(2)."""
         self._writable()
-        await self.tree.link(id, parent, self._name(name))
+        node = await self.tree.link(id, parent, self._name(name))
+        file = self.files.get(id)
+        if file is not None:
+            file.renew(node)
         return await self.attributes(id)
 
     async def read_link(self, id: int) -> bytes:
@@ -218,26 +223,34 @@ class FileSystem:
         """chmod(2), chown(2), utimensat(2), truncate(2) in one."""
         self._writable()
         if length is not None:
-            await self._truncate(id, length)
+            await self._truncate(id, length, change)
         file = self.files.get(id)
-        if file is not None and file.handles and file.changed and change.mtime_ns is not None:
-            # It goes out with the bytes at the close: tar and rsync would pay a request a file for it.
-            file.set_mtime(change.mtime_ns)
-            change.mtime_ns = change.atime_ns = None
         if file is not None and file.unlinked:
+            file.set_attributes(change)
             return file.attributes()
+        if file is not None and file.handles and file.changed and (change.atime_ns, change.mtime_ns) != (None, None):
+            # They go out with the bytes at the close: cp and tar would pay a request a file for them.
+            file.set_times(change.atime_ns, change.mtime_ns)
+            change.mtime_ns = change.atime_ns = None
         if change != Attributes():
-            await self.tree.set_attributes(id, change)
+            node = await self.tree.set_attributes(id, change)
+            if file is not None:
+                file.renew(node)
         return await self.attributes(id)
 
-    async def _truncate(self, id: int, length: int) -> None:
+    async def _truncate(self, id: int, length: int, change: Attributes) -> None:
+        if length > LENGTH_MAX:
+            raise TooLarge(f"{length} bytes")
         file = await self.files.open(id)
         try:
-            if file.length != length:
-                file.truncate(length)
-                if file.handles == 1:
-                    # Nobody has it open: there will be no close to commit it.
-                    await file.sync(False)
+            if file.length == length and not file.changed:
+                # Its bytes stay as they are; only the time moves.
+                change.mtime_ns = time.time_ns() if change.mtime_ns is None else change.mtime_ns
+                return
+            file.truncate(length)
+            if file.handles == 1:
+                # Nobody has it open: there will be no close to commit it.
+                await file.sync(False)
         finally:
             self.files.release(file)
 
@@ -294,7 +307,7 @@ class FileSystem:
         file = await self.files.open(id)
         keep = file.kernel_version == file.node.version
         file.kernel_version = file.node.version
-        if flags & os.O_TRUNC and file.length:
+        if flags & os.O_TRUNC:
             file.truncate(0)
             keep = False
         handle = FileHandle(file, writable)
@@ -373,6 +386,8 @@ class FileSystem:
         """Write to an open file; waits only when unsaved bytes are at their limit."""
         handle = self._handle(number)
         handle.check()
+        if start + len(data) > LENGTH_MAX:
+            raise TooLarge(f"{start + len(data)} bytes")
         file = handle.file
         file.write(start, data)
         if file.dirty_bytes >= STREAM_BYTES:
@@ -437,14 +452,22 @@ class FileSystem:
         """closedir(3)."""
         self._directories.pop(number, None)
 
-    async def entries(self, number: int, at: int) -> list[tuple[bytes, Node]]:
-        """Entries from ordinal ``at`` on: some, or none at the end."""
+    async def entries(self, number: int, at: int) -> list[tuple[bytes, Node, bool]]:
+        """Entries from ordinal ``at`` on: some, or none at the end; with whether they still are as they were listed."""
         handle = self._directories[number]
         if handle.base < 0 or not handle.base <= at <= handle.base + len(handle.page):
             await self._load(handle, at // PAGE_NODES_MAX)
         if at == handle.base + len(handle.page) and not handle.complete:
             await self._load(handle, at // PAGE_NODES_MAX)
-        return handle.page[at - handle.base :]
+        return [self._seen(handle.id, name, node) for name, node in handle.page[at - handle.base :]]
+
+    def _seen(self, parent: int, name: bytes, node: Node) -> tuple[bytes, Node, bool]:
+        """A listed entry, with what this mount has learnt since: the kernel will remember what it is told here."""
+        file = self.files.get(node.id)
+        if file is not None and file.changed:
+            return name, file.attributes(), True
+        known = self.tree.peek(node.id)
+        return name, known or node, known is not None and self.tree.peek_name(parent, name) == node.id
 
     async def _load(self, handle: DirectoryHandle, wanted: int) -> None:
         known = self._known_page(handle.id) if wanted == 0 else None

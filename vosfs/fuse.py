@@ -255,9 +255,12 @@ class Operations(pyfuse3.Operations):
     async def readdir(self, fh: int, start: int, token: Any) -> None:
         at = start
         while entries := await self._fs.entries(fh, at):
-            for name, node in entries:
+            for name, node, current in entries:
                 at += 1
-                if not pyfuse3.readdir_reply(token, name, self._entry(node), at):
+                entry = self._entry(node)
+                if not current:
+                    entry.entry_timeout = entry.attr_timeout = 0
+                if not pyfuse3.readdir_reply(token, name, entry, at):
                     return
 
     @answers

@@ -9,6 +9,7 @@ import socket
 import stat
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -193,3 +194,116 @@ def test_setuid_goes_when_another_writes_or_the_owner_changes(shared: Path) -> N
     file.chmod(0o6777)
     as_other(f"os.chown('file', -1, {OTHER})", shared)
     assert stat.S_IMODE(file.stat().st_mode) == 0o777
+
+
+# -- an open file's attributes -------------------------------------------------------------------------------------------
+
+
+def times(status: os.stat_result) -> tuple[int, int]:
+    """atime and mtime."""
+    return status.st_atime_ns, status.st_mtime_ns
+
+
+def test_attributes_set_before_the_close_are_those_after_it(daemon: Daemon, make_mount: Callable[..., Path]) -> None:
+    """As cp -p and tar do it: write, set mode and times through the descriptor, close."""
+    first = make_mount(daemon)
+    with open(first / "f", "w+b", buffering=0) as stream:
+        stream.write(b"abc")
+        os.utime(stream.fileno(), ns=(1, 2))
+        os.fchmod(stream.fileno(), 0o4640)
+        found = os.fstat(stream.fileno())
+        assert (times(found), stat.S_IMODE(found.st_mode), found.st_size) == ((1, 2), 0o4640, 3)
+        assert abs(found.st_ctime_ns - time.time_ns()) < 10**10
+    unmount(first)
+    found = os.stat(make_mount(daemon, "second") / "f")
+    assert (times(found), stat.S_IMODE(found.st_mode), found.st_size) == ((1, 2), 0o4640, 3)
+
+
+def test_one_time_alone_can_be_set_while_bytes_are_unsaved(mount: Path) -> None:
+    with open(mount / "f", "w+b", buffering=0) as stream:
+        stream.write(b"abc")
+        before = os.fstat(stream.fileno())
+        subprocess.run(["touch", "-a", "-d", "@5", mount / "f"], check=True)
+        assert times(os.fstat(stream.fileno())) == (5 * 10**9, before.st_mtime_ns)
+        subprocess.run(["touch", "-m", "-d", "@7", mount / "f"], check=True)
+    assert times(os.stat(mount / "f")) == (5 * 10**9, 7 * 10**9)
+
+
+def test_a_file_without_a_name_keeps_its_attributes(mount: Path) -> None:
+    for how in ("unlink", "replace"):
+        (mount / "f").write_bytes(b"abc")
+        with open(mount / "f", "r+b", buffering=0) as stream:
+            os.chmod(mount / "f", 0o640)
+            before = os.fstat(stream.fileno())
+            if how == "unlink":
+                os.unlink(mount / "f")
+            else:
+                (mount / "g").touch()
+                os.rename(mount / "g", mount / "f")
+            gone = os.fstat(stream.fileno())
+            assert (gone.st_nlink, stat.S_IMODE(gone.st_mode)) == (0, 0o640) and gone.st_ctime_ns > before.st_ctime_ns
+            stream.write(b"xy")
+            os.fchmod(stream.fileno(), 0o604)
+            os.utime(stream.fileno(), ns=(3, 4))
+            os.truncate(stream.fileno(), 2)
+            os.utime(stream.fileno(), ns=(5, 6))
+            found = os.fstat(stream.fileno())
+            assert (stat.S_IMODE(found.st_mode), found.st_size, times(found)) == (0o604, 2, (5, 6))
+            assert os.pread(stream.fileno(), 9, 0) == b"xy"
+
+
+def test_hard_links_of_a_file_with_unsaved_bytes(mount: Path) -> None:
+    with open(mount / "f", "wb", buffering=0) as stream:
+        stream.write(b"abc")
+        before = os.fstat(stream.fileno()).st_ctime_ns
+        os.link(mount / "f", mount / "g")
+        linked = os.fstat(stream.fileno())
+        assert (linked.st_nlink, linked.st_size) == (2, 3) and linked.st_ctime_ns > before
+        os.unlink(mount / "f")
+        assert (os.fstat(stream.fileno()).st_nlink, os.stat(mount / "g").st_size) == (1, 3)
+        stream.write(b"def")
+    assert (mount / "g").read_bytes() == b"abcdef"
+
+
+@pytest.mark.parametrize("call", ["open", "truncate", "ftruncate"])
+def test_a_truncation_to_the_same_length_moves_the_times(mount: Path, call: str) -> None:
+    for content in (b"", b"abc"):
+        file = mount / "f"
+        file.write_bytes(content)
+        os.utime(file, ns=(1, 2))
+        if call == "open":
+            os.close(os.open(file, os.O_WRONLY | os.O_TRUNC))
+        elif call == "truncate":
+            os.truncate(file, len(content))
+        else:
+            with open(file, "r+b") as stream:
+                os.ftruncate(stream.fileno(), len(content))
+        assert os.stat(file).st_mtime_ns > 2 and os.stat(file).st_atime_ns == 1
+        assert file.read_bytes() == (b"" if call == "open" else content)
+
+
+def test_a_file_that_would_be_too_long_says_so(mount: Path) -> None:
+    with open(mount / "f", "wb", buffering=0) as stream:
+        for call in (
+            lambda: os.ftruncate(stream.fileno(), (1 << 60) + 1), lambda: os.truncate(mount / "f", (1 << 63) - 1),
+            lambda: os.pwrite(stream.fileno(), b"x", 1 << 60),
+        ):  # fmt: skip
+            with pytest.raises(OSError) as caught:
+                call()
+            assert caught.value.errno == errno.EFBIG
+    assert os.stat(mount / "f").st_size == 0
+
+
+def test_a_listing_does_not_bring_back_what_was(mount: Path) -> None:
+    """The kernel keeps the attributes that come with a listing: they must be those of now, unsaved bytes included."""
+    for number in range(200):
+        (mount / f"n{number:03}").touch()
+    with open(mount / "n190", "wb", buffering=0) as unsaved, os.scandir(mount) as entries:
+        unsaved.write(b"abc")
+        next(entries)
+        (mount / "n191").write_bytes(b"abcd")
+        os.rename(mount / "n192", mount / "moved")
+        assert len(list(entries)) >= 199
+        assert [os.stat(mount / name).st_size for name in ("n190", "n191", "moved")] == [3, 4, 0]
+        assert not (mount / "n192").exists()
+    assert [(mount / name).read_bytes() for name in ("n190", "n191")] == [b"abc", b"abcd"]

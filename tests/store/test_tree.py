@@ -92,6 +92,15 @@ async def test_what_mknod_makes_is_kept_and_holds_no_bytes(store: AnyStore, kind
     assert (copy.kind, copy.device) == (kind, device)
 
 
+async def test_a_commit_carries_both_times(store: AnyStore) -> None:
+    node = await store.create(ROOT_ID, b"f", FILE)
+    done = await store.commit(node.id, 1, 0, [], [], 2, atime_ns=1)
+    assert (done.node.atime_ns, done.node.mtime_ns) == (1, 2)
+    again = await store.commit(node.id, 2, 0, [], [], 3)
+    assert (again.node.atime_ns, again.node.mtime_ns) == (1, 3)
+    assert await store.get(node.id) == again.node
+
+
 async def test_containers_in_a_container_are_counted(store: AnyStore) -> None:
     async def counts() -> list[int]:
         return [(await store.get(id)).containers for id in (ROOT_ID, a.id, b.id)]

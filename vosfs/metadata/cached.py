@@ -320,11 +320,13 @@ class CachedTree:
 
     async def commit(
         self, id: int, base_version: int | None, length: int, changes: list[Extent], blobs: list[Blob],
-        mtime_ns: int | None, durable: bool,
+        mtime_ns: int | None, durable: bool, atime_ns: int | None = None,
     ) -> Content:  # fmt: skip
         before = self._mutations
         try:
-            done = await self.inner.commit(id, base_version, length, changes, blobs, mtime_ns, durable=durable)
+            done = await self.inner.commit(
+                id, base_version, length, changes, blobs, mtime_ns, durable=durable, atime_ns=atime_ns
+            )
         except VOSpaceError:
             self.forget(id)
             raise

@@ -106,8 +106,9 @@ class GatewayTree:
     async def commit(
         self, id: int, base_version: int | None, length: int, changes: list[Extent], blobs: list[Blob],
         mtime_ns: int | None = None, md5: str = "", durable: bool = False, caller: Caller = ANYONE,
+        atime_ns: int | None = None,
     ) -> Content:  # fmt: skip
-        return await self._call(m.Commit(id, base_version, length, changes, mtime_ns, durable))
+        return await self._call(m.Commit(id, base_version, length, changes, mtime_ns, durable, atime_ns))
 
     async def properties(self, id: int, caller: Caller = ANYONE) -> dict[str, str]:
         return await self._call(m.Properties(id))

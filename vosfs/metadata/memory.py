@@ -282,6 +282,7 @@ class MemoryStore:
     async def commit(
         self, id: int, base_version: int | None, length: int, changes: list[Extent], blobs: list[Blob],
         mtime_ns: int | None = None, md5: str = "", durable: bool = False, caller: Caller = ANYONE,
+        atime_ns: int | None = None,
     ) -> Content:  # fmt: skip
         node = self._changeable(id, caller, WRITE)
         if node.kind != DATA:
@@ -299,7 +300,7 @@ class MemoryStore:
         now = time.time_ns()
         self._nodes[id] = replace(
             node, length=length, version=node.version + 1, mtime_ns=now if mtime_ns is None else mtime_ns,
-            ctime_ns=now, md5=md5,
+            ctime_ns=now, md5=md5, atime_ns=node.atime_ns if atime_ns is None else atime_ns,
         )  # fmt: skip
         self._log(caller, id)
         return Content(self._nodes[id], new)

@@ -102,6 +102,7 @@ class Commit(Request):
     """Locators are receipts of this user's uploads."""
     mtime_ns: Time | None
     durable: bool
+    atime_ns: Time | None = None
 
 
 class Properties(Request):

@@ -562,7 +562,7 @@ def set_properties(f: Frame, id: int, change: dict[str, str | None], clear: bool
 
 def commit(
     f: Frame, id: int, base_version: int | None, length: int, changes: list[Extent], blobs: list[Blob],
-    mtime_ns: int | None, md5: str,
+    mtime_ns: int | None, md5: str, atime_ns: int | None = None,
     log: bool = True,
 ) -> Transaction[Content]:  # fmt: skip
     node = yield from _changeable(f, id, WRITE)
@@ -585,14 +585,16 @@ def commit(
     # A blob that later changes of the same commit covered, or that lies beyond the end.
     yield from _release(f, {b.locator for b in blobs} - content.locators(old) - content.locators(new))
     mtime_ns = f.now_ns if mtime_ns is None else mtime_ns
+    atime_ns = node.atime_ns if atime_ns is None else atime_ns
     yield (
-        "UPDATE node SET length = ?, version = version + 1, mtime_ns = ?, ctime_ns = ?, md5 = ? WHERE space = ? AND id = ?",
-        (length, mtime_ns, f.now_ns, md5, f.space, id),
+        "UPDATE node SET length = ?, version = version + 1, atime_ns = ?, mtime_ns = ?, ctime_ns = ?, md5 = ?"
+        " WHERE space = ? AND id = ?",
+        (length, atime_ns, mtime_ns, f.now_ns, md5, f.space, id),
     )
     if log:
         yield from log_change(f, id)
     node = msgspec.structs.replace(
-        node, length=length, version=node.version + 1, mtime_ns=mtime_ns, ctime_ns=f.now_ns, md5=md5
+        node, length=length, version=node.version + 1, atime_ns=atime_ns, mtime_ns=mtime_ns, ctime_ns=f.now_ns, md5=md5
     )
     return Content(node, new)
 

@@ -139,11 +139,13 @@ class Tree(Protocol):
         md5: str = "",
         durable: bool = False,
         caller: Caller = ANYONE,
+        atime_ns: int | None = None,
     ) -> Content:
         """Swap a data node's bytes: old list, ``changes`` over it in order, cut or extended to ``length``.
 
         Stale if the node is not at ``base_version`` (None: whatever it is at).  ``blobs`` describes every blob that
-        ``changes`` names and the node does not stand on yet.  Returns the new content.
+        ``changes`` names and the node does not stand on yet.  ``mtime_ns`` None: now; ``atime_ns`` None: as it was.
+        Returns the new content.
         """
 
     async def properties(self, id: int, caller: Caller = ANYONE) -> dict[str, str]:

@@ -303,6 +303,7 @@ class VOSpaceTree:
     async def commit(
         self, id: int, base_version: int | None, length: int, changes: list[Extent], blobs: list[Blob],
         mtime_ns: int | None = None, md5: str = "", durable: bool = False, caller: Caller = ANYONE,
+        atime_ns: int | None = None,
     ) -> Content:  # fmt: skip
         raise OperationNotSupported("plain VOSpace replaces whole files only")
 
