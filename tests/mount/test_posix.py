@@ -196,6 +196,24 @@ def test_setuid_goes_when_another_writes_or_the_owner_changes(shared: Path) -> N
     assert stat.S_IMODE(file.stat().st_mode) == 0o777
 
 
+@root_only
+def test_the_suite_is_run_and_its_failures_are_told(tmp_path: Path) -> None:
+    """``make posix``, with a suite of two files in place of the real one."""
+    tests = tmp_path / "suite/tests/some"
+    tests.mkdir(parents=True)
+    (tmp_path / "suite/pjdfstest").touch(0o755)
+    (tests / "00.t").write_text("echo 1..2\nmkdir d && echo ok 1\nmkfifo p && echo ok 2\n")
+    (tests / "01.t").write_text("echo 1..3\nls d || echo ok 1\necho not ok 2 - tried this, got that\n")
+    script = Path(__file__).parents[2] / "scripts/posix.py"
+    command = [sys.executable, script, tmp_path / "suite"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 1, done.stderr
+    assert done.stdout.splitlines()[:2] == ["some/01.t 2: tried this, got that", "some/01.t 3: not run"]
+    assert done.stdout.splitlines()[-2].split() == ["all", "2", "5", "2"]
+    done = subprocess.run([*command, "some/00.t"], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0 and done.stdout.splitlines()[-2].split() == ["all", "1", "2", "0"]
+
+
 # -- an open file's attributes -------------------------------------------------------------------------------------------
 
 
