@@ -41,6 +41,9 @@ DEADLINE_S = 30.0
 PREFETCHES_MAX = 4
 """Read-ahead runs at once."""
 
+ENTRIES_MAX = 32
+"""Of a listing at a time: about what fits into the kernel's question (4 KiB)."""
+
 
 class FileHandle:
     """An open file description."""
@@ -453,21 +456,23 @@ class FileSystem:
         self._directories.pop(number, None)
 
     async def entries(self, number: int, at: int) -> list[tuple[bytes, Node, bool]]:
-        """Entries from ordinal ``at`` on: some, or none at the end; with whether they still are as they were listed."""
+        """Entries from ordinal ``at`` on, some, or none at the end; and whether each may be remembered by the kernel.
+
+        They are as this mount knows them now, unsaved changes included, not as they were when the page was asked for.
+        """
         handle = self._directories[number]
         if handle.base < 0 or not handle.base <= at <= handle.base + len(handle.page):
             await self._load(handle, at // PAGE_NODES_MAX)
         if at == handle.base + len(handle.page) and not handle.complete:
             await self._load(handle, at // PAGE_NODES_MAX)
-        return [self._seen(handle.id, name, node) for name, node in handle.page[at - handle.base :]]
-
-    def _seen(self, parent: int, name: bytes, node: Node) -> tuple[bytes, Node, bool]:
-        """A listed entry, with what this mount has learnt since: the kernel will remember what it is told here."""
-        file = self.files.get(node.id)
-        if file is not None and file.changed:
-            return name, file.attributes(), True
-        known = self.tree.peek(node.id)
-        return name, known or node, known is not None and self.tree.peek_name(parent, name) == node.id
+        first = at - handle.base
+        names, peek, opened = self.tree.names_kept(handle.id), self.tree.peek, self.files.get
+        found = []
+        for name, node in handle.page[first : first + ENTRIES_MAX]:
+            file = opened(node.id)
+            known = file.attributes() if file is not None and file.changed else peek(node.id)
+            found.append((name, known or node, known is not None and names.get(name) == node.id))
+        return found
 
     async def _load(self, handle: DirectoryHandle, wanted: int) -> None:
         known = self._known_page(handle.id) if wanted == 0 else None

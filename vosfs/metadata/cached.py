@@ -158,6 +158,11 @@ class CachedTree:
             return None
         return names.ids
 
+    def names_kept(self, parent: int) -> dict[bytes, int]:
+        """The names of a container that are known, be they all or not."""
+        names = self._names.get(parent)
+        return {} if names is None or names.expires < time.monotonic() else names.ids
+
     def peek_name(self, parent: int, name: bytes) -> int | None:
         """The id under a name; 0 if there is no such name; None if not known."""
         names = self._names.get(parent)
