@@ -8,12 +8,13 @@ import logging
 import os
 import stat
 import time
+from collections import OrderedDict
 from collections.abc import Callable
 
 import trio
 
 from vosfs.cache.blocks import BlockCache
-from vosfs.cache.file import STREAM_BYTES, CachedFile, FileTable
+from vosfs.cache.file import STREAM_BYTES, CachedFile, FileTable, changed
 from vosfs.cache.readahead import ReadAhead
 from vosfs.errors import (
     DuplicateNode,
@@ -41,6 +42,8 @@ DEADLINE_S = 30.0
 PREFETCHES_MAX = 4
 """Read-ahead runs at once."""
 
+GONE_MAX = 1_000
+"""Nodes without a name whose attributes are kept."""
 ENTRIES_MAX = 32
 """Of a listing at a time: about what fits into the kernel's question (4 KiB)."""
 
@@ -102,6 +105,9 @@ class FileSystem:
         # Mutable state
         self._handles: dict[int, FileHandle] = {}
         self._directories: dict[int, DirectoryHandle] = {}
+        self._gone: OrderedDict[int, Node] = OrderedDict()
+        """Nodes without bytes here whose last name this mount took away, until the kernel forgets them: a directory or
+        pipe may still be open."""
         self._next_handle = 1
         self._prefetching = 0
         self.on_invalid: Callable[[Change], None] = lambda change: None
@@ -135,7 +141,7 @@ class FileSystem:
         file = self.files.get(id)
         if file is not None and (file.changed or file.unlinked):
             return file.attributes()
-        return await self.tree.get(id)
+        return self._gone.get(id) or await self.tree.get(id)
 
     def _writable(self) -> None:
         if self._read_only:
@@ -204,13 +210,25 @@ class FileSystem:
         """unlink(2).  An open file keeps its bytes until it is closed."""
         self._writable()
         self._not_too_long(name)
-        self.files.unlinked(await self.tree.remove(parent, name, "leaf"))
+        self._dropped(await self.tree.remove(parent, name, "leaf"))
+
+    def _dropped(self, node: Node) -> None:
+        """A node lost a name."""
+        self.files.unlinked(node)
+        if node.nlink == 0 and self.files.get(node.id) is None:
+            self._gone[node.id] = node
+            if len(self._gone) > GONE_MAX:
+                self._gone.popitem(last=False)
+
+    def forget(self, id: int) -> None:
+        """The kernel has no use for an inode any more."""
+        self._gone.pop(id, None)
 
     async def remove_container(self, parent: int, name: bytes) -> None:
         """rmdir(2)."""
         self._writable()
         self._not_too_long(name)
-        await self.tree.remove(parent, name, "empty")
+        self._dropped(await self.tree.remove(parent, name, "empty"))
 
     async def rename(self, parent: int, name: bytes, to_parent: int, to_name: bytes, flag: str) -> None:
         """rename(2)."""
@@ -218,7 +236,7 @@ class FileSystem:
         self._not_too_long(name)
         gone = await self.tree.rename(parent, name, to_parent, self._name(to_name), flag)
         if gone is not None:
-            self.files.unlinked(gone)
+            self._dropped(gone)
 
     # -- attributes --------------------------------------------------------------------------------------------------
 
@@ -227,6 +245,9 @@ class FileSystem:
         self._writable()
         if length is not None:
             await self._truncate(id, length, change)
+        if id in self._gone:
+            self._gone[id] = changed(self._gone[id], change)
+            return self._gone[id]
         file = self.files.get(id)
         if file is not None and file.unlinked:
             file.set_attributes(change)

@@ -165,7 +165,9 @@ class Operations(pyfuse3.Operations):
         return self._entry(await self._fs.set_attributes(inode, change, length))
 
     async def forget(self, inode_list: Any) -> None:
-        """Nothing is kept per inode: its number is the node's id."""
+        """Nothing is kept per inode, whose number is the node's id, unless it lost its last name."""
+        for inode, _ in inode_list:
+            self._fs.forget(inode)
 
     @answers
     async def mkdir(self, parent: int, name: bytes, mode: int, ctx: Any) -> pyfuse3.EntryAttributes:

@@ -3,9 +3,11 @@
 The long list is pjdfstest's (``make posix``); here stands what it does not ask, and what once was wrong.
 """
 
+import contextlib
 import errno
 import os
 import socket
+import sqlite3
 import stat
 import subprocess
 import sys
@@ -268,6 +270,31 @@ def test_a_file_without_a_name_keeps_its_attributes(mount: Path) -> None:
             found = os.fstat(stream.fileno())
             assert (stat.S_IMODE(found.st_mode), found.st_size, times(found)) == (0o604, 2, (5, 6))
             assert os.pread(stream.fileno(), 9, 0) == b"xy"
+
+
+def test_a_directory_or_pipe_without_a_name_keeps_its_attributes(daemon: Daemon, mount: Path) -> None:
+    """Also when the daemon has purged it, which it does every two seconds."""
+    os.mkfifo(mount / "pipe", 0o640)
+    os.mkdir(mount / "d", 0o750)
+    pipe, directory = os.open(mount / "pipe", os.O_RDWR), os.open(mount / "d", os.O_RDONLY)
+    try:
+        os.unlink(mount / "pipe")
+        os.rmdir(mount / "d")
+        with contextlib.closing(sqlite3.connect(daemon.directory / "vosfs.db")) as database:
+            left = "SELECT count(*) FROM node WHERE nlink = 0"
+            eventually("purged", lambda: database.execute(left).fetchone() == (0,))
+        for fd, mode in ((pipe, 0o640), (directory, 0o750)):
+            assert (os.fstat(fd).st_nlink, stat.S_IMODE(os.fstat(fd).st_mode)) == (0, mode)
+            os.fchmod(fd, 0o600)
+            os.utime(fd, ns=(1, 2))
+            assert (stat.S_IMODE(os.fstat(fd).st_mode), times(os.fstat(fd))) == (0o600, (1, 2))
+        os.write(pipe, b"x")
+        assert os.read(pipe, 1) == b"x"
+        with pytest.raises(FileNotFoundError):
+            os.mkdir("x", dir_fd=directory)
+    finally:
+        os.close(pipe)
+        os.close(directory)
 
 
 def test_hard_links_of_a_file_with_unsaved_bytes(mount: Path) -> None:

@@ -44,6 +44,12 @@ LIST_INLINE_MAX = 64
 """More small runs than this at one commit are uploaded as one blob instead."""
 
 
+def changed(node: Node, change: Attributes) -> Node:
+    """A node with changed attributes, as the space would answer."""
+    fields = {key: value for key, value in msgspec.structs.asdict(change).items() if value is not None}
+    return replace(node, **fields, ctime_ns=time.time_ns())
+
+
 class Replacer(Protocol):
     """How whole files are saved where parts of files cannot be."""
 
@@ -119,8 +125,7 @@ class CachedFile:
 
     def set_attributes(self, change: Attributes) -> None:
         """Of a file without a name: they last as long as it is open, and nobody else can see them."""
-        fields = {key: value for key, value in msgspec.structs.asdict(change).items() if value is not None}
-        self.node = replace(self.node, **fields, ctime_ns=time.time_ns())
+        self.node = changed(self.node, change)
         self.set_times(change.atime_ns, change.mtime_ns)
 
     def check(self) -> None:

@@ -281,6 +281,7 @@ class CachedTree:
 
     async def rename(self, parent: int, name: bytes, to_parent: int, to_name: bytes, flag: str) -> Node | None:
         """As in the port; returns the node that lost its name."""
+        other = self.peek_name(to_parent, to_name)
         try:
             done = await self.inner.rename(parent, name, to_parent, to_name, flag)
         except VOSpaceError:
@@ -292,6 +293,7 @@ class CachedTree:
         if flag == "exchange" or (done.gone is None and self.peek_name(to_parent, to_name) == done.node.id):
             self.forget_name(parent, name)
             self.forget_name(to_parent, to_name)
+            self._nodes.pop(other or 0, None)
         else:
             self._unname(parent, name)
             self._set_name(to_parent, to_name, done.node.id)

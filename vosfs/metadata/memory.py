@@ -250,6 +250,7 @@ class MemoryStore:
         gone = None
         if flag == "exchange" and other is not None:
             names[name] = other.id
+            self._nodes[other.id] = replace(other, ctime_ns=time.time_ns())
             if other.kind == CONTAINER:
                 self._parent[other.id] = parent
         elif other is not None:

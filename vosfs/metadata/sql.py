@@ -479,7 +479,10 @@ def rename(f: Frame, parent: int, name: bytes, to_parent: int, to_name: bytes, f
         (f.now_ns, to_parent, f.space, node.id),
     )
     if flag == "exchange" and other is not None:
-        yield "UPDATE node SET parent = ? WHERE space = ? AND id = ?", (parent, f.space, other.id)
+        yield (
+            "UPDATE node SET ctime_ns = ?, parent = ? WHERE space = ? AND id = ?",
+            (f.now_ns, parent, f.space, other.id),
+        )
     came = {parent: 0, to_parent: 0}
     for moved, source, target in ((node, parent, to_parent), (other, to_parent, parent)):
         if moved is not None and moved.kind == CONTAINER:
