@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 DEBIAN := fuse3 libfuse3-dev pkg-config postgresql gcc libc6-dev python3-dev python3-venv
 
-.PHONY: help init demo test conformance check format bench bench-quick bench-peers bench-daemon soak fuzz run docs clean debian
+.PHONY: help init demo test conformance check format bench bench-quick bench-peers bench-daemon soak posix fuzz run docs clean debian
 
 help:  ## list these targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -57,6 +57,9 @@ bench-daemon: $(STAMP)  ## requests per second, listings, moves and bytes of the
 soak: $(STAMP)  ## the long checks: a big tree, 4 GiB, 100 000 entries (an hour at most)
 	@sh scripts/debian.sh rsync
 	$(BIN)/python scripts/soak.py
+
+posix: $(STAMP)  ## pjdfstest on a mount, as root (five minutes): make posix PJDFSTEST=its directory, built
+	$(BIN)/python scripts/posix.py $(PJDFSTEST)
 
 fuzz: $(STAMP)  ## 100 000 hostile requests to a daemon with a secret (about ten minutes)
 	$(BIN)/python scripts/fuzz.py

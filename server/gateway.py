@@ -25,8 +25,10 @@ from vosfs.metadata.node import (
     CONTAINER,
     CORE,
     DATA,
+    DEVICES,
     LINK,
     ROOT_ID,
+    SPECIAL,
     STAGING_ID,
     Blob,
     Change,
@@ -42,7 +44,6 @@ log = logging.getLogger(__name__)
 
 MESSAGE_BYTES_MAX = 16 << 20
 """A commit of EXTENTS_MAX inline runs is the longest."""
-LENGTH_MAX = 1 << 60
 POLL_S = 0.25
 """How often a waiting feed looks for changes by other processes."""
 BATCH_S = 0.02
@@ -225,10 +226,12 @@ class Gateway:
         new = r.new
         if r.id in (ROOT_ID, STAGING_ID):
             raise InvalidArgument(f"{r.id} is not an id of a new node")
-        if new.kind not in (CONTAINER, DATA, LINK):
+        if new.kind not in (CONTAINER, DATA, LINK, *SPECIAL):
             raise InvalidArgument(f"{new.kind[:40]!r} is not a kind of node")
         if bool(new.target) != (new.kind == LINK):
             raise InvalidArgument("a link, and only a link, has a target")
+        if new.device and new.kind not in DEVICES:
+            raise InvalidArgument("only a device has a device number")
         check_texts(new.target, new.content_type)
         for uri, value in new.properties.items():
             xml.check_property(uri, value)
@@ -279,12 +282,12 @@ class Gateway:
         return Content(found.node, self._leased(found.extents))
 
     def _bytes(self, r: m.Commit, subject: Subject) -> Step:
-        if not 0 <= r.length <= LENGTH_MAX or len(r.changes) > content.EXTENTS_MAX:
+        if not 0 <= r.length <= content.LENGTH_MAX or len(r.changes) > content.EXTENTS_MAX:
             raise InvalidArgument("length or number of changes is out of bounds")
         blobs: dict[str, Blob] = {}
         changes = []
         for e in r.changes:
-            if not 0 <= e.start < e.stop <= LENGTH_MAX:
+            if not 0 <= e.start < e.stop <= content.LENGTH_MAX:
                 raise InvalidArgument(f"[{e.start}, {e.stop}) is not a range")
             if e.locator:
                 blob = blobs.get(e.locator) or self._service.signer.received(e.locator, subject.user)
@@ -297,7 +300,7 @@ class Gateway:
             changes.append(e)
         whole = len(changes) == 1 and changes[0].start == 0 and len(changes[0].data) == r.length
         md5 = hashlib.md5(changes[0].data, usedforsecurity=False).hexdigest() if whole else ""
-        arguments = (r.id, r.base_version, r.length, changes, list(blobs.values()), r.mtime_ns, md5)
+        arguments = (r.id, r.base_version, r.length, changes, list(blobs.values()), r.mtime_ns, md5, r.atime_ns)
         return Step("commit", arguments, _moment(r.at_ns))
 
     async def _properties(self, r: m.Properties, subject: Subject, caller: Anyone) -> dict[str, str]:
@@ -405,7 +408,7 @@ async def compact(service: Service, found: Content, caller: Anyone) -> Content |
             changes.append(Extent(e.start, e.stop, blob.locator, offset))
             offset += e.stop - e.start
         return await service.store.commit(
-            node.id, node.version, node.length, changes, [blob], node.mtime_ns, node.md5, False, Anyone(caller.origin)
+            node.id, node.version, node.length, changes, [blob], node.mtime_ns, node.md5, caller=Anyone(caller.origin)
         )
     except (VOSpaceError, OSError) as exc:
         log.warning("node %d was not compacted: %s", node.id, exc)

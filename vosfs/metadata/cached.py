@@ -140,11 +140,16 @@ class CachedTree:
             self._count += 1
         names.ids[name] = id
 
-    def _touch(self, parent: int, ns: int) -> None:
-        """A container's names changed at ``ns``, by this mount: its new times are known without asking."""
+    def _touch(self, parent: int, ns: int, came: int = 0) -> None:
+        """A container's names changed at ``ns``, by this mount: its new times are known without asking.
+
+        ``came``: how many containers came into it.
+        """
         kept = self._nodes.get(parent)
         if kept is not None:
-            self._nodes[parent] = (replace(kept[0], mtime_ns=ns, ctime_ns=ns), kept[1], self._serial)
+            containers = kept[0].containers + came if kept[0].containers >= 0 else -1
+            node = replace(kept[0], mtime_ns=ns, ctime_ns=ns, containers=containers)
+            self._nodes[parent] = (node, kept[1], self._serial)
 
     def forget(self, id: int) -> None:
         """A node changed elsewhere, or an operation on it ended in doubt."""
@@ -185,6 +190,11 @@ class CachedTree:
         if names is None or not names.complete or names.expires < self._now():
             return None
         return names.ids
+
+    def names_kept(self, parent: int) -> dict[bytes, int]:
+        """The names of a container that are known, be they all or not."""
+        names = self._names.get(parent)
+        return {} if names is None or names.expires < time.monotonic() else names.ids
 
     def peek_name(self, parent: int, name: bytes) -> int | None:
         """The id under a name; 0 if there is no such name; None if not known."""
@@ -286,19 +296,21 @@ class CachedTree:
         return self.remember(replace(node, **fields, ctime_ns=now_ns))
 
     def commit_ahead(
-        self, id: int, base_version: int, length: int, changes: list[Extent], mtime_ns: int | None
-    ) -> Node | None:
+        self, id: int, base_version: int, length: int, changes: list[Extent], mtime_ns: int | None,
+        atime_ns: int | None = None,
+    ) -> Node | None:  # fmt: skip
         """The node with its bytes changed, if that could be done here first; ``changes`` as ``commit`` has them."""
         node = self._mine(id)
         if self._behind is None or node is None or node.kind != DATA or node.version != base_version:
             return None
         now_ns = self._behind.now_ns()
         mtime_ns = now_ns if mtime_ns is None else mtime_ns
-        self._owe(m.Commit(id, base_version, length, changes, mtime_ns, False, now_ns))
+        self._owe(m.Commit(id, base_version, length, changes, mtime_ns, False, now_ns, atime_ns))
         self._contents.pop(id, None)
-        return self.remember(
-            replace(node, version=base_version + 1, length=length, mtime_ns=mtime_ns, ctime_ns=now_ns, md5="")
-        )
+        atime_ns = node.atime_ns if atime_ns is None else atime_ns
+        return self.remember(replace(
+            node, version=base_version + 1, length=length, mtime_ns=mtime_ns, atime_ns=atime_ns, ctime_ns=now_ns, md5="",
+        ))  # fmt: skip
 
     def debt(self) -> dict[str, object]:
         """How far this mount is ahead of the service."""
@@ -395,7 +407,7 @@ class CachedTree:
 
     def _created(self, parent: int, name: bytes, node: Node) -> Node:
         self._set_name(parent, name, node.id)
-        self._touch(parent, node.ctime_ns)
+        self._touch(parent, node.ctime_ns, int(node.kind == CONTAINER))
         if node.kind == CONTAINER and self.live:
             self._container(node.id, complete=True)
         return self.remember(node)
@@ -428,7 +440,7 @@ class CachedTree:
 
     def _removed(self, parent: int, name: bytes, node: Node) -> None:
         self._unname(parent, name)
-        self._touch(parent, node.ctime_ns)
+        self._touch(parent, node.ctime_ns, -int(node.kind == CONTAINER))
         self._after_drop(node)
 
     def _unname(self, parent: int, name: bytes) -> None:
@@ -449,6 +461,7 @@ class CachedTree:
         await self.room()
         if (ahead := self._rename_ahead(parent, name, to_parent, to_name, flag)) is not None:
             return ahead.gone
+        other = self.peek_name(to_parent, to_name)
         try:
             done = await self.inner.rename(parent, name, to_parent, to_name, flag)
         except VOSpaceError:
@@ -460,6 +473,7 @@ class CachedTree:
         if flag == "exchange" or (done.gone is None and self.peek_name(to_parent, to_name) == done.node.id):
             self.forget_name(parent, name)
             self.forget_name(to_parent, to_name)
+            self._nodes.pop(other or 0, None)
         else:
             self._renamed(parent, name, to_parent, to_name, done)
             return done.gone
@@ -472,8 +486,10 @@ class CachedTree:
         self._unname(parent, name)
         self._set_name(to_parent, to_name, done.node.id)
         self.remember(done.node)
-        for id in (parent, to_parent):
-            self._touch(id, done.node.ctime_ns)
+        # An exchange made both containers forgotten: nothing is counted then.
+        moved = int(done.node.kind == CONTAINER)
+        self._touch(parent, done.node.ctime_ns, -moved)
+        self._touch(to_parent, done.node.ctime_ns, moved - int(done.gone is not None and done.gone.kind == CONTAINER))
         if done.gone is not None:
             self._after_drop(done.gone)
 
@@ -502,11 +518,13 @@ class CachedTree:
 
     async def commit(
         self, id: int, base_version: int | None, length: int, changes: list[Extent], blobs: list[Blob],
-        mtime_ns: int | None, durable: bool,
+        mtime_ns: int | None, durable: bool, atime_ns: int | None = None,
     ) -> Content:  # fmt: skip
         before, since = self._mutations, self._serial
         try:
-            done = await self.inner.commit(id, base_version, length, changes, blobs, mtime_ns, durable=durable)
+            done = await self.inner.commit(
+                id, base_version, length, changes, blobs, mtime_ns, durable=durable, atime_ns=atime_ns
+            )
         except VOSpaceError:
             self.forget(id)
             raise

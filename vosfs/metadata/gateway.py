@@ -117,9 +117,10 @@ class GatewayTree:
 
     async def commit(
         self, id: int, base_version: int | None, length: int, changes: list[Extent], blobs: list[Blob],
-        mtime_ns: int | None = None, md5: str = "", durable: bool = False, caller: Caller = ANYONE,
+        mtime_ns: int | None = None, md5: str = "", atime_ns: int | None = None, durable: bool = False,
+        caller: Caller = ANYONE,
     ) -> Content:  # fmt: skip
-        return await self._call(m.Commit(id, base_version, length, changes, mtime_ns, durable))
+        return await self._call(m.Commit(id, base_version, length, changes, mtime_ns, durable, 0, atime_ns))
 
     async def properties(self, id: int, caller: Caller = ANYONE) -> dict[str, str]:
         return await self._call(m.Properties(id))

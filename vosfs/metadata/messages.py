@@ -116,6 +116,7 @@ class Commit(Request):
     mtime_ns: Time | None
     durable: bool
     at_ns: Time = 0
+    atime_ns: Time | None = None
 
 
 class Properties(Request):

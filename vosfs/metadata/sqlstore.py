@@ -104,9 +104,12 @@ class SqlStore:
 
     async def commit(
         self, id: int, base_version: int | None, length: int, changes: list[Extent], blobs: list[Blob],
-        mtime_ns: int | None = None, md5: str = "", durable: bool = False, caller: Caller = ANYONE,
+        mtime_ns: int | None = None, md5: str = "", atime_ns: int | None = None, durable: bool = False,
+        caller: Caller = ANYONE,
     ) -> Content:  # fmt: skip
-        return await self._run(sql.commit, caller, durable, id, base_version, length, changes, blobs, mtime_ns, md5)
+        return await self._run(
+            sql.commit, caller, durable, id, base_version, length, changes, blobs, mtime_ns, md5, atime_ns
+        )
 
     async def put_data(
         self, parent: int, name: bytes, new: NewNode, length: int, extents: list[Extent], blobs: list[Blob], md5: str,

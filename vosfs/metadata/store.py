@@ -176,13 +176,15 @@ class Tree(Protocol):
         blobs: list[Blob],
         mtime_ns: int | None = None,
         md5: str = "",
+        atime_ns: int | None = None,
         durable: bool = False,
         caller: Caller = ANYONE,
     ) -> Content:
         """Swap a data node's bytes: old list, ``changes`` over it in order, cut or extended to ``length``.
 
         Stale if the node is not at ``base_version`` (None: whatever it is at).  ``blobs`` describes every blob that
-        ``changes`` names and the node does not stand on yet.  Returns the new content.
+        ``changes`` names and the node does not stand on yet.  ``mtime_ns`` None: now; ``atime_ns`` None: as it was.
+        Returns the new content.
         """
 
     async def properties(self, id: int, caller: Caller = ANYONE) -> dict[str, str]:
