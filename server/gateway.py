@@ -275,7 +275,33 @@ class Gateway:
 
     async def _lookup(self, r: m.Lookup, subject: Subject, caller: Anyone) -> Found:
         found = await self._store.find(r.parent, r.name, caller)
-        return Found(await self._as_symlink(found.node), None if found.extents is None else self._leased(found.extents))
+        if found.extents is None:
+            return Found(await self._as_symlink(found.node), None)
+        head = await self._head(found.node.length, found.extents) if r.head else b""
+        return Found(found.node, self._leased(found.extents), head)
+
+    async def _head(self, length: int, extents: list[Extent]) -> bytes:
+        """The first bytes of a file that is one blob, or begins with enough of one."""
+        stop = min(length, m.HEAD_BYTES)
+        if not self._service.keeps_bytes or not extents or extents[0].start or extents[0].stop < stop:
+            return b""
+        first, backend = extents[0], self._service.backend
+        if not first.locator:
+            return b""
+
+        def read() -> bytes:
+            reader = backend.open(first.locator)
+            try:
+                return reader.read(first.offset, first.offset + stop)
+            finally:
+                reader.close()
+
+        try:
+            return await trio.to_thread.run_sync(read)
+        except VOSpaceError as exc:
+            # Whoever reads the file will be told.
+            log.debug("no first bytes: %s", exc)
+            return b""
 
     async def _open(self, r: m.Open, subject: Subject, caller: Anyone) -> Content:
         found = await self._store.open(r.id, caller)

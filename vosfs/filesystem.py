@@ -336,7 +336,7 @@ class FileSystem:
             file.truncate(0)
             keep = False
         handle = FileHandle(file, writable)
-        if not writable and file.read_now(0, 1) is None:
+        if not writable and (file.head or file.read_now(0, 1) is None):
             # Whoever opens a file reads its beginning.
             file.expect(0, 1)
         return self._new_handle(handle), keep

@@ -84,6 +84,8 @@ class CachedFile:
         """No name is left: there is nothing to commit to."""
         self._extents = found.extents
         """INVARIANT: the space's extents at ``node.version`` with ``_changes`` applied."""
+        self.head = found.head
+        """The first bytes, if they came along and nothing was changed since."""
         self._changes: list[Extent] = []
         """Not yet committed: holes left by truncation, and uploaded blobs."""
         self._receipts: dict[str, str] = {}
@@ -145,6 +147,8 @@ class CachedFile:
         stop = min(stop, self.length)
         if start >= stop:
             return b""
+        if stop <= len(self.head):
+            return self.head[start:stop]
         if self._local:
             if self._scratch is not None and self._local.covers(start, stop):
                 return self._scratch.read(start, stop)
@@ -216,6 +220,7 @@ class CachedFile:
         if self._scratch is None:
             self._scratch = self._table.new_scratch()
         self._scratch.write(start, data)
+        self.head = b""
         self._local.add(start, stop)
         self._dirty.add(start, stop)
         self._count()
@@ -234,7 +239,7 @@ class CachedFile:
             if self._scratch is not None:
                 self._scratch.punch(length, self.length)
             self._change(Extent(length, self.length))
-        self.length = length
+        self.length, self.head = length, b""
         self._resized = True
         self.mtime_ns = self.ctime_ns = time.time_ns()
 
@@ -257,7 +262,7 @@ class CachedFile:
             self.close()
             self.length = found.node.length
         self.node = found.node
-        self._extents = found.extents
+        self._extents, self.head = found.extents, found.head
         self.fresh = True
 
     def discard(self) -> None:

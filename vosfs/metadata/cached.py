@@ -352,7 +352,7 @@ class CachedTree:
                 self._set_name(parent, name, node.id)
             node = self.remember(node, since)
             if found.extents is not None and self.live and node is found.node:
-                self._contents[node.id] = Content(node, found.extents)
+                self._contents[node.id] = Content(node, found.extents, found.head)
                 if len(self._contents) > CONTENTS_MAX:
                     self._contents.popitem(last=False)
         return node
@@ -509,7 +509,7 @@ class CachedTree:
     async def open(self, id: int) -> Content:
         known, node = self._contents.pop(id, None), self.peek(id)
         if known is not None and node is not None and self.live and known.node.version == node.version:
-            return Content(node, known.extents)
+            return Content(node, known.extents, known.head)
         epoch, since = self._epoch, self._serial
         found = await self.inner.open(id)
         if epoch == self._epoch:

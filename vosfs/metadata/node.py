@@ -107,6 +107,8 @@ class Content(msgspec.Struct, array_like=True):
 
     node: Node
     extents: list[Extent]
+    head: bytes = b""
+    """The first bytes, where they came along."""
 
 
 class Found(msgspec.Struct, array_like=True):
@@ -115,6 +117,8 @@ class Found(msgspec.Struct, array_like=True):
     node: Node
     extents: list[Extent] | None
     """Of a data node whose list is short and whose bytes the caller may read; else None, and ``open`` tells."""
+    head: bytes = b""
+    """The first bytes, if they are in a blob and were asked for (``messages.Lookup``)."""
 
 
 class Renamed(msgspec.Struct, array_like=True):
