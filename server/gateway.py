@@ -110,8 +110,8 @@ class Gateway:
                     return packed(await handler(message, subject, caller))
             if kind in _ASIDE or delegation.holder == who:
                 return packed(await handler(message, subject, caller))
-            await delegation.recall()
             with delegation.at_work(who):
+                await delegation.recall()
                 return packed(await handler(message, subject, caller))
         except VOSpaceError as exc:
             return packed(m.Failure(type(exc).__name__, str(exc)), exc.status)
