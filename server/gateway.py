@@ -358,8 +358,9 @@ class Gateway:
                 break
             if not found:
                 await self._service.feed.wait(min(left, POLL_S))
-            # One look for all changes of a moment.
-            await trio.sleep(BATCH_S)
+            if delegation.state(who) == r.delegation:
+                # One look for all changes of a moment; but whoever had the delegation recalled is waiting.
+                await trio.sleep(BATCH_S)
         if subject.user != root.owner and not subject.admin:
             page = await self._visible(page, subject)
         return m.ChangePage(cursor, page, state)

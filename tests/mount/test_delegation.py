@@ -23,7 +23,10 @@ FILES = 200
 EAGER = (sys.executable, Path(__file__).with_name("eager.py"))
 VOSFS = (*EAGER, "vosfs.metadata.behind.ASK_EVERY_S=0", "vosfs.metadata.behind.DELAY_S=0.02", "vosfs")
 """Asks for the delegation at once, and gathers for longer: more is owed at any moment."""
-VOSFSD = (*EAGER, "server.delegation.QUIET_S=0", "server.housekeeping.TRASH_EVERY_S=0.01", "vosfsd")
+VOSFSD = (
+    *EAGER, "server.delegation.QUIET_S=0", "server.gateway.BATCH_S=0.001", "server.housekeeping.TRASH_EVERY_S=0.01",
+    "vosfsd",
+)  # fmt: skip
 """Gives it at once, and empties the trash at once: what was deleted cannot help to tell what was done before."""
 _encode = msgspec.msgpack.Encoder().encode
 
