@@ -37,7 +37,7 @@ from vosfs.metadata.node import (
     Found,
     Node,
 )
-from vosfs.metadata.store import CHANGES_MAX, OF_ALL, PAGE_NODES_MAX, READ, WRITE, Anyone, Outcome, Step
+from vosfs.metadata.store import CHANGES_MAX, OF_ALL, PAGE_NODES_MAX, READ, WRITE, Anyone, Moment, Outcome, Step
 from vosfs.uri import RESERVED_NAMES, check_name
 
 log = logging.getLogger(__name__)
@@ -111,8 +111,8 @@ class Gateway:
                     return packed(await handler(message, subject, caller))
             if kind in _ASIDE or delegation.holder == who:
                 return packed(await handler(message, subject, caller))
-            await delegation.recall()
             with delegation.at_work(who):
+                await delegation.recall()
                 return packed(await handler(message, subject, caller))
         except VOSpaceError as exc:
             return packed(m.Failure(type(exc).__name__, str(exc)), exc.status)
@@ -164,15 +164,17 @@ class Gateway:
             raise InvalidArgument(f"a batch has up to {m.BATCH_MAX} requests")
         outcomes = m.Outcomes([], [])
         changes: dict[int, tuple[m.Mutation, Step]] = {}
+        done = await self._done_before(r.requests) if r.again else set()
         for number, request in enumerate(r.requests):
             try:
                 if isinstance(request, m.Mutation):
-                    if r.again and isinstance(request, m.SetAttributes) and await self._done_before(request):
-                        # The one step that could be done twice, and undo what somebody did since.
+                    if (request.id, request.at_ns) in done:
+                        # Whether it could be done once more says nothing: a node that was deleted and purged since
+                        # could be made again, and its name is another's by now.
                         continue
                     changes[number] = request, self._steps[type(request)](request, subject)
                     continue
-                await self._apply(changes, r, caller, outcomes)
+                await self._apply(changes, r.wanted, caller, outcomes)
                 changes = {}
                 result = await self._handlers[type(request)](request, subject, caller)
             except OF_ALL:
@@ -181,25 +183,25 @@ class Gateway:
                 outcomes.failures.append((number, m.Failure(type(exc).__name__, str(exc))))
             else:
                 outcomes.results.append((number, msgspec.Raw(_encode(result))))
-        await self._apply(changes, r, caller, outcomes)
+        await self._apply(changes, r.wanted, caller, outcomes)
         return outcomes
 
     async def _apply(
-        self, changes: dict[int, tuple[m.Mutation, Step]], r: m.Batch, caller: Anyone, outcomes: m.Outcomes
+        self, changes: dict[int, tuple[m.Mutation, Step]], wanted: list[int], caller: Anyone, outcomes: m.Outcomes
     ) -> None:
         """Make the changes that gathered."""
         if not changes:
             return
         for number, outcome in zip(changes, await self._do(list(changes.values()), caller), strict=True):
             if isinstance(outcome, VOSpaceError):
-                if not (r.again and await self._done_before(changes[number][0])):
-                    outcomes.failures.append((number, m.Failure(type(outcome).__name__, str(outcome))))
-            elif number in r.wanted:
+                outcomes.failures.append((number, m.Failure(type(outcome).__name__, str(outcome))))
+            elif number in wanted:
                 outcomes.results.append((number, msgspec.Raw(_encode(await self._shown(outcome, caller)))))
 
-    async def _done_before(self, request: m.Mutation) -> bool:
-        """Whether a step that comes again was done the first time: the change log has it, with its very nanosecond."""
-        return bool(request.at_ns and request.id) and await self._store.happened(request.id, request.at_ns)
+    async def _done_before(self, requests: list[m.Ordered]) -> set[Moment]:
+        """Of steps that come again, those done the first time: the change log has them, with their very nanosecond."""
+        steps = (request for request in requests if isinstance(request, m.Mutation))
+        return await self._store.happened({(step.id, step.at_ns) for step in steps if step.id and step.at_ns})
 
     async def _children(self, r: m.Children, subject: Subject, caller: Anyone) -> list[m.Entry]:
         if not 0 < r.limit <= PAGE_NODES_MAX:
@@ -385,8 +387,9 @@ class Gateway:
                 break
             if not found:
                 await self._service.feed.wait(min(left, POLL_S))
-            # One look for all changes of a moment.
-            await trio.sleep(BATCH_S)
+            if delegation.state(who) == r.delegation:
+                # One look for all changes of a moment; but whoever had the delegation recalled is waiting.
+                await trio.sleep(BATCH_S)
         if subject.user != root.owner and not subject.admin:
             page = await self._visible(page, subject)
         return m.ChangePage(cursor, page, state)

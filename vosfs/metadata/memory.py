@@ -53,6 +53,7 @@ from vosfs.metadata.store import (
     READ,
     WRITE,
     Caller,
+    Moment,
     Outcome,
     Step,
     check_guard,
@@ -360,8 +361,8 @@ class MemoryStore:
         changes = [Extent(0, max(node.length, length, 1)), *extents]
         return await self.commit(node.id, None, length, changes, blobs, mtime_ns, md5, None, True, caller)
 
-    async def happened(self, node: int, at_ns: int) -> bool:
-        return (node, at_ns) in self._moments[-HAPPENED_ROWS:]
+    async def happened(self, moments: set[Moment]) -> set[Moment]:
+        return moments & set(self._moments[-HAPPENED_ROWS:])
 
     async def depth(self, id: int) -> int:
         at = next((parent for parent, names in self._names.items() if id in names.values()), ROOT_ID)

@@ -56,6 +56,7 @@ from vosfs.metadata.store import (
     READ,
     WRITE,
     Caller,
+    Moment,
     Outcome,
     Step,
     check_guard,
@@ -734,15 +735,19 @@ def changes(f: Frame, since: Cursor, limit: int) -> Transaction[tuple[Cursor, li
     return Cursor(rows[-1][0], rows[-1][1]), [Change(r[2], r[3], bytes(r[4]), r[5]) for r in rows]
 
 
-def happened(f: Frame, node: int, at_ns: int) -> Transaction[bool]:
+def happened(f: Frame, moments: set[Moment]) -> Transaction[set[Moment]]:
+    if not moments:
+        return set()
+    times = [at_ns for _, at_ns in moments]
+    # No index on times: one look through the rows for all of a batch, which is of a few seconds.
     rows = yield (
         (
-            "SELECT 1 FROM change WHERE space = ? AND seq > (SELECT max(seq) FROM change) - ? AND node = ? AND at_ns = ?"
-            " LIMIT 1"
+            "SELECT node, at_ns FROM change WHERE space = ? AND seq > (SELECT max(seq) FROM change) - ?"
+            " AND at_ns >= ? AND at_ns <= ?"
         ),
-        (f.space, HAPPENED_ROWS, node, at_ns),
+        (f.space, HAPPENED_ROWS, min(times), max(times)),
     )
-    return bool(rows)
+    return moments & {(node, at_ns) for node, at_ns in rows}
 
 
 def cursor(f: Frame) -> Transaction[Cursor]:

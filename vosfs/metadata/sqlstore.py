@@ -25,7 +25,7 @@ from vosfs.metadata.node import (
     Renamed,
     Usage,
 )
-from vosfs.metadata.store import ANYONE, CHANGES_MAX, OF_ALL, Caller, Outcome, Step
+from vosfs.metadata.store import ANYONE, CHANGES_MAX, OF_ALL, Caller, Moment, Outcome, Step
 
 log = logging.getLogger(__name__)
 
@@ -140,8 +140,8 @@ class SqlStore:
             await self.sync()
         return outcomes
 
-    async def happened(self, node: int, at_ns: int) -> bool:
-        return await self._run(sql.happened, ANYONE, False, node, at_ns)
+    async def happened(self, moments: set[Moment]) -> set[Moment]:
+        return await self._run(sql.happened, ANYONE, False, moments)
 
     async def depth(self, id: int) -> int:
         return await self._run(sql.depth, ANYONE, False, id)

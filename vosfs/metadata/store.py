@@ -72,7 +72,9 @@ FOUND_EXTENTS_MAX = 8
 FOUND_BYTES_MAX = 16 * 1024
 
 HAPPENED_ROWS = 100_000
-"""Rows of the change log that are looked through for one change: 8 ms of SQLite."""
+"""Rows of the change log that are looked through for a batch's changes: 8 ms of SQLite."""
+Moment = tuple[int, int]
+"""A node, and when it was changed."""
 
 CHANGES_MAX = 1000
 """Longest page of the change log."""
@@ -249,8 +251,8 @@ class Store(Tree, Protocol):
         id: int = 0, durable: bool = False,
     ) -> Renamed: ...  # fmt: skip
 
-    async def happened(self, node: int, at_ns: int) -> bool:
-        """Whether the change log's last HAPPENED_ROWS rows have a change of a node at exactly that time."""
+    async def happened(self, moments: set[Moment]) -> set[Moment]:
+        """Those of which the change log's last HAPPENED_ROWS rows have a change of that node at exactly that time."""
 
     async def depth(self, id: int) -> int:
         """How many containers lie between the root and a node: 0 for what is in the root."""
