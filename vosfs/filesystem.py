@@ -31,7 +31,6 @@ from vosfs.errors import (
 from vosfs.metadata import xattr
 from vosfs.metadata.cached import COMPLETE_MAX, CachedTree
 from vosfs.metadata.content import LENGTH_MAX
-from vosfs.metadata.messages import Commit, Create, Mutation
 from vosfs.metadata.node import CONTAINER, DATA, LINK, Attributes, Change, NewNode, Node, Usage
 from vosfs.metadata.store import PAGE_NODES_MAX, check_guard
 from vosfs.uri import NAME_BYTES_MAX, RESERVED_NAMES, check_name
@@ -545,12 +544,6 @@ class FileSystem:
         self.tree.invalidate(change)
         self.files.changed_elsewhere(change.node)
         self.on_invalid(change)
-
-    def lost(self, request: Mutation, error: VOSpaceError) -> None:
-        """The service refused a change that was acknowledged to a program."""
-        self.tree.lost(request)
-        if isinstance(request, (Commit, Create)):
-            self.files.lost(request.id)
 
     def status(self) -> dict[str, object]:
         """What ``vosfs status`` shows."""
