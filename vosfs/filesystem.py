@@ -12,7 +12,7 @@ from collections.abc import Callable
 import trio
 
 from vosfs.cache.blocks import BlockCache
-from vosfs.cache.file import STREAM_BYTES, CachedFile, FileTable
+from vosfs.cache.file import EVERY, STREAM_BYTES, CachedFile, FileTable
 from vosfs.cache.readahead import ReadAhead
 from vosfs.errors import (
     DuplicateNode,
@@ -26,7 +26,7 @@ from vosfs.errors import (
 )
 from vosfs.metadata import xattr
 from vosfs.metadata.cached import COMPLETE_MAX, CachedTree
-from vosfs.metadata.messages import Commit, Create, Mutation
+from vosfs.metadata.messages import Commit, Create, Mutation, Rename
 from vosfs.metadata.node import CONTAINER, DATA, LINK, Attributes, Change, NewNode, Node, Usage
 from vosfs.metadata.store import PAGE_NODES_MAX, check_guard
 from vosfs.uri import RESERVED_NAMES, check_name
@@ -159,6 +159,7 @@ class FileSystem:
         """link(2)."""
         self._writable()
         await self.tree.link(id, parent, self._name(name))
+        self.files.committed(id, False, False)
         return await self.attributes(id)
 
     async def read_link(self, id: int) -> bytes:
@@ -181,7 +182,10 @@ class FileSystem:
     async def rename(self, parent: int, name: bytes, to_parent: int, to_name: bytes, flag: str) -> None:
         """rename(2)."""
         self._writable()
+        moved = self.tree.peek_name(parent, name), self.tree.peek_name(to_parent, to_name)
         gone = await self.tree.rename(parent, name, to_parent, self._name(to_name), flag)
+        for id in moved if flag == "exchange" else moved[:1]:
+            self.files.committed(id or EVERY, False, False)
         if gone is not None:
             self.files.unlinked(gone)
 
@@ -201,6 +205,7 @@ class FileSystem:
             return file.attributes()
         if change != Attributes():
             await self.tree.set_attributes(id, change)
+            self.files.committed(id, False, False)
         return await self.attributes(id)
 
     async def _truncate(self, id: int, length: int) -> None:
@@ -239,6 +244,7 @@ class FileSystem:
             if flags & os.XATTR_REPLACE and not present:
                 raise PropertyNotFound(name)
         await self.tree.set_properties(id, {uri: xattr.text_of(value)})
+        self.files.committed(id, False, False)
 
     async def remove_property(self, id: int, name: str) -> None:
         """removexattr(2).  PropertyNotFound."""
@@ -247,6 +253,7 @@ class FileSystem:
         if uri not in await self.tree.properties(id):
             raise PropertyNotFound(name)
         await self.tree.set_properties(id, {uri: None})
+        self.files.committed(id, False, False)
 
     async def property_names(self, id: int) -> list[str]:
         """listxattr(2)."""
@@ -374,6 +381,8 @@ class FileSystem:
         handle = self._handle(number)
         handle.check()
         await self._save(handle.file, True)
+        # What was acknowledged before may have been refused just now, on the way there.
+        handle.check()
 
     @staticmethod
     async def _save(file: CachedFile, durable: bool) -> None:
@@ -474,6 +483,11 @@ class FileSystem:
         self.tree.lost(request)
         if isinstance(request, (Commit, Create)):
             self.files.lost(request.id)
+        names = [(getattr(request, "parent", 0), getattr(request, "name", b""))]
+        if isinstance(request, Rename):
+            names.append((request.to_parent, request.to_name))
+        for parent, name in names:
+            self.on_invalid(Change(request.id, parent, name, ""))
 
     def status(self) -> dict[str, object]:
         """What ``vosfs status`` shows."""

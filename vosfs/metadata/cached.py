@@ -14,7 +14,7 @@ from collections import OrderedDict
 
 import msgspec
 
-from vosfs.errors import NodeNotFound, VOSpaceError
+from vosfs.errors import NodeNotFound, Stale, VOSpaceError
 from vosfs.metadata import messages as m
 from vosfs.metadata.behind import WriteBehind
 from vosfs.metadata.node import (
@@ -107,6 +107,22 @@ class CachedTree:
         nodes.move_to_end(node.id)
         if len(nodes) > NODES_MAX:
             nodes.popitem(last=False)
+        return node
+
+    def _asked(self) -> tuple[int, int]:
+        """When a change was asked for: see ``_answered``."""
+        return self._epoch, self._serial
+
+    def _answered(self, node: Node, asked: tuple[int, int]) -> Node:
+        """Keep what a change answered, unless the node may have changed meanwhile, here or elsewhere.
+
+        Then neither what is remembered nor the answer has all of it: whoever wants to know asks again.
+        """
+        epoch, since = asked
+        kept = self._nodes.get(node.id)
+        if epoch == self._epoch and (kept is None or kept[2] <= since):
+            return self.remember(node)
+        self._nodes.pop(node.id, None)
         return node
 
     def _now(self) -> float:
@@ -401,6 +417,7 @@ class CachedTree:
         return self.remember(node)
 
     async def link(self, id: int, parent: int, name: bytes) -> Node:
+        asked = self._asked()
         try:
             node = await self.inner.link(id, parent, name)
         except VOSpaceError:
@@ -410,12 +427,13 @@ class CachedTree:
             self._mutations += 1
         self._set_name(parent, name, id)
         self._touch(parent, node.ctime_ns)
-        return self.remember(node)
+        return self._answered(node, asked)
 
     async def remove(self, parent: int, name: bytes, kind: str) -> Node:
         await self.room()
         if (ahead := self._remove_ahead(parent, name, kind)) is not None:
             return ahead
+        asked = self._asked()
         try:
             node = await self.inner.remove(parent, name, kind)
         except VOSpaceError:
@@ -423,13 +441,13 @@ class CachedTree:
             raise
         finally:
             self._mutations += 1
-        self._removed(parent, name, node)
+        self._removed(parent, name, node, asked)
         return node
 
-    def _removed(self, parent: int, name: bytes, node: Node) -> None:
+    def _removed(self, parent: int, name: bytes, node: Node, asked: tuple[int, int] | None = None) -> None:
+        self._after_drop(node, asked or self._asked())
         self._unname(parent, name)
         self._touch(parent, node.ctime_ns)
-        self._after_drop(node)
 
     def _unname(self, parent: int, name: bytes) -> None:
         if self.live:
@@ -437,18 +455,19 @@ class CachedTree:
         else:
             self.forget_name(parent, name)
 
-    def _after_drop(self, node: Node) -> None:
+    def _after_drop(self, node: Node, asked: tuple[int, int]) -> None:
         if node.nlink == 0:
             self._nodes.pop(node.id, None)
             self._drop_names(node.id)
         else:
-            self.remember(node)
+            self._answered(node, asked)
 
     async def rename(self, parent: int, name: bytes, to_parent: int, to_name: bytes, flag: str) -> Node | None:
         """As in the port; returns the node that lost its name."""
         await self.room()
         if (ahead := self._rename_ahead(parent, name, to_parent, to_name, flag)) is not None:
             return ahead.gone
+        asked = self._asked()
         try:
             done = await self.inner.rename(parent, name, to_parent, to_name, flag)
         except VOSpaceError:
@@ -458,32 +477,36 @@ class CachedTree:
         finally:
             self._mutations += 1
         if flag == "exchange" or (done.gone is None and self.peek_name(to_parent, to_name) == done.node.id):
+            self._answered(done.node, asked)
             self.forget_name(parent, name)
             self.forget_name(to_parent, to_name)
         else:
-            self._renamed(parent, name, to_parent, to_name, done)
+            self._renamed(parent, name, to_parent, to_name, done, asked)
             return done.gone
-        self.remember(done.node)
         for id in (parent, to_parent):
             self._touch(id, done.node.ctime_ns)
         return done.gone
 
-    def _renamed(self, parent: int, name: bytes, to_parent: int, to_name: bytes, done: Renamed) -> None:
+    def _renamed(
+        self, parent: int, name: bytes, to_parent: int, to_name: bytes, done: Renamed,
+        asked: tuple[int, int] | None = None,
+    ) -> None:  # fmt: skip
+        asked = asked or self._asked()
+        self._answered(done.node, asked)
+        if done.gone is not None:
+            self._after_drop(done.gone, asked)
         self._unname(parent, name)
         self._set_name(to_parent, to_name, done.node.id)
-        self.remember(done.node)
         for id in (parent, to_parent):
             self._touch(id, done.node.ctime_ns)
-        if done.gone is not None:
-            self._after_drop(done.gone)
 
     async def set_attributes(self, id: int, change: Attributes) -> Node:
         await self.room()
         if (ahead := self._set_attributes_ahead(id, change)) is not None:
             return ahead
-        since = self._serial
+        asked = self._asked()
         try:
-            return self.remember(await self.inner.set_attributes(id, change), since)
+            return self._answered(await self.inner.set_attributes(id, change), asked)
         except VOSpaceError:
             self.forget(id)
             raise
@@ -526,8 +549,9 @@ class CachedTree:
         return await self.inner.properties(id)
 
     async def set_properties(self, id: int, change: dict[str, str | None]) -> Node:
+        asked = self._asked()
         try:
-            return self.remember(await self.inner.set_properties(id, change))
+            return self._answered(await self.inner.set_properties(id, change), asked)
         finally:
             self._mutations += 1
 
@@ -537,5 +561,11 @@ class CachedTree:
     async def sync(self) -> None:
         before = self._mutations
         if self._durable < before:
+            lost = self._lost()
             await self.inner.sync()
+            if self._lost() != lost:
+                raise Stale("changes that were acknowledged were refused by the service")
             self._durable = max(self._durable, before)
+
+    def _lost(self) -> int:
+        return 0 if self._behind is None else self._behind.lost
