@@ -1,5 +1,6 @@
 """A mount's core with the delegation, and the daemon's gateway, in one loop: what they make of each other's answers."""
 
+import errno
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +21,7 @@ from vosfs.backends.blobs import LocalBlobs
 from vosfs.backends.memory import MemoryBackend
 from vosfs.cache.blocks import BlockCache
 from vosfs.cache.file import FileTable
+from vosfs.cache.journal import Journal
 from vosfs.client import Answer
 from vosfs.errors import ServiceUnavailable, Stale, VOSpaceError
 from vosfs.filesystem import FileSystem
@@ -27,8 +29,8 @@ from vosfs.metadata import messages as m
 from vosfs.metadata.cached import CachedTree
 from vosfs.metadata.gateway import GatewayTree
 from vosfs.metadata.memory import MemoryStore
-from vosfs.metadata.node import DATA, ROOT_ID, Attributes, Change, Extent, NewNode
-from vosfs.metadata.store import Anyone
+from vosfs.metadata.node import DATA, ROOT_ID, Attributes, Change, Cursor, Extent, NewNode
+from vosfs.metadata.store import CHANGES_MAX, Anyone
 
 ME = "me"
 OPEN_RW = 2
@@ -60,6 +62,9 @@ class Message:
 
     async def read(self, limit: int) -> bytes:
         return self._body
+
+    def deserted(self) -> bool:
+        return False
 
 
 class Line:
@@ -194,6 +199,48 @@ async def test_fsync_waits_for_attributes_and_names_too(
     await rig.fs.sync(handle)
     await rig.fs.release(handle)
     caplog.clear()
+
+
+async def test_many_changes_of_ones_own_do_not_end_the_delegation(rig: Rig) -> None:
+    assert rig.service.delegation.ask((ME, "mount"))
+    rig.behind.held = True
+    for number in range(CHANGES_MAX + 10):
+        await rig.store.create(ROOT_ID, b"%d" % number, NewNode(DATA), Anyone("mount"))
+    page = await rig.remote.feed(Cursor(), 0)
+    assert page.delegation == m.HELD and not page.changes and page.cursor == await rig.store.cursor()
+
+
+async def test_changes_by_others_are_all_told_before_the_delegation_is(rig: Rig) -> None:
+    assert rig.service.delegation.ask((ME, "mount"))
+    for number in range(CHANGES_MAX + 10):
+        await rig.store.create(ROOT_ID, b"%d" % number, NewNode(DATA), Anyone("other"))
+    first = await rig.remote.feed(Cursor(), 0)
+    assert first.delegation == m.NOT_HELD and len(first.changes) == CHANGES_MAX
+    second = await rig.remote.feed(first.cursor, 0)
+    assert second.delegation == m.HELD and len(second.changes) == 10
+
+
+class FullJournal(Journal):
+    """A journal on a disk without room."""
+
+    def add(self, record: bytes) -> None:
+        raise OSError(errno.ENOSPC, "full")
+
+
+async def test_a_full_disk_of_the_journal_only_costs_the_waiting(rig: Rig, tmp_path: Path) -> None:
+    id = await rig.file(b"f", b"data")
+    with pytest.raises(VOSpaceError):
+        await rig.tree.lookup(ROOT_ID, b"g")
+    rig.behind.held, rig.behind.journal = True, FullJournal(tmp_path / "journal", b"whose")
+    await rig.fs.release(await rig.save(id, b"more data"))
+    await rig.fs.set_attributes(id, Attributes(mode=0o600))
+    await rig.fs.rename(ROOT_ID, b"f", ROOT_ID, b"g", "")
+    there = await rig.store.lookup(ROOT_ID, b"g")
+    assert (there.id, there.mode, there.length) == (id, 0o600, 9), "it is there already: nothing was acknowledged first"
+    await rig.fs.make_container(ROOT_ID, b"f", 0o755, -1, -1)
+    await rig.fs.unlink(ROOT_ID, b"g")
+    assert [name for name, _ in await rig.store.children(ROOT_ID, b"", 9)] == [b"f"]
+    rig.behind.journal.close()
 
 
 Doing = Callable[[Rig, int], Awaitable[object]]

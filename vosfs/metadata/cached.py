@@ -9,12 +9,15 @@ remembered is then made here at once, and owed to the service (``behind.py``); t
 named ``_..._ahead``.
 """
 
+import logging
 import time
 from collections import OrderedDict
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import msgspec
 
-from vosfs.errors import NodeNotFound, Stale, VOSpaceError
+from vosfs.errors import NodeNotFound, Stale, StorageFull, VOSpaceError
 from vosfs.metadata import messages as m
 from vosfs.metadata.behind import WriteBehind
 from vosfs.metadata.node import (
@@ -33,6 +36,10 @@ from vosfs.metadata.node import (
     new_id,
 )
 from vosfs.metadata.store import Tree
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 TTL_S = 1.0
 """How long an unconfirmed answer is trusted: what NFS and sshfs users are used to."""
@@ -228,6 +235,16 @@ class CachedTree:
             return None
         return node
 
+    @staticmethod
+    def _ahead(make: Callable[..., T | None], *arguments: Any) -> T | None:
+        """What a ``_..._ahead`` makes, if it can."""
+        try:
+            return make(*arguments)
+        except StorageFull as exc:
+            # The journal's disk is full.  The service's may have room, and what waits for the service needs no journal.
+            log.debug("not ahead: %s", exc)
+            return None
+
     def _owe(self, request: m.Mutation) -> None:
         assert self._behind is not None
         self._behind.add(request)
@@ -305,6 +322,11 @@ class CachedTree:
         self, id: int, base_version: int, length: int, changes: list[Extent], mtime_ns: int | None
     ) -> Node | None:
         """The node with its bytes changed, if that could be done here first; ``changes`` as ``commit`` has them."""
+        return self._ahead(self._commit_ahead, id, base_version, length, changes, mtime_ns)
+
+    def _commit_ahead(
+        self, id: int, base_version: int, length: int, changes: list[Extent], mtime_ns: int | None
+    ) -> Node | None:
         node = self._mine(id)
         if self._behind is None or node is None or node.kind != DATA or node.version != base_version:
             return None
@@ -398,7 +420,7 @@ class CachedTree:
 
     async def create(self, parent: int, name: bytes, new: NewNode) -> Node:
         await self.room()
-        if (ahead := self._create_ahead(parent, name, new)) is not None:
+        if (ahead := self._ahead(self._create_ahead, parent, name, new)) is not None:
             return ahead
         try:
             node = await self.inner.create(parent, name, new)
@@ -431,7 +453,7 @@ class CachedTree:
 
     async def remove(self, parent: int, name: bytes, kind: str) -> Node:
         await self.room()
-        if (ahead := self._remove_ahead(parent, name, kind)) is not None:
+        if (ahead := self._ahead(self._remove_ahead, parent, name, kind)) is not None:
             return ahead
         asked = self._asked()
         try:
@@ -465,7 +487,7 @@ class CachedTree:
     async def rename(self, parent: int, name: bytes, to_parent: int, to_name: bytes, flag: str) -> Node | None:
         """As in the port; returns the node that lost its name."""
         await self.room()
-        if (ahead := self._rename_ahead(parent, name, to_parent, to_name, flag)) is not None:
+        if (ahead := self._ahead(self._rename_ahead, parent, name, to_parent, to_name, flag)) is not None:
             return ahead.gone
         asked = self._asked()
         try:
@@ -502,7 +524,7 @@ class CachedTree:
 
     async def set_attributes(self, id: int, change: Attributes) -> Node:
         await self.room()
-        if (ahead := self._set_attributes_ahead(id, change)) is not None:
+        if (ahead := self._ahead(self._set_attributes_ahead, id, change)) is not None:
             return ahead
         asked = self._asked()
         try:
