@@ -23,7 +23,7 @@ from vosfs.cache.blocks import BlockCache
 from vosfs.cache.file import FileTable
 from vosfs.cache.journal import Journal
 from vosfs.client import Answer
-from vosfs.errors import ServiceUnavailable, Stale, VOSpaceError
+from vosfs.errors import NodeNotFound, ServiceUnavailable, Stale, VOSpaceError
 from vosfs.filesystem import FileSystem
 from vosfs.metadata import messages as m
 from vosfs.metadata.cached import CachedTree
@@ -250,6 +250,36 @@ ASKED: dict[type, Doing] = {
     m.Link: lambda rig, id: rig.fs.link(id, ROOT_ID, b"second"),
     m.Rename: lambda rig, id: rig.fs.rename(ROOT_ID, b"f", ROOT_ID, b"g", ""),
 }
+
+
+NAMED: dict[type, Callable[[Rig], Awaitable[object]]] = {
+    m.Create: lambda rig: rig.fs.make_data(ROOT_ID, b"new", 0o644, -1, -1),
+    m.Link: lambda rig: rig.fs.link(rig.tree.peek_name(ROOT_ID, b"f") or 0, ROOT_ID, b"new"),
+    m.Rename: lambda rig: rig.fs.rename(ROOT_ID, b"f", ROOT_ID, b"new", ""),
+    m.Remove: lambda rig: rig.fs.unlink(ROOT_ID, b"f"),
+}
+
+
+@pytest.mark.parametrize("kind", NAMED)
+async def test_an_answer_brings_back_no_name_that_was_taken_away_since(rig: Rig, kind: type) -> None:
+    """Somebody else undid a change, and the feed said so, before the change's answer came."""
+    id = await rig.file(b"f", b"data")
+    gate = rig.line.held[kind] = trio.Event()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(NAMED[kind], rig)
+        await trio.testing.wait_all_tasks_blocked()
+        if kind is m.Remove:
+            done = await rig.store.create(ROOT_ID, b"f", NewNode(DATA))
+            rig.fs.changed_elsewhere(Change(done.id, ROOT_ID, b"f", "other"))
+        else:
+            done = await rig.store.remove(ROOT_ID, b"new", "leaf")
+            rig.fs.changed_elsewhere(Change(done.id, ROOT_ID, b"new", "other"))
+        gate.set()
+    if kind is m.Remove:
+        assert (await rig.fs.lookup(ROOT_ID, b"f")).id != id
+    else:
+        with pytest.raises(NodeNotFound):
+            await rig.fs.lookup(ROOT_ID, b"new")
 
 
 @pytest.mark.parametrize("kind", ASKED)

@@ -422,6 +422,7 @@ class CachedTree:
         await self.room()
         if (ahead := self._ahead(self._create_ahead, parent, name, new)) is not None:
             return ahead
+        asked = self._asked()
         try:
             node = await self.inner.create(parent, name, new)
         except VOSpaceError:
@@ -429,6 +430,10 @@ class CachedTree:
             raise
         finally:
             self._mutations += 1
+        if asked[0] != self._epoch:
+            # Somebody may have taken it away since.  So below.
+            self.forget_name(parent, name)
+            return node
         return self._created(parent, name, node)
 
     def _created(self, parent: int, name: bytes, node: Node) -> Node:
@@ -447,9 +452,13 @@ class CachedTree:
             raise
         finally:
             self._mutations += 1
-        self._set_name(parent, name, id)
-        self._touch(parent, node.ctime_ns)
-        return self._answered(node, asked)
+        answered = self._answered(node, asked)
+        if asked[0] == self._epoch:
+            self._set_name(parent, name, id)
+            self._touch(parent, node.ctime_ns)
+        else:
+            self.forget_name(parent, name)
+        return answered
 
     async def remove(self, parent: int, name: bytes, kind: str) -> Node:
         await self.room()
@@ -463,7 +472,11 @@ class CachedTree:
             raise
         finally:
             self._mutations += 1
-        self._removed(parent, name, node, asked)
+        if asked[0] == self._epoch:
+            self._removed(parent, name, node, asked)
+        else:
+            self._after_drop(node, asked)
+            self.forget_name(parent, name)
         return node
 
     def _removed(self, parent: int, name: bytes, node: Node, asked: tuple[int, int] | None = None) -> None:
@@ -498,8 +511,11 @@ class CachedTree:
             raise
         finally:
             self._mutations += 1
-        if flag == "exchange" or (done.gone is None and self.peek_name(to_parent, to_name) == done.node.id):
+        same = done.gone is None and self.peek_name(to_parent, to_name) == done.node.id
+        if flag == "exchange" or same or asked[0] != self._epoch:
             self._answered(done.node, asked)
+            if done.gone is not None:
+                self._after_drop(done.gone, asked)
             self.forget_name(parent, name)
             self.forget_name(to_parent, to_name)
         else:
