@@ -84,6 +84,10 @@ class History:
             self.advanced.wait_for(lambda: self.calls >= calls or not worker.is_alive(), seconds)
 
 
+def _saved(name: str, data: bytes) -> Callable[[State], object]:
+    return lambda state: state.update({name: (0o640, data)})
+
+
 def found(directory: Path) -> State:
     """What is there."""
     state: State = {}
@@ -132,7 +136,7 @@ class Worker(threading.Thread):
             except OSError:
                 continue
             if saving:
-                self.history.also(lambda s, name=name, data=data: s.update({name: (0o640, data)}))
+                self.history.also(_saved(name, data))
         self._left.clear()
 
     def _files(self, state: State) -> list[str]:

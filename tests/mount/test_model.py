@@ -11,6 +11,7 @@ back in the middle of everything.
 import contextlib
 import errno
 import itertools
+import mmap
 import os
 import shutil
 import stat
@@ -238,8 +239,8 @@ class Twins(RuleBasedStateMachine):
     def __init__(self, space: Space) -> None:
         super().__init__()
         self.space = space
-        self.name = f"m{next(space.numbers)}"
-        self.local = space.local / self.name
+        self.place = f"m{next(space.numbers)}"
+        self.local = space.local / self.place
         self.local.mkdir()
         self.at = 0
         """The mount that the last call went through."""
@@ -251,7 +252,7 @@ class Twins(RuleBasedStateMachine):
 
     @property
     def base(self) -> Path:
-        return self.space.points[self.at] / self.name
+        return self.space.points[self.at] / self.place
 
     def go(self, where: int) -> None:
         """Go on through this mount, or through the other one."""
@@ -264,18 +265,18 @@ class Twins(RuleBasedStateMachine):
 
     def settle(self) -> None:
         """Wait until this mount shows what the local directory has."""
-        expected, last = view(self.local), ({}, "never looked")
+        expected = view(self.local)
+        last: tuple[str, Any] = "never looked", None
 
         def agrees() -> bool:
             nonlocal last
-            seen = outcome(view, self.base)
-            last = seen[1] or {}, seen[0]
-            return seen == ("", expected)
+            last = outcome(view, self.base)
+            return last == ("", expected)
 
         try:
             eventually("the mounts agree", agrees, 5)
         except AssertionError:
-            raise AssertionError(f"mount {self.at} ({last[1]}):\n{difference(last[0], expected)}") from None
+            raise AssertionError(f"mount {self.at} {last[0]}:\n{difference(last[1] or {}, expected)}") from None
         self.behind = False
 
     def both(self, where: int, call: Callable[..., Any], path: str, *arguments: Any) -> None:
@@ -333,7 +334,7 @@ class Twins(RuleBasedStateMachine):
         self.both(where, set_times, path, seconds)
 
     @rule(where=WHERE, call=st.sampled_from([os.rename, os.rename, os.link]), path=PATHS, to=PATHS)
-    def name(self, where: int, call: Callable[..., Any], path: str, to: str) -> None:
+    def give_name(self, where: int, call: Callable[..., Any], path: str, to: str) -> None:
         self.two_paths(where, call, path, to)
 
     @rule(where=WHERE, path=PATHS, to=PATHS, data=DATA)
@@ -370,6 +371,16 @@ class Twins(RuleBasedStateMachine):
         assert there == here
 
     @precondition(lambda self: self.open is not None)
+    @rule(at=OFFSETS, data=DATA)
+    def write_mapped(self, at: int, data: bytes) -> None:
+        assert self.open is not None
+        for fd in self.open:
+            if at + len(data) <= os.fstat(fd).st_size and data:
+                with mmap.mmap(fd, 0) as mapped:
+                    mapped[at : at + len(data)] = data
+                    mapped.flush()
+
+    @precondition(lambda self: self.open is not None)
     @rule()
     def sync_open(self) -> None:
         assert self.open is not None
@@ -388,7 +399,7 @@ class Twins(RuleBasedStateMachine):
         """Whoever asks over HTTP sees all of it at once."""
         self.close_file()
         self.space.held += status(self.space.points[self.at])["delegation"] is True
-        seen, expected = over_http(self.space.daemon, "/" + self.name), in_short(self.local)
+        seen, expected = over_http(self.space.daemon, "/" + self.place), in_short(self.local)
         assert seen == expected, difference(seen, expected)
 
     @rule(path=PATHS, data=DATA)
@@ -399,7 +410,7 @@ class Twins(RuleBasedStateMachine):
             return
         self.close_file()
         new = not there.exists()
-        code, _, body = self.space.daemon.request("PUT", f"/files/{self.name}/{path}", data)
+        code, _, body = self.space.daemon.request("PUT", f"/files/{self.place}/{path}", data)
         assert code in (200, 201), (code, body)
         there.write_bytes(data)
         if new:
@@ -413,7 +424,7 @@ class Twins(RuleBasedStateMachine):
         if there.parent.resolve() != there.parent or not os.path.lexists(there):
             return
         self.close_file()
-        code, _, body = self.space.daemon.request("DELETE", f"/nodes/{self.name}/{path}")
+        code, _, body = self.space.daemon.request("DELETE", f"/nodes/{self.place}/{path}")
         assert code in (200, 204), (code, body)
         if there.is_dir() and not there.is_symlink():
             shutil.rmtree(there)
@@ -433,7 +444,7 @@ class Twins(RuleBasedStateMachine):
 @pytest.mark.timeout(0 if EXAMPLES > 100 else 180)
 def test_two_mounts_and_a_local_directory(space: Space) -> None:
     run_state_machine_as_test(
-        lambda: Twins(space),
+        lambda: Twins(space),  # type: ignore[arg-type]
         settings=settings(
             max_examples=EXAMPLES, stateful_step_count=STEPS, deadline=None, suppress_health_check=list(HealthCheck)
         ),
