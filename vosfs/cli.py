@@ -43,7 +43,8 @@ def _parser() -> argparse.ArgumentParser:
         "  cache_size=SIZE  limit of the local cache (default 10G, at most half of the disk's free space)\n"
         "  deadline=S       seconds after which an operation without an answer fails (default 30)\n"
         "  uid=N, gid=N     owner shown for nodes that name none\n"
-        "  plain            use plain VOSpace even where the gateway binding is offered\n",
+        "  plain            use plain VOSpace even where the gateway binding is offered\n"
+        "  sync             every change waits for the service, even where nobody could tell\n",
     )  # fmt: skip
     mount.add_argument("url", help="base URL of the space, such as http://127.0.0.1:8080/vos")
     mount.add_argument("mountpoint", type=Path)
@@ -87,7 +88,7 @@ def _mount(args: argparse.Namespace) -> None:
         key, equals, value = option.partition("=")
         if key in ("cache_size", "deadline", "uid", "gid") and equals:
             given[key] = value
-        elif key in ("ro", "plain") and not equals:
+        elif key in ("ro", "plain", "sync") and not equals:
             given[key] = "1"
         elif (
             key in ("allow_other", "allow_root", "nosuid", "nodev", "noexec", "noatime", "debug", "suid", "dev")
@@ -104,7 +105,7 @@ def _mount(args: argparse.Namespace) -> None:
             args.url, args.mountpoint.absolute(), (args.cache_dir or default_cache).absolute(),
             _token(args.token_file), _size(given.get("cache_size", "10G")), float(given.get("deadline", "30")),
             "ro" in given, int(given.get("uid", os.getuid())), int(given.get("gid", os.getgid())),
-            frozenset(kernel), "plain" in given,
+            frozenset(kernel), "sync" in given, "plain" in given,
         )  # fmt: skip
     except ValueError as exc:
         raise QuietError(f"an option's value is not a number: {exc}") from exc

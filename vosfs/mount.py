@@ -64,6 +64,8 @@ class Options:
     gid: int = field(default_factory=os.getgid)
     fuse: frozenset[str] = frozenset()
     """Handed to the kernel as they are: allow_other and the like."""
+    sync: bool = False
+    """Let every change wait for the service: never ask for the delegation."""
     plain: bool = False
     """Use plain VOSpace even where the gateway binding is offered."""
 
@@ -79,7 +81,9 @@ async def run(options: Options, report: Callable[[str], None]) -> None:
     try:
         try:
             tree, blobs, cursor, what = await _connect(options, clients, sessions)
-            cached = AheadTree(tree, tree.behind) if isinstance(tree, GatewayTree) else CachedTree(tree)
+            cached = CachedTree(tree)
+            if isinstance(tree, GatewayTree) and not options.sync:
+                cached = AheadTree(tree, tree.behind)
             await tree.children(ROOT_ID, b"", 1)
         except VOSpaceError as exc:
             raise QuietError(f"cannot mount {options.url}: {exc}") from exc

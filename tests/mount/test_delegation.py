@@ -158,6 +158,14 @@ def test_an_unmount_without_the_daemon_keeps_it_for_the_next_mount(
         again.stop()
 
 
+def test_a_synchronous_mount_owes_nothing(daemon: Daemon, make_mount: Callable[..., Path]) -> None:
+    point = make_mount(daemon, "mnt", "sync")
+    for number in range(50):
+        (point / f"f{number}").write_bytes(b"x")
+        assert daemon.request("GET", f"/files/f{number}")[2] == b"x"
+    assert "owed" not in status(point)
+
+
 def test_fsync_waits_for_the_service(daemon: Daemon, make_mount: Callable[..., Path]) -> None:
     point = make_mount(daemon, "mnt", "deadline=2")
     directory = hold(point, "d")

@@ -23,7 +23,7 @@ def restart(daemon: Daemon) -> Daemon:
 
 
 def test_a_dead_daemon_is_an_errno_and_a_restarted_one_works(daemon: Daemon, make_mount: Callable[..., Path]) -> None:
-    point = make_mount(daemon, "mnt", f"deadline={DEADLINE_S}")
+    point = make_mount(daemon, "mnt", f"deadline={DEADLINE_S}", "sync")
     (point / "kept").write_bytes(b"kept")
     daemon.stop(signal.SIGKILL)
     began = time.monotonic()
@@ -42,7 +42,7 @@ def test_a_dead_daemon_is_an_errno_and_a_restarted_one_works(daemon: Daemon, mak
 
 
 def test_a_hung_daemon_answers_with_an_errno_and_kill_9_works(daemon: Daemon, make_mount: Callable[..., Path]) -> None:
-    point = make_mount(daemon, "mnt", f"deadline={DEADLINE_S}")
+    point = make_mount(daemon, "mnt", f"deadline={DEADLINE_S}", "sync")
     daemon.process.send_signal(signal.SIGSTOP)
     try:
         began = time.monotonic()
@@ -65,7 +65,7 @@ def test_a_hung_daemon_answers_with_an_errno_and_kill_9_works(daemon: Daemon, ma
 def test_a_failed_close_says_so_and_keeps_the_old_content(
     daemon: Daemon, make_mount: Callable[..., Path], size: int
 ) -> None:
-    point = make_mount(daemon, "mnt", f"deadline={DEADLINE_S}")
+    point = make_mount(daemon, "mnt", f"deadline={DEADLINE_S}", "sync")
     (point / "f").write_bytes(b"old")
     fd = os.open(point / "f", os.O_WRONLY | os.O_TRUNC)
     os.write(fd, b"n" * min(size, MIB))
@@ -86,7 +86,7 @@ def test_a_failed_close_says_so_and_keeps_the_old_content(
 def test_a_daemon_that_hangs_in_an_upload_fails_the_close_in_time(
     daemon: Daemon, make_mount: Callable[..., Path]
 ) -> None:
-    point = make_mount(daemon, "mnt", f"deadline={DEADLINE_S}")
+    point = make_mount(daemon, "mnt", f"deadline={DEADLINE_S}", "sync")
     (point / "f").write_bytes(b"old")
     fd = os.open(point / "f", os.O_WRONLY | os.O_TRUNC)
     for at in range(0, 40 * MIB, MIB):
@@ -106,7 +106,7 @@ def test_a_daemon_that_hangs_in_an_upload_fails_the_close_in_time(
 
 
 def test_fsync_reports_too(daemon: Daemon, make_mount: Callable[..., Path]) -> None:
-    point = make_mount(daemon, "mnt", f"deadline={DEADLINE_S}")
+    point = make_mount(daemon, "mnt", f"deadline={DEADLINE_S}", "sync")
     fd = os.open(point / "f", os.O_WRONLY | os.O_CREAT)
     os.write(fd, b"new")
     os.fsync(fd)
