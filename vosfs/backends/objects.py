@@ -53,8 +53,8 @@ PARTS_AT_ONCE = 2
 PARTS_MAX = 10_000
 BLOCK_BYTES = 128 << 10
 """What one checksum covers: 16 MiB make 688 characters of metadata, where S3 has room for 2048."""
-DEADLINE_S = 30.0
-"""A service that is silent for this long is given up; what may be repeated is, until this much time has passed."""
+DEADLINE_S = 60.0
+"""A request is repeated until this much time has passed; a service that is silent for half of it is asked again."""
 ATTEMPTS_MAX = 3
 SUMS_KEPT = 100
 """Tables of sums remembered; a GiB has 32 KiB of them."""
@@ -385,9 +385,9 @@ class ObjectsBackend:
                 obstore.put(self._store, key, data, mode="create", attributes=attributes, use_multipart=False)
                 return
             except AlreadyExistsError:
-                # Ours, if the answer to an earlier attempt got lost: nobody else knows the name.
+                # Ours, if the answer to an earlier attempt got lost, here or in the library.
                 with _translated(f"object {key}"):
-                    if attempt > 1 and bytes(obstore.get(self._store, key).bytes()) == data:
+                    if bytes(obstore.get(self._store, key).bytes()) == data:
                         return
                 raise DuplicateNode(f"object {key} is there already") from None
             except _FOREIGN as exc:
@@ -520,7 +520,7 @@ def connect(storage: StorageConfig, base: Path, deadline_s: float = DEADLINE_S) 
     config: Any = settings
     client: Any = {
         "allow_http": endpoint.startswith("http:"), "connect_timeout": min(seconds, timedelta(seconds=5)),
-        "read_timeout": seconds, "timeout": 10 * seconds,
+        "read_timeout": seconds / 2, "timeout": 10 * seconds,
     }  # fmt: skip
     retry: Any = {
         "max_retries": ATTEMPTS_MAX - 1, "retry_timeout": seconds,
