@@ -1,8 +1,10 @@
 """Every backend behind one fixture."""
 
 import secrets
+import textwrap
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -12,6 +14,8 @@ from vosfs.backends.memory import MemoryBackend
 from vosfs.backends.objects import DEADLINE_S, ObjectsBackend, connect
 from vosfs.backends.posix import PosixBackend
 from vosfs.config import StorageConfig
+
+DOCUMENT = Path(__file__).parents[2] / "docs" / "storage-backends.rst"
 
 
 @pytest.fixture
@@ -43,12 +47,31 @@ def on_azure(azure: azurite.Azure, tmp_path: Path) -> ObjectsBackend:
     return connect(StorageConfig(objects=url, endpoint=azure.endpoint, credentials_file=str(file)), tmp_path)
 
 
-@pytest.fixture(params=["memory", "posix", "s3", "azure"])
+@pytest.fixture(scope="session")
+def documented() -> ModuleType:
+    """The example of docs/storage-backends.rst, as a module."""
+    module = ModuleType("documented")
+    exec(compile(example(), str(DOCUMENT), "exec"), module.__dict__)
+    return module
+
+
+def example() -> str:
+    """Its text."""
+    block = DOCUMENT.read_text().split(".. code-block:: python\n", 1)[1].split("\nFrom another package", 1)[0]
+    text = textwrap.dedent(block).strip() + "\n"
+    assert text.count("\n") < 100, "a tiny backend"
+    return text
+
+
+@pytest.fixture(params=["memory", "posix", "s3", "azure", "documented"])
 def backend(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Backend]:
     """An empty backend of each kind."""
     if request.param == "memory":
         yield MemoryBackend()
     elif request.param == "posix":
         yield PosixBackend(tmp_path / "storage")
+    elif request.param == "documented":
+        config = StorageConfig(objects="rows:blobs.db")
+        yield request.getfixturevalue("documented").connect(config, tmp_path)
     else:
         yield request.getfixturevalue(f"on_{request.param}")

@@ -133,3 +133,10 @@ def test_a_bucket_that_is_not_there_is_said_at_once(s3: rgw.S3, url: str, tmp_pa
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stderr.count("\n")) == (1, 1)
     assert "s3://nobody/x: the bucket does not exist: make it, or correct [storage] objects" in done.stderr
+
+
+def test_a_scheme_that_nobody_serves_is_said_at_once(tmp_path: Path) -> None:
+    command = [BIN / "vosfsd", "--dev", tmp_path / "space", "--port", "0", "--objects", "swift://container/x"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+    assert "there is no backend for swift:// here" in done.stderr
