@@ -11,9 +11,19 @@ import pytest
 from tests.backend.test_backend import NEVER_ISSUED, TRAVERSALS, get, later, put
 from tests.services import rgw
 from tests.services.unreliable import ALWAYS, Fault, Unreliable
-from vosfs.backends.objects import BLOCK_BYTES, PART_BYTES, ObjectsBackend, connect
+from vosfs.backends import uploads
+from vosfs.backends.objects import BLOCK_BYTES, PART_BYTES, PARTS_MAX, ObjectsBackend, connect
 from vosfs.config import StorageConfig
-from vosfs.errors import DataCorrupt, DuplicateNode, QuietError, ServiceUnavailable, TimedOut, VOSpaceError
+from vosfs.errors import (
+    DataCorrupt,
+    DuplicateNode,
+    QuietError,
+    ServiceUnavailable,
+    StorageFull,
+    TimedOut,
+    TooLarge,
+    VOSpaceError,
+)
 
 SHORT = os.urandom(300_000)
 LONG = os.urandom(PART_BYTES + 300_000)
@@ -145,6 +155,29 @@ def test_a_long_blob_is_there_or_is_not(
     assert leftovers(on_s3) == []
 
 
+def test_a_quota_that_is_reached_is_a_full_storage(s3: rgw.S3, tmp_path: Path) -> None:
+    poor = s3.poor(1 << 20)
+    (tmp_path / "key").write_text(f"AWS_ACCESS_KEY_ID={poor.access_key}\nAWS_SECRET_ACCESS_KEY={poor.secret_key}\n")
+    config = StorageConfig(objects="s3://poor", endpoint=poor.endpoint, credentials_file="key")
+    backend = connect(config, tmp_path)
+    assert get(backend, put(backend, SHORT).locator) == SHORT
+    for data in (bytes(2 << 20), LONG):
+        writer = backend.create()
+        writer.write(data)
+        assert outcome(lambda: writer.finish(True)) is StorageFull  # noqa: B023
+        writer.abort()
+    assert len(leftovers(backend)) == 1
+
+
+def test_a_blob_of_too_many_parts_is_refused(on_s3: ObjectsBackend) -> None:
+    writer = on_s3.create()
+    writer._sums.length = PARTS_MAX * PART_BYTES
+    with pytest.raises(TooLarge):
+        writer.write(b"x")
+    writer.abort()
+    assert leftovers(on_s3) == []
+
+
 def test_nothing_is_ever_overwritten(on_s3: ObjectsBackend) -> None:
     for data in (b"first", LONG):
         blob = put(on_s3, data)
@@ -160,7 +193,6 @@ def test_nothing_is_ever_overwritten(on_s3: ObjectsBackend) -> None:
 # -- reading through a bad network -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("data", [SHORT, LONG], ids=["short", "long"])
 @pytest.mark.parametrize(
     "fault, expected",
     [
@@ -178,13 +210,21 @@ def test_nothing_is_ever_overwritten(on_s3: ObjectsBackend) -> None:
         (Fault("lost", "GET", times=ALWAYS), ServiceUnavailable),
         (Fault("silent", "GET"), DONE),
         (Fault("silent", "GET", times=ALWAYS), TimedOut),
+        # The same of a long blob, and of its sums, which are read after its first answer.
+        (Fault("cut", "GET", "m", at=200_000), DONE),
+        (Fault("wrong", "GET", "m", at=150_000), DONE),
+        (Fault("wrong", "GET", ".sums", at=5), DONE),
+        (Fault("cut", "GET", ".sums", at=5), DONE),
+        (Fault("refused", "GET", ".sums", at=404, times=ALWAYS), DataCorrupt),
+        (Fault("wrong", "GET", ".sums", at=5, times=ALWAYS), DataCorrupt),
     ],
-    ids=lambda value: f"{value.how} {value.at}" if isinstance(value, Fault) else "",
+    ids=lambda value: f"{value.how} {value.target} {value.at}" if isinstance(value, Fault) else "",
 )
 def test_what_is_read_is_what_was_written(
-    network: Unreliable, behind: ObjectsBackend, on_s3: ObjectsBackend, data: bytes, fault: Fault,
+    network: Unreliable, behind: ObjectsBackend, on_s3: ObjectsBackend, fault: Fault,
     expected: type[VOSpaceError] | None,
 ) -> None:  # fmt: skip
+    data = LONG if fault.target else SHORT
     blob = put(on_s3, data)
     network.faults = [Fault(**vars(fault))]
     start, stop = 5, 299_000
@@ -257,6 +297,18 @@ def test_sweep_ends_the_uploads_of_the_dead(on_s3: ObjectsBackend) -> None:
     assert len(leftovers(on_s3)) == 1
     on_s3.sweep(time.time_ns() - 3600 * 10**9)
     assert len(leftovers(on_s3)) == 1
+    on_s3.sweep(later())
+    assert leftovers(on_s3) == []
+
+
+def test_many_unfinished_uploads_come_page_by_page(on_s3: ObjectsBackend, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = on_s3._uploads
+    assert made is not None
+    monkeypatch.setattr(uploads, "PAGE", 2)
+    for number in range(5):
+        made.request("POST", made._prefix + f"{number:032x}m", {"uploads": ""})
+    made.request("POST", made._prefix + "somebody-else-s", {"uploads": ""})
+    assert len(leftovers(on_s3)) == 5
     on_s3.sweep(later())
     assert leftovers(on_s3) == []
 

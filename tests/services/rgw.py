@@ -10,8 +10,9 @@ import shutil
 import subprocess
 import tempfile
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from tests.conftest import free_port
@@ -87,12 +88,26 @@ class S3:
     """A running S3 service, with a key and a bucket."""
 
     endpoint: str
+    admin: Callable[..., bytes]
+    """Runs ``radosgw-admin`` with arguments."""
     access_key: str = ACCESS_KEY
     secret_key: str = SECRET_KEY
 
     def bucket(self, name: str = BUCKET) -> Uploads:
         """Requests about a bucket."""
         return Uploads(f"{self.endpoint}/{name}", "", "us-east-1", Key(self.access_key, self.secret_key), None, 30)
+
+    def poor(self, bytes_max: int) -> "S3":
+        """The same for a user, with a bucket of his own, whose objects have ``bytes_max`` together at most."""
+        other = S3(self.endpoint, self.admin, "AKPOOR", "only-for-the-poor")
+        self.admin(
+            "user", "create", "--uid=poor", "--display-name=poor", f"--access-key={other.access_key}",
+            f"--secret={other.secret_key}",
+        )  # fmt: skip
+        self.admin("quota", "set", "--uid=poor", "--quota-scope=user", f"--max-size={bytes_max}")
+        self.admin("quota", "enable", "--uid=poor", "--quota-scope=user")
+        other.bucket("poor").request("PUT")
+        return other
 
     @property
     def environment(self) -> dict[str, str]:
@@ -160,10 +175,10 @@ def _start(root: Path, processes: list["subprocess.Popen[bytes]"]) -> S3:
         "the store is up", lambda: json.loads(run("ceph", "osd", "stat", "-f", "json"))["num_up_osds"] == 1, processes
     )
     start("radosgw", "-n", "client.rgw")
-    service = S3(f"http://127.0.0.1:{port}")
+    service = S3(f"http://127.0.0.1:{port}", partial(run, "radosgw-admin"))
     until("the gateway answers", lambda: answers(service.endpoint), processes)
-    run(
-        "radosgw-admin", "user", "create", "--uid=test", "--display-name=test", f"--access-key={ACCESS_KEY}",
+    service.admin(
+        "user", "create", "--uid=test", "--display-name=test", f"--access-key={ACCESS_KEY}",
         f"--secret={SECRET_KEY}",
     )  # fmt: skip
     service.bucket().request("PUT")

@@ -73,7 +73,13 @@ class _Handler(BaseHTTPRequestHandler):
     disable_nagle_algorithm = True
 
     def _handle(self) -> None:
-        fault = self.network.fault(self.command, self.path) or Fault("")
+        try:
+            self._meet(self.network.fault(self.command, self.path) or Fault(""))
+        except ConnectionError:
+            # The program gave up.
+            self._break_off()
+
+    def _meet(self, fault: Fault) -> None:
         length = int(self.headers.get("content-length") or 0)
         if fault.how == "cut upload":
             self.rfile.read(min(fault.at, length))

@@ -172,42 +172,37 @@ class _Writer:
         # Mutable state
         self._locator = secrets.token_hex(16)
         self._sums = _Sums()
-        self._part = bytearray()
-        """INVARIANT: at most PART_BYTES."""
-        self._parts = 0
+        self._pieces: list[bytes] = []
+        """All of a short blob; INVARIANT: at most PART_BYTES together."""
         self._upload: Any = None
         """The multipart upload, of a long blob."""
         self._named = False
         """There may be an object of this name, and it is ours."""
 
     def write(self, data: bytes | memoryview) -> None:
-        view = memoryview(data).cast("B")
-        self._sums.add(view)
-        while view:
-            if len(self._part) == PART_BYTES:
-                self._send_part()
-            room = PART_BYTES - len(self._part)
-            self._part += view[:room]
-            view = view[room:]
+        # A copy, as obstore keeps what it is given until it is sent, and callers fill their buffer again.
+        piece = bytes(data)
+        self._sums.add(memoryview(piece))
+        if self._sums.length > PARTS_MAX * PART_BYTES:
+            raise TooLarge(f"a blob has at most {PARTS_MAX * PART_BYTES >> 30} GiB in an object store")
+        self._pieces.append(piece)
+        if self._upload is not None or self._sums.length > PART_BYTES:
+            self._send()
 
-    def _send_part(self) -> None:
+    def _send(self) -> None:
         with _translated(f"blob {self._locator}"):
             if self._upload is None:
                 self._locator += "m"
                 self._upload = self._backend.upload(self._locator)
-            self._parts += 1
-            if self._parts > PARTS_MAX:
-                raise TooLarge(f"a blob has at most {PARTS_MAX * PART_BYTES >> 30} GiB in an object store")
-            # A copy: obstore keeps what it is given until it is sent.
-            self._upload.write(bytes(self._part))
-        self._part.clear()
+            for piece in self._pieces:
+                self._upload.write(piece)
+        self._pieces.clear()
 
     def finish(self, durable: bool) -> Blob:
         backend, locator, sums = self._backend, self._locator, self._sums
         if self._upload is None:
-            self._publish(locator, bytes(self._part), {"sums": base64.b64encode(sums.packed()).decode()})
+            self._publish(locator, b"".join(self._pieces), {"sums": base64.b64encode(sums.packed()).decode()})
         else:
-            self._send_part()
             self._publish(locator + ".sums", sums.packed(), {})
             try:
                 with _translated(f"blob {locator}"):
@@ -220,7 +215,7 @@ class _Writer:
         if found != sums.length:
             raise DataCorrupt(f"blob {locator}: {sums.length} bytes were sent, {found} are there")
         self._named, self._upload = False, None
-        self._part.clear()
+        self._pieces.clear()
         return Blob(locator, sums.length, sums.crc32)
 
     def _publish(self, key: str, data: bytes, attributes: dict[str, str]) -> None:
@@ -282,7 +277,9 @@ class _Reader:
             except (*_FOREIGN, _Damaged) as exc:
                 failures += 1
                 ours = _failure(exc, f"blob {self._locator}")
-                if failures == ATTEMPTS_MAX or not (isinstance(exc, _Damaged) or _passing(exc, ours)):
+                # The library has asked a silent service again by itself.
+                again = isinstance(exc, _Damaged) or (_passing(exc, ours) and not isinstance(ours, TimedOut))
+                if failures == ATTEMPTS_MAX or not again:
                     raise ours from None
                 log.info("blob %s is read again from %d: %s", self._locator, at, ours)
 
@@ -512,6 +509,7 @@ def connect(storage: StorageConfig, base: Path, deadline_s: float = DEADLINE_S) 
     endpoint = storage.endpoint or known.get("AWS_ENDPOINT_URL", "") if url.scheme == "s3" else storage.endpoint
     region = storage.region or known.get("AWS_REGION") or known.get("AWS_DEFAULT_REGION") or "us-east-1"
     if endpoint:
+        settings.pop("aws_endpoint_url", None)
         settings["endpoint"] = endpoint.rstrip("/")
     if url.scheme == "s3":
         settings["aws_region"] = region

@@ -19,8 +19,9 @@ from urllib.parse import quote, urlencode, urlsplit
 
 from vosfs.errors import ProtocolError, ServiceUnavailable, TimedOut, VOSpaceError, mapped
 
+PAGE = 1000
 PAGE_BYTES_MAX = 4 << 20
-"""A page holds 1000 uploads of some 500 bytes."""
+"""An upload takes some 500."""
 OURS = re.compile(r"[0-9a-f]{32}m")
 """Keys, below the prefix, of uploads that may be dropped: a bucket may hold other things."""
 _EMPTY = hashlib.sha256(b"").hexdigest()
@@ -72,9 +73,12 @@ class Uploads:
         self._region = region
         self._key = key
         self._deadline_s = deadline_s
-        self._context = ssl.create_default_context()
-        if authority is not None:
-            self._context.load_verify_locations(authority)
+        self._context: ssl.SSLContext | None = None
+        if bucket_url.startswith("https:"):
+            # 20 ms, for the public authorities.
+            self._context = ssl.create_default_context()
+            if authority is not None:
+                self._context.load_verify_locations(authority)
 
     def request(self, method: str, key: str = "", query: dict[str, str] | None = None) -> bytes:
         """One request without a body.  ServiceUnavailable, TimedOut, ProtocolError."""
@@ -103,7 +107,7 @@ class Uploads:
 
     def unfinished(self, name: str = "") -> Iterator[tuple[str, str, int]]:
         """(key, upload, when it began) of each whose key begins with ``name``, below the prefix."""
-        query = {"uploads": "", "prefix": self._prefix + name, "max-uploads": "1000"}
+        query = {"uploads": "", "prefix": self._prefix + name, "max-uploads": str(PAGE)}
         while True:
             page = self.request("GET", query=query).decode("utf-8", "replace")
             for upload in re.findall(r"<Upload>(.*?)</Upload>", page, re.DOTALL):
