@@ -8,7 +8,7 @@ AZURITE := $(VENV)/azurite
 CEPH := ceph-mon ceph-osd radosgw ceph-base ceph-common
 DEBIAN := fuse3 libfuse3-dev pkg-config postgresql gcc libc6-dev python3-dev python3-venv
 
-.PHONY: help init demo test object-stores conformance check format bench bench-quick bench-daemon soak fuzz run docs clean debian
+.PHONY: help init demo test object-stores conformance check format bench bench-quick bench-peers bench-daemon soak posix fuzz run docs clean debian
 
 help:  ## list these targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -55,12 +55,19 @@ bench-quick: $(STAMP)  ## one short round of it
 	@sh scripts/debian.sh sshfs openssh-server git
 	$(BIN)/python scripts/bench.py --rounds 1 --big 128
 
+bench-peers: $(STAMP)  ## the same against sshfs and rclone
+	@sh scripts/debian.sh sshfs openssh-server git rclone
+	$(BIN)/python scripts/bench.py --targets local,sshfs,rclone,vosfs
+
 bench-daemon: $(STAMP)  ## requests per second, listings, moves and bytes of the daemon alone, on SQLite and PostgreSQL
 	$(BIN)/python scripts/load.py
 
 soak: $(STAMP)  ## the long checks: a big tree, 4 GiB, 100 000 entries (an hour at most)
 	@sh scripts/debian.sh rsync
 	$(BIN)/python scripts/soak.py
+
+posix: $(STAMP)  ## pjdfstest on a mount, as root (five minutes): make posix PJDFSTEST=its directory, built
+	$(BIN)/python scripts/posix.py $(PJDFSTEST)
 
 fuzz: $(STAMP)  ## 100 000 hostile requests to a daemon with a secret (about ten minutes)
 	$(BIN)/python scripts/fuzz.py

@@ -41,7 +41,9 @@ STOP_S_MAX = 60
 """For a process to end by itself."""
 WORKLOAD_S_MAX = 2400
 SLOW = 0.5
-"""Rows below this part of sshfs are marked."""
+"""Rows below this part of the best peer are marked."""
+RCLONE_DRAIN_S_MAX = 240
+"""For rclone to bring its cache to the server before it is unmounted."""
 AM_ROOT = os.getuid() == 0
 UNMOUNT = ["umount"] if AM_ROOT else ["fusermount3", "-u"]
 UNMOUNT_LAZILY = ["umount", "-l"] if AM_ROOT else ["fusermount3", "-uz"]
@@ -246,6 +248,12 @@ class Local:
         """Nothing runs."""
 
 
+def _listens(port: int) -> bool:
+    with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
+        return True
+    return False
+
+
 class Sshfs:
     """sshfs with default caching, on an sshd of our own."""
 
@@ -276,14 +284,9 @@ class Sshfs:
             "Subsystem sftp internal-sftp\n"
         )
         server = self.processes.spawn("server", shutil.which("sshd") or "/usr/sbin/sshd", "-D", "-e", "-f", config)
-        if not _until(lambda: server.poll() is not None or self._listens(), START_S_MAX) or server.poll() is not None:
+        if not _until(lambda: server.poll() is not None or _listens(self._port), START_S_MAX) or server.poll():
             raise BenchError(f"sshd does not start: {_last_line(self.processes.logs / 'server.log')}")
         self._mount()
-
-    def _listens(self) -> bool:
-        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self._port), 1):
-            return True
-        return False
 
     def _mount(self) -> None:
         user = pwd.getpwuid(os.getuid()).pw_name
@@ -385,7 +388,78 @@ class Vosfs:
                 self.processes.end("server")
 
 
-TARGETS: dict[str, Callable[[Path], Target]] = {"local": Local, "sshfs": Sshfs, "vosfs": Vosfs}
+class Rclone:
+    """rclone mount with its full cache, over ``rclone serve webdav``: it acknowledges what only its cache has."""
+
+    remounts = True
+
+    def __init__(self, directory: Path) -> None:
+        self.processes = Processes(directory)
+        self.point = directory / "mnt"
+        self._data = directory / "data"
+        self._cache = directory / "cache"
+        self._port = 0
+
+    def start(self) -> None:
+        for path in (self.point, self._data, self._cache):
+            path.mkdir()
+        with socket.socket() as sock:
+            sock.bind(("127.0.0.1", 0))
+            self._port = sock.getsockname()[1]
+        server = self._spawn("server", "serve", "webdav", self._data, "--addr", f"127.0.0.1:{self._port}",
+                             "--dir-cache-time", "1s")  # fmt: skip
+        if not _until(lambda: server.poll() is not None or _listens(self._port), START_S_MAX) or server.poll():
+            raise BenchError(f"rclone does not serve: {_last_line(self.processes.logs / 'server.log')}")
+        self._mount()
+
+    def _spawn(self, kind: str, *words: object) -> subprocess.Popen[bytes]:
+        environment = {"RCLONE_CONFIG": "/dev/null", "XDG_CACHE_HOME": str(self._cache / "xdg")}
+        return self.processes.spawn(kind, "env", *(f"{k}={v}" for k, v in environment.items()), "rclone", *words)
+
+    def _mount(self) -> None:
+        client = self._spawn(
+            "client", "mount", ":webdav:", self.point, "--webdav-url", f"http://127.0.0.1:{self._port}",
+            "--webdav-vendor", "other", "--vfs-cache-mode", "full", "--cache-dir", self._cache / "c",
+            "--vfs-cache-max-size", "20G", "-q", *(["--allow-other", "--default-permissions"] if AM_ROOT else []),
+        )  # fmt: skip
+        if not _until(lambda: client.poll() is not None or _mounted_under(self.point), START_S_MAX) or client.poll():
+            raise BenchError(f"rclone does not mount: {_last_line(self.processes.logs / 'client.log')}")
+        os.statvfs(self.point)
+
+    def remount(self) -> None:
+        """With an empty cache."""
+        self._unmount()
+        shutil.rmtree(self._cache / "c", ignore_errors=True)
+        self._mount()
+
+    def _clean(self) -> bool:
+        """Whether everything in the cache is on the server: it goes there 5 s after a close."""
+        for path in (self._cache / "c" / "vfsMeta").rglob("*"):
+            with contextlib.suppress(OSError, ValueError):
+                if path.is_file() and json.loads(path.read_text()).get("Dirty"):
+                    return False
+        return True
+
+    def _unmount(self) -> None:
+        _until(self._clean, RCLONE_DRAIN_S_MAX)
+        self.processes.weigh()
+        _run(*UNMOUNT, self.point)
+        self.processes.wait("client")
+
+    def stop(self) -> None:
+        with _uninterrupted():
+            try:
+                if _mounted_under(self.point):
+                    self._unmount()
+            finally:
+                _detach(self.point)
+                self.processes.end("client")
+                self.processes.weigh()
+                self.processes.end("server")
+
+
+TARGETS: dict[str, Callable[[Path], Target]] = {"local": Local, "sshfs": Sshfs, "rclone": Rclone, "vosfs": Vosfs}
+DEFAULT = ["local", "sshfs", "vosfs"]
 
 
 def _ready(log: Path) -> str:
@@ -593,19 +667,26 @@ def values_of(results: Sequence[Result], target: str, row: str) -> list[float]:
     return [float(value) for value in found if isinstance(value, (int, float))]
 
 
-def ratio_of(results: Sequence[Result], row: str) -> float | None:
-    """How many times sshfs's speed vosfs has, by the medians."""
-    ours, theirs = values_of(results, "vosfs", row), values_of(results, "sshfs", row)
-    if not ours or not theirs:
+def ratio_of(results: Sequence[Result], row: str, peers: Sequence[str]) -> float | None:
+    """How many times the best peer's speed vosfs has, by the medians."""
+    ours = values_of(results, "vosfs", row)
+    medians = [statistics.median(theirs) for peer in peers if (theirs := values_of(results, peer, row))]
+    if not ours or not medians:
         return None
-    mine, other = statistics.median(ours), statistics.median(theirs)
+    mine, other = statistics.median(ours), min(medians) if lower_is_better(row) else max(medians)
     above, below = (other, mine) if lower_is_better(row) else (mine, other)
     return above / below if below else None
 
 
+def peers_of(targets: Sequence[str]) -> list[str]:
+    """What vosfs is compared with."""
+    return [target for target in targets if target not in ("local", "vosfs")]
+
+
 def table_of(results: Sequence[Result], targets: Sequence[str]) -> list[list[str]]:
     """Rows of texts, the first a heading; the last column is a mark or empty."""
-    table = [["row", *targets, "vosfs/sshfs", ""]]
+    peers = peers_of(targets)
+    table = [["row", *targets, f"vosfs/{peers[0] if len(peers) == 1 else 'best'}", ""]]
     for row in ROWS:
         cells = []
         for target in targets:
@@ -616,8 +697,8 @@ def table_of(results: Sequence[Result], targets: Sequence[str]) -> list[list[str
             cells.append(cell)
         if all(cell == "-" for cell in cells):
             continue
-        ratio = ratio_of(results, row)
-        mark = "<-- slower than half of sshfs" if ratio is not None and ratio < SLOW else ""
+        ratio = ratio_of(results, row, peers)
+        mark = f"<-- slower than {SLOW} of it" if ratio is not None and ratio < SLOW else ""
         table.append([row, *cells, "-" if ratio is None else f"{ratio:.2f}", mark])
     return table
 
@@ -706,7 +787,7 @@ def report(results: list[Result], about: dict[str, object], args: argparse.Names
     rows: dict[str, dict[str, float | None]] = {}
     for row in ROWS:
         rows[row] = {t: statistics.median(found) for t in args.targets if (found := values_of(results, t, row))}
-        rows[row]["ratio"] = ratio_of(results, row)
+        rows[row]["ratio"] = ratio_of(results, row, peers_of(args.targets))
     summary = {
         "machine": about, "rounds": args.rounds, "big_MiB": args.big, "cap_s": args.cap, "steps": args.steps,
         "rows": rows, "errors": {f"{r['label']}-{r['round']}": e for r in results if (e := errors_of(r))},
@@ -744,7 +825,7 @@ def _chosen_targets(text: str) -> list[str]:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description="Compare the mount with sshfs and the local disk.")
     parser.add_argument("--rounds", type=int, default=3, help="over all targets (default 3)")
-    parser.add_argument("--targets", type=_chosen_targets, default=list(TARGETS), help=f"of {','.join(TARGETS)}")
+    parser.add_argument("--targets", type=_chosen_targets, default=DEFAULT, help=f"of {','.join(TARGETS)}")
     parser.add_argument("--steps", type=workload.chosen_steps, default=list(workload.STEPS), help="see workload.py")
     parser.add_argument("--big", type=int, default=512, metavar="MIB", help="of the large file (default 512)")
     parser.add_argument("--cap", type=float, default=8, metavar="S", help="for a loop of small operations (default 8)")
@@ -757,8 +838,9 @@ def _parser() -> argparse.ArgumentParser:
 def _check_programs(targets: Sequence[str]) -> None:
     needed = {"git", "tar", "find", "grep", "ls", "rm"}
     needed |= {"sshfs", "ssh-keygen"} if "sshfs" in targets else set()
+    needed |= {"rclone"} if "rclone" in targets else set()
     if missing := sorted(program for program in needed if not shutil.which(program)):
-        sys.exit(f"bench: missing: {', '.join(missing)}; as root, make bench installs them")
+        sys.exit(f"bench: missing: {', '.join(missing)}; as root, make bench and make bench-peers install them")
 
 
 def _terminated(_number: int, _frame: FrameType | None) -> None:

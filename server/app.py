@@ -103,8 +103,8 @@ class App:
             return await ALIVE[resource](service, request)
         if resource in JOBS:
             return await self._job(resource, request, rest)
-        await service.delegation.recall()
         with service.delegation.at_work():
+            await service.delegation.recall()
             return await self._on_tree(service, resource, request, slash, rest)
 
     async def _on_tree(self, service: Service, resource: str, request: Request, slash: str, rest: str) -> Response:

@@ -337,7 +337,7 @@ async def files(service: Service, request: Request, path: Path) -> Response:
     trace = await service.trace(path, subject, leaf=True)
     path, node = trace.path, trace.node()
     subject.permit(node, READ)
-    if node.kind != DATA:
+    if node.kind == CONTAINER:
         raise IsContainer(f"{service.authority.uri(path)} holds no bytes")
     return await get(service, request, await service.store.open(node.id, caller), path[-1])
 

@@ -84,8 +84,13 @@ class Delegation:
     def give_back(self, who: Holder) -> None:
         """The holder has told everything."""
         if self.holder == who:
-            self.holder, self._gone = None, _here
-            self._returned.set()
+            self._end()
+            # Who had it recalled is not to have it the next moment, and lose it the moment after.
+            self._worked(who)
+
+    def _end(self) -> None:
+        self.holder, self._gone = None, _here
+        self._returned.set()
 
     async def recall(self) -> None:
         """Wait until the holder, if there is one, has told everything, at most RECALL_S."""
@@ -94,7 +99,7 @@ class Delegation:
             return
         if self._gone():
             log.info("a mount of %s went away with the delegation", who[0])
-            self.give_back(who)
+            self._end()
             return
         self._recalled = True
         self.on_recall()
@@ -108,7 +113,7 @@ class Delegation:
             if len(self._distrusted) >= DISTRUSTED_MAX:
                 self._distrusted.clear()
             self._distrusted[who] = trio.current_time() + DISTRUST_S
-            self.give_back(who)
+            self._end()
 
     @contextlib.contextmanager
     def polled(self, who: Holder, gone: Callable[[], bool]) -> Iterator[None]:
@@ -123,7 +128,10 @@ class Delegation:
 
     @contextlib.contextmanager
     def at_work(self, who: Holder = SOMEBODY) -> Iterator[None]:
-        """While this lasts, and for QUIET_S after, nobody else gets the delegation.  After ``recall``."""
+        """While this lasts, and for QUIET_S after, nobody else gets the delegation.
+
+        Around ``recall``, so that nobody gets it between the recall and what it was for.
+        """
         self._working[who] += 1
         try:
             yield
@@ -131,6 +139,9 @@ class Delegation:
             self._working[who] -= 1
             if not self._working[who]:
                 del self._working[who]
-            if who != self._latest:
-                self._others_at, self._latest = self._latest_at, who
-            self._latest_at = trio.current_time()
+            self._worked(who)
+
+    def _worked(self, who: Holder) -> None:
+        if who != self._latest:
+            self._others_at, self._latest = self._latest_at, who
+        self._latest_at = trio.current_time()

@@ -25,8 +25,10 @@ from vosfs.metadata.node import (
     CONTAINER,
     CORE,
     DATA,
+    DEVICES,
     LINK,
     ROOT_ID,
+    SPECIAL,
     STAGING_ID,
     Blob,
     Change,
@@ -35,14 +37,13 @@ from vosfs.metadata.node import (
     Found,
     Node,
 )
-from vosfs.metadata.store import CHANGES_MAX, OF_ALL, PAGE_NODES_MAX, READ, WRITE, Anyone, Outcome, Step
+from vosfs.metadata.store import CHANGES_MAX, OF_ALL, PAGE_NODES_MAX, READ, WRITE, Anyone, Moment, Outcome, Step
 from vosfs.uri import RESERVED_NAMES, check_name
 
 log = logging.getLogger(__name__)
 
 MESSAGE_BYTES_MAX = 16 << 20
 """A commit of EXTENTS_MAX inline runs is the longest."""
-LENGTH_MAX = 1 << 60
 POLL_S = 0.25
 """How often a waiting feed looks for changes by other processes."""
 BATCH_S = 0.02
@@ -110,8 +111,8 @@ class Gateway:
                     return packed(await handler(message, subject, caller))
             if kind in _ASIDE or delegation.holder == who:
                 return packed(await handler(message, subject, caller))
-            await delegation.recall()
             with delegation.at_work(who):
+                await delegation.recall()
                 return packed(await handler(message, subject, caller))
         except VOSpaceError as exc:
             return packed(m.Failure(type(exc).__name__, str(exc)), exc.status)
@@ -163,15 +164,17 @@ class Gateway:
             raise InvalidArgument(f"a batch has up to {m.BATCH_MAX} requests")
         outcomes = m.Outcomes([], [])
         changes: dict[int, tuple[m.Mutation, Step]] = {}
+        done = await self._done_before(r.requests) if r.again else set()
         for number, request in enumerate(r.requests):
             try:
                 if isinstance(request, m.Mutation):
-                    if r.again and isinstance(request, m.SetAttributes) and await self._done_before(request):
-                        # The one step that could be done twice, and undo what somebody did since.
+                    if (request.id, request.at_ns) in done:
+                        # Whether it could be done once more says nothing: a node that was deleted and purged since
+                        # could be made again, and its name is another's by now.
                         continue
                     changes[number] = request, self._steps[type(request)](request, subject)
                     continue
-                await self._apply(changes, r, caller, outcomes)
+                await self._apply(changes, r.wanted, caller, outcomes)
                 changes = {}
                 result = await self._handlers[type(request)](request, subject, caller)
             except OF_ALL:
@@ -180,25 +183,25 @@ class Gateway:
                 outcomes.failures.append((number, m.Failure(type(exc).__name__, str(exc))))
             else:
                 outcomes.results.append((number, msgspec.Raw(_encode(result))))
-        await self._apply(changes, r, caller, outcomes)
+        await self._apply(changes, r.wanted, caller, outcomes)
         return outcomes
 
     async def _apply(
-        self, changes: dict[int, tuple[m.Mutation, Step]], r: m.Batch, caller: Anyone, outcomes: m.Outcomes
+        self, changes: dict[int, tuple[m.Mutation, Step]], wanted: list[int], caller: Anyone, outcomes: m.Outcomes
     ) -> None:
         """Make the changes that gathered."""
         if not changes:
             return
         for number, outcome in zip(changes, await self._do(list(changes.values()), caller), strict=True):
             if isinstance(outcome, VOSpaceError):
-                if not (r.again and await self._done_before(changes[number][0])):
-                    outcomes.failures.append((number, m.Failure(type(outcome).__name__, str(outcome))))
-            elif number in r.wanted:
+                outcomes.failures.append((number, m.Failure(type(outcome).__name__, str(outcome))))
+            elif number in wanted:
                 outcomes.results.append((number, msgspec.Raw(_encode(await self._shown(outcome, caller)))))
 
-    async def _done_before(self, request: m.Mutation) -> bool:
-        """Whether a step that comes again was done the first time: the change log has it, with its very nanosecond."""
-        return bool(request.at_ns and request.id) and await self._store.happened(request.id, request.at_ns)
+    async def _done_before(self, requests: list[m.Ordered]) -> set[Moment]:
+        """Of steps that come again, those done the first time: the change log has them, with their very nanosecond."""
+        steps = (request for request in requests if isinstance(request, m.Mutation))
+        return await self._store.happened({(step.id, step.at_ns) for step in steps if step.id and step.at_ns})
 
     async def _children(self, r: m.Children, subject: Subject, caller: Anyone) -> list[m.Entry]:
         if not 0 < r.limit <= PAGE_NODES_MAX:
@@ -225,10 +228,12 @@ class Gateway:
         new = r.new
         if r.id in (ROOT_ID, STAGING_ID):
             raise InvalidArgument(f"{r.id} is not an id of a new node")
-        if new.kind not in (CONTAINER, DATA, LINK):
+        if new.kind not in (CONTAINER, DATA, LINK, *SPECIAL):
             raise InvalidArgument(f"{new.kind[:40]!r} is not a kind of node")
         if bool(new.target) != (new.kind == LINK):
             raise InvalidArgument("a link, and only a link, has a target")
+        if new.device and new.kind not in DEVICES:
+            raise InvalidArgument("only a device has a device number")
         check_texts(new.target, new.content_type)
         for uri, value in new.properties.items():
             xml.check_property(uri, value)
@@ -272,19 +277,45 @@ class Gateway:
 
     async def _lookup(self, r: m.Lookup, subject: Subject, caller: Anyone) -> Found:
         found = await self._store.find(r.parent, r.name, caller)
-        return Found(await self._as_symlink(found.node), None if found.extents is None else self._leased(found.extents))
+        if found.extents is None:
+            return Found(await self._as_symlink(found.node), None)
+        head = await self._head(found.node.length, found.extents) if r.head else b""
+        return Found(found.node, self._leased(found.extents), head)
+
+    async def _head(self, length: int, extents: list[Extent]) -> bytes:
+        """The first bytes of a file that is one blob, or begins with enough of one."""
+        stop = min(length, m.HEAD_BYTES)
+        if not self._service.keeps_bytes or not extents or extents[0].start or extents[0].stop < stop:
+            return b""
+        first, backend = extents[0], self._service.backend
+        if not first.locator:
+            return b""
+
+        def read() -> bytes:
+            reader = backend.open(first.locator)
+            try:
+                return reader.read(first.offset, first.offset + stop)
+            finally:
+                reader.close()
+
+        try:
+            return await trio.to_thread.run_sync(read)
+        except VOSpaceError as exc:
+            # Whoever reads the file will be told.
+            log.debug("no first bytes: %s", exc)
+            return b""
 
     async def _open(self, r: m.Open, subject: Subject, caller: Anyone) -> Content:
         found = await self._store.open(r.id, caller)
         return Content(found.node, self._leased(found.extents))
 
     def _bytes(self, r: m.Commit, subject: Subject) -> Step:
-        if not 0 <= r.length <= LENGTH_MAX or len(r.changes) > content.EXTENTS_MAX:
+        if not 0 <= r.length <= content.LENGTH_MAX or len(r.changes) > content.EXTENTS_MAX:
             raise InvalidArgument("length or number of changes is out of bounds")
         blobs: dict[str, Blob] = {}
         changes = []
         for e in r.changes:
-            if not 0 <= e.start < e.stop <= LENGTH_MAX:
+            if not 0 <= e.start < e.stop <= content.LENGTH_MAX:
                 raise InvalidArgument(f"[{e.start}, {e.stop}) is not a range")
             if e.locator:
                 blob = blobs.get(e.locator) or self._service.signer.received(e.locator, subject.user)
@@ -297,7 +328,7 @@ class Gateway:
             changes.append(e)
         whole = len(changes) == 1 and changes[0].start == 0 and len(changes[0].data) == r.length
         md5 = hashlib.md5(changes[0].data, usedforsecurity=False).hexdigest() if whole else ""
-        arguments = (r.id, r.base_version, r.length, changes, list(blobs.values()), r.mtime_ns, md5)
+        arguments = (r.id, r.base_version, r.length, changes, list(blobs.values()), r.mtime_ns, md5, r.atime_ns)
         return Step("commit", arguments, _moment(r.at_ns))
 
     async def _properties(self, r: m.Properties, subject: Subject, caller: Anyone) -> dict[str, str]:
@@ -356,8 +387,9 @@ class Gateway:
                 break
             if not found:
                 await self._service.feed.wait(min(left, POLL_S))
-            # One look for all changes of a moment.
-            await trio.sleep(BATCH_S)
+            if delegation.state(who) == r.delegation:
+                # One look for all changes of a moment; but whoever had the delegation recalled is waiting.
+                await trio.sleep(BATCH_S)
         if subject.user != root.owner and not subject.admin:
             page = await self._visible(page, subject)
         return m.ChangePage(cursor, page, state)
@@ -405,7 +437,7 @@ async def compact(service: Service, found: Content, caller: Anyone) -> Content |
             changes.append(Extent(e.start, e.stop, blob.locator, offset))
             offset += e.stop - e.start
         return await service.store.commit(
-            node.id, node.version, node.length, changes, [blob], node.mtime_ns, node.md5, False, Anyone(caller.origin)
+            node.id, node.version, node.length, changes, [blob], node.mtime_ns, node.md5, caller=Anyone(caller.origin)
         )
     except (VOSpaceError, OSError) as exc:
         log.warning("node %d was not compacted: %s", node.id, exc)

@@ -340,8 +340,8 @@ class Jobs:
                     await self.close(job, state)
 
             execution = Execution(job.id, subject, request, confirm)
-            await self.service.delegation.recall()
             with self.service.delegation.at_work():
+                await self.service.delegation.recall()
                 await kind.run(self.service, execution)
         except VOSpaceError as exc:
             fail(state, exc)

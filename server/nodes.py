@@ -19,7 +19,7 @@ from vosfs.errors import (
     PermissionDenied,
 )
 from vosfs.metadata import xml as documents
-from vosfs.metadata.node import CONTAINER, CORE, LINK, LOCKED, Attributes, NewNode, Node
+from vosfs.metadata.node import CONTAINER, CORE, DATA, LINK, LOCKED, SPECIAL, Attributes, NewNode, Node
 from vosfs.metadata.store import PAGE_NODES_MAX, READ, WRITE, Anyone, check_guard
 from vosfs.uri import RESERVED_NAMES, Path, check_name
 
@@ -276,8 +276,9 @@ async def set_node(service: Service, request: Request, path: Path, subject: Subj
     if path:
         trace.parent()
     node = trace.node()
-    if document.type != "Node" and documents.TYPES[document.type] != node.kind:
-        raise InvalidArgument(f"the node is a {documents.TYPE_OF[node.kind]}, and stays one")
+    shown = DATA if node.kind in SPECIAL else node.kind
+    if document.type != "Node" and documents.TYPES[document.type] != shown:
+        raise InvalidArgument(f"the node is a {documents.TYPE_OF[shown]}, and stays one")
     subject.permit(node, WRITE)
     attributes, properties = _split(document.properties, node, trace.properties)
     if node.kind == LINK and document.target and document.target != service.target_uri(node, path):
@@ -285,8 +286,8 @@ async def set_node(service: Service, request: Request, path: Path, subject: Subj
     check_texts(attributes.target or b"", attributes.content_type, attributes.group_read, attributes.group_write)
     if properties or attributes != Attributes():
         node = await service.store.update(node.id, attributes, properties, caller)
-    shown = {uri: value for uri, value in sorted({**trace.properties, **properties}.items()) if value is not None}
-    return xml(_document(service, node, shown, path, "max"))
+    kept = {uri: value for uri, value in sorted({**trace.properties, **properties}.items()) if value is not None}
+    return xml(_document(service, node, kept, path, "max"))
 
 
 async def _protocols(service: Service, path: Path, subject: Subject) -> Response:

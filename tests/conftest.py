@@ -15,7 +15,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -207,13 +207,18 @@ class _NoRedirect(urllib.request.HTTPRedirectHandler):
         return None
 
 
-def start_daemon(directory: Path, *options: str, port: int = 0) -> Daemon:
+Program = Sequence[str | Path]
+"""How a program is started, before its arguments."""
+
+
+def start_daemon(
+    directory: Path, *options: str, port: int = 0, program: Program = (BIN / "vosfsd",)
+) -> Daemon:  # fmt: skip
     """Start ``vosfsd --dev`` and wait for its READY line."""
     log = open(directory.parent / f"{directory.name}.log", "a")
     process = subprocess.Popen(
-        [BIN / "vosfsd", "--dev", directory, "--port", str(port), *options],
-        stdout=subprocess.PIPE, stderr=log, text=True,
-    )  # fmt: skip
+        [*program, "--dev", directory, "--port", str(port), *options], stdout=subprocess.PIPE, stderr=log, text=True
+    )
     log.close()
     assert process.stdout is not None
     line = process.stdout.readline()
@@ -243,9 +248,15 @@ def daemon(make_daemon: Callable[..., Daemon]) -> Daemon:
     return make_daemon()
 
 
-def _mount_command(daemon: Daemon, point: Path, cache: Path, options: tuple[str, ...]) -> list[str]:
-    command = [BIN / "vosfs", "mount", daemon.url, point, "--token-file", daemon.token_file, "--cache-dir", cache]
-    return [str(part) for part in command] + [f for option in options for f in ("-o", option)]
+def start_mount(
+    daemon: Daemon, point: Path, cache: Path, *options: str, program: Program = (BIN / "vosfs",)
+) -> None:  # fmt: skip
+    """Mount a daemon's space, which must work."""
+    point.mkdir(exist_ok=True)
+    command = [*program, "mount", daemon.url, point, "--token-file", daemon.token_file, "--cache-dir", cache]
+    command += [part for option in options for part in ("-o", option)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=START_S + 60)
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.fixture
@@ -257,12 +268,7 @@ def make_mount(tmp_path: Path) -> Iterator[Callable[..., Path]]:
 
     def make(daemon: Daemon, name: str = "mnt", *options: str) -> Path:
         point = tmp_path / name
-        point.mkdir(exist_ok=True)
-        cache = tmp_path / f"{name}-cache"
-        done = subprocess.run(
-            _mount_command(daemon, point, cache, options), capture_output=True, text=True, timeout=START_S + 60
-        )
-        assert done.returncode == 0, done.stderr
+        start_mount(daemon, point, tmp_path / f"{name}-cache", *options)
         points.append(point)
         return point
 

@@ -39,6 +39,7 @@ def _parser() -> argparse.ArgumentParser:
         epilog="options (-o a,b=c):\n"
         "  ro               read-only\n"
         "  allow_other      let other users in (needs user_allow_other in /etc/fuse.conf, or root)\n"
+        "  suid, dev        let setuid programs and device nodes in it work (root only)\n"
         "  cache_size=SIZE  limit of the local cache (default 10G, at most half of the disk's free space)\n"
         "  deadline=S       seconds after which an operation without an answer fails (default 30)\n"
         "  uid=N, gid=N     owner shown for nodes that name none\n"
@@ -88,7 +89,10 @@ def _mount(args: argparse.Namespace) -> None:
             given[key] = value
         elif key in ("ro", "plain") and not equals:
             given[key] = "1"
-        elif key in ("allow_other", "allow_root", "nosuid", "nodev", "noexec", "noatime", "debug") and not equals:
+        elif (
+            key in ("allow_other", "allow_root", "nosuid", "nodev", "noexec", "noatime", "debug", "suid", "dev")
+            and not equals
+        ):
             kernel.add(key)
         elif key not in ("", "rw", "defaults", "_netdev", "user", "users", "noauto", "auto", "nofail"):
             raise QuietError(f"unknown option {option!r}; vosfs mount --help lists them")

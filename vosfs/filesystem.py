@@ -6,30 +6,34 @@ from the cached tree, and from the open file where it has unsaved bytes.
 
 import logging
 import os
+import stat
 import time
+from collections import OrderedDict
 from collections.abc import Callable
 
 import trio
 
 from vosfs.cache.blocks import BlockCache
-from vosfs.cache.file import STREAM_BYTES, CachedFile, FileTable
+from vosfs.cache.file import STREAM_BYTES, CachedFile, FileTable, changed
 from vosfs.cache.readahead import ReadAhead
 from vosfs.errors import (
     DuplicateNode,
     Immutable,
     InvalidArgument,
     IsContainer,
+    NameTooLong,
     NodeNotFound,
     PropertyNotFound,
     Stale,
+    TooLarge,
     VOSpaceError,
 )
 from vosfs.metadata import xattr
 from vosfs.metadata.cached import COMPLETE_MAX, CachedTree
-from vosfs.metadata.messages import Commit, Create, Mutation
+from vosfs.metadata.content import LENGTH_MAX
 from vosfs.metadata.node import CONTAINER, DATA, LINK, Attributes, Change, NewNode, Node, Usage
 from vosfs.metadata.store import PAGE_NODES_MAX, check_guard
-from vosfs.uri import RESERVED_NAMES, check_name
+from vosfs.uri import NAME_BYTES_MAX, RESERVED_NAMES, check_name
 
 log = logging.getLogger(__name__)
 
@@ -37,6 +41,11 @@ DEADLINE_S = 30.0
 """Default for every operation that waits for the service."""
 PREFETCHES_MAX = 4
 """Read-ahead runs at once."""
+
+GONE_MAX = 1_000
+"""Nodes without a name whose attributes are kept."""
+ENTRIES_MAX = 32
+"""Of a listing at a time: about what fits into the kernel's question (4 KiB)."""
 
 
 class FileHandle:
@@ -96,6 +105,9 @@ class FileSystem:
         # Mutable state
         self._handles: dict[int, FileHandle] = {}
         self._directories: dict[int, DirectoryHandle] = {}
+        self._gone: OrderedDict[int, Node] = OrderedDict()
+        """Nodes without bytes here whose last name this mount took away, until the kernel forgets them: a directory or
+        pipe may still be open."""
         self._next_handle = 1
         self._prefetching = 0
         self.on_invalid: Callable[[Change], None] = lambda change: None
@@ -105,6 +117,7 @@ class FileSystem:
 
     async def lookup(self, parent: int, name: bytes) -> Node:
         """The node under a name."""
+        self._not_too_long(name)
         node = await self.tree.lookup(parent, name)
         file = self.files.get(node.id)
         return file.attributes() if file is not None and file.changed else node
@@ -112,7 +125,7 @@ class FileSystem:
     def lookup_now(self, parent: int, name: bytes) -> Node | None:
         """The same without waiting: None if that is not possible.  NodeNotFound if it is known not to exist."""
         id = self.tree.peek_name(parent, name)
-        if id is None:
+        if id is None or len(name) > NAME_BYTES_MAX:
             return None
         if id == 0:
             raise NodeNotFound("")
@@ -128,7 +141,7 @@ class FileSystem:
         file = self.files.get(id)
         if file is not None and (file.changed or file.unlinked):
             return file.attributes()
-        return await self.tree.get(id)
+        return self._gone.get(id) or await self.tree.get(id)
 
     def _writable(self) -> None:
         if self._read_only:
@@ -140,25 +153,50 @@ class FileSystem:
             raise InvalidArgument(f"{name.decode()} is reserved by VOSpace")
         return check_name(name)
 
+    @staticmethod
+    def _not_too_long(name: bytes) -> None:
+        # Of a name that is looked for: it cannot be there, but POSIX wants to hear why.
+        if len(name) > NAME_BYTES_MAX:
+            raise NameTooLong(f"{name[:40]!r}... is longer than {NAME_BYTES_MAX} bytes")
+
+    async def _new(self, parent: int, new: NewNode) -> NewNode:
+        """A new node as its container wants it: under setgid the group is the container's (mkdir(2), open(2))."""
+        container = self.tree.peek(parent) or await self.tree.get(parent)
+        new.mode &= 0o7777
+        if container.mode & stat.S_ISGID:
+            new.gid = container.gid
+            if new.kind == CONTAINER:
+                new.mode |= stat.S_ISGID
+        return new
+
     async def make_container(self, parent: int, name: bytes, mode: int, uid: int, gid: int) -> Node:
         """mkdir(2)."""
         self._writable()
-        return await self.tree.create(parent, self._name(name), NewNode(CONTAINER, mode & 0o7777, uid, gid))
+        return await self.tree.create(
+            parent, self._name(name), await self._new(parent, NewNode(CONTAINER, mode, uid, gid))
+        )
 
     async def make_link(self, parent: int, name: bytes, target: bytes, uid: int, gid: int) -> Node:
         """symlink(2)."""
         self._writable()
-        return await self.tree.create(parent, self._name(name), NewNode(LINK, 0o777, uid, gid, target=target))
+        new = await self._new(parent, NewNode(LINK, 0o777, uid, gid, target=target))
+        return await self.tree.create(parent, self._name(name), new)
 
-    async def make_data(self, parent: int, name: bytes, mode: int, uid: int, gid: int) -> Node:
-        """mknod(2) of a regular file."""
+    async def make_leaf(
+        self, parent: int, name: bytes, mode: int, uid: int, gid: int, kind: str = DATA, device: int = 0
+    ) -> Node:
+        """mknod(2)."""
         self._writable()
-        return await self.tree.create(parent, self._name(name), NewNode(DATA, mode & 0o7777, uid, gid))
+        new = await self._new(parent, NewNode(kind, mode, uid, gid, device=device))
+        return await self.tree.create(parent, self._name(name), new)
 
     async def link(self, id: int, parent: int, name: bytes) -> Node:
         """link(2)."""
         self._writable()
-        await self.tree.link(id, parent, self._name(name))
+        node = await self.tree.link(id, parent, self._name(name))
+        file = self.files.get(id)
+        if file is not None:
+            file.renew(node)
         return await self.attributes(id)
 
     async def read_link(self, id: int) -> bytes:
@@ -171,19 +209,34 @@ class FileSystem:
     async def unlink(self, parent: int, name: bytes) -> None:
         """unlink(2).  An open file keeps its bytes until it is closed."""
         self._writable()
-        self.files.unlinked(await self.tree.remove(parent, name, "leaf"))
+        self._not_too_long(name)
+        self._dropped(await self.tree.remove(parent, name, "leaf"))
+
+    def _dropped(self, node: Node) -> None:
+        """A node lost a name."""
+        self.files.unlinked(node)
+        if node.nlink == 0 and self.files.get(node.id) is None:
+            self._gone[node.id] = node
+            if len(self._gone) > GONE_MAX:
+                self._gone.popitem(last=False)
+
+    def forget(self, id: int) -> None:
+        """The kernel has no use for an inode any more."""
+        self._gone.pop(id, None)
 
     async def remove_container(self, parent: int, name: bytes) -> None:
         """rmdir(2)."""
         self._writable()
-        await self.tree.remove(parent, name, "empty")
+        self._not_too_long(name)
+        self._dropped(await self.tree.remove(parent, name, "empty"))
 
     async def rename(self, parent: int, name: bytes, to_parent: int, to_name: bytes, flag: str) -> None:
         """rename(2)."""
         self._writable()
+        self._not_too_long(name)
         gone = await self.tree.rename(parent, name, to_parent, self._name(to_name), flag)
         if gone is not None:
-            self.files.unlinked(gone)
+            self._dropped(gone)
 
     # -- attributes --------------------------------------------------------------------------------------------------
 
@@ -191,26 +244,37 @@ class FileSystem:
         """chmod(2), chown(2), utimensat(2), truncate(2) in one."""
         self._writable()
         if length is not None:
-            await self._truncate(id, length)
+            await self._truncate(id, length, change)
+        if id in self._gone:
+            self._gone[id] = changed(self._gone[id], change)
+            return self._gone[id]
         file = self.files.get(id)
-        if file is not None and file.handles and file.changed and change.mtime_ns is not None:
-            # It goes out with the bytes at the close: tar and rsync would pay a request a file for it.
-            file.set_mtime(change.mtime_ns)
-            change.mtime_ns = change.atime_ns = None
         if file is not None and file.unlinked:
+            file.set_attributes(change)
             return file.attributes()
+        if file is not None and file.handles and file.changed and (change.atime_ns, change.mtime_ns) != (None, None):
+            # They go out with the bytes at the close: cp and tar would pay a request a file for them.
+            file.set_times(change.atime_ns, change.mtime_ns)
+            change.mtime_ns = change.atime_ns = None
         if change != Attributes():
-            await self.tree.set_attributes(id, change)
+            node = await self.tree.set_attributes(id, change)
+            if file is not None:
+                file.renew(node)
         return await self.attributes(id)
 
-    async def _truncate(self, id: int, length: int) -> None:
+    async def _truncate(self, id: int, length: int, change: Attributes) -> None:
+        if length > LENGTH_MAX:
+            raise TooLarge(f"{length} bytes")
         file = await self.files.open(id)
         try:
-            if file.length != length:
-                file.truncate(length)
-                if file.handles == 1:
-                    # Nobody has it open: there will be no close to commit it.
-                    await file.sync(False)
+            if file.length == length and not file.changed:
+                # Its bytes stay as they are; only the time moves.
+                change.mtime_ns = time.time_ns() if change.mtime_ns is None else change.mtime_ns
+                return
+            file.truncate(length)
+            if file.handles == 1:
+                # Nobody has it open: there will be no close to commit it.
+                await file.sync(False)
         finally:
             self.files.release(file)
 
@@ -267,11 +331,11 @@ class FileSystem:
         file = await self.files.open(id)
         keep = file.kernel_version == file.node.version
         file.kernel_version = file.node.version
-        if flags & os.O_TRUNC and file.length:
+        if flags & os.O_TRUNC:
             file.truncate(0)
             keep = False
         handle = FileHandle(file, writable)
-        if not writable and file.read_now(0, 1) is None:
+        if not writable and (file.head or file.read_now(0, 1) is None):
             # Whoever opens a file reads its beginning.
             file.expect(0, 1)
         return self._new_handle(handle), keep
@@ -280,7 +344,7 @@ class FileSystem:
         """open(2) with O_CREAT of a name that did not exist: a handle and the new node."""
         self._writable()
         try:
-            node = await self.make_data(parent, name, mode, uid, gid)
+            node = await self.make_leaf(parent, name, mode, uid, gid)
         except DuplicateNode:
             if flags & os.O_EXCL:
                 raise
@@ -346,6 +410,8 @@ class FileSystem:
         """Write to an open file; waits only when unsaved bytes are at their limit."""
         handle = self._handle(number)
         handle.check()
+        if start + len(data) > LENGTH_MAX:
+            raise TooLarge(f"{start + len(data)} bytes")
         file = handle.file
         file.write(start, data)
         if file.dirty_bytes >= STREAM_BYTES:
@@ -410,14 +476,24 @@ class FileSystem:
         """closedir(3)."""
         self._directories.pop(number, None)
 
-    async def entries(self, number: int, at: int) -> list[tuple[bytes, Node]]:
-        """Entries from ordinal ``at`` on: some, or none at the end."""
+    async def entries(self, number: int, at: int) -> list[tuple[bytes, Node, bool]]:
+        """Entries from ordinal ``at`` on, some, or none at the end; and whether each may be remembered by the kernel.
+
+        They are as this mount knows them now, unsaved changes included, not as they were when the page was asked for.
+        """
         handle = self._directories[number]
         if handle.base < 0 or not handle.base <= at <= handle.base + len(handle.page):
             await self._load(handle, at // PAGE_NODES_MAX)
         if at == handle.base + len(handle.page) and not handle.complete:
             await self._load(handle, at // PAGE_NODES_MAX)
-        return handle.page[at - handle.base :]
+        first = at - handle.base
+        names, peek, opened = self.tree.names_kept(handle.id), self.tree.peek, self.files.get
+        found = []
+        for name, node in handle.page[first : first + ENTRIES_MAX]:
+            file = opened(node.id)
+            known = file.attributes() if file is not None and file.changed else peek(node.id)
+            found.append((name, known or node, known is not None and names.get(name) == node.id))
+        return found
 
     async def _load(self, handle: DirectoryHandle, wanted: int) -> None:
         known = self._known_page(handle.id) if wanted == 0 else None
@@ -468,12 +544,6 @@ class FileSystem:
         self.tree.invalidate(change)
         self.files.changed_elsewhere(change.node)
         self.on_invalid(change)
-
-    def lost(self, request: Mutation, error: VOSpaceError) -> None:
-        """The service refused a change that was acknowledged to a program."""
-        self.tree.lost(request)
-        if isinstance(request, (Commit, Create)):
-            self.files.lost(request.id)
 
     def status(self) -> dict[str, object]:
         """What ``vosfs status`` shows."""

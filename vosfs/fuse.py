@@ -22,7 +22,20 @@ import trio
 
 from vosfs.errors import NodeNotFound, VOSpaceError
 from vosfs.filesystem import FileSystem
-from vosfs.metadata.node import CONTAINER, DATA, LINK, ROOT_ID, Attributes, Change, Node
+from vosfs.metadata.node import (
+    BLOCK_DEVICE,
+    CHARACTER_DEVICE,
+    CONTAINER,
+    DATA,
+    DEVICES,
+    FIFO,
+    LINK,
+    ROOT_ID,
+    SOCKET,
+    Attributes,
+    Change,
+    Node,
+)
 
 log = logging.getLogger(__name__)
 
@@ -30,10 +43,16 @@ TASKS_MAX = 64
 """Requests in hand at once: at 10 ms a request, 64 give 2 900 random reads/s and 10 give 1 050."""
 STATUS_XATTR = "user.vosfs.status"
 BLOCK_SIZE = 512
-QUIET = frozenset((errno.ENOENT, errno.ENODATA, errno.EEXIST, errno.ENOTEMPTY, errno.EOPNOTSUPP))
+QUIET = frozenset((
+    errno.ENOENT, errno.ENODATA, errno.EEXIST, errno.ENOTEMPTY, errno.EOPNOTSUPP, errno.ENAMETOOLONG,
+))  # fmt: skip
 """Errors that are a normal program's day."""
 
-_TYPES = {CONTAINER: stat.S_IFDIR, DATA: stat.S_IFREG, LINK: stat.S_IFLNK}
+_TYPES = {
+    CONTAINER: stat.S_IFDIR, DATA: stat.S_IFREG, LINK: stat.S_IFLNK, FIFO: stat.S_IFIFO, SOCKET: stat.S_IFSOCK,
+    CHARACTER_DEVICE: stat.S_IFCHR, BLOCK_DEVICE: stat.S_IFBLK,
+}  # fmt: skip
+_KINDS = {type: kind for kind, type in _TYPES.items()}
 
 
 F = TypeVar("F", bound=Callable[..., Awaitable[Any]])
@@ -89,11 +108,14 @@ class Operations(pyfuse3.Operations):
         entry.generation = 0
         entry.entry_timeout = entry.attr_timeout = self._fs.tree.ttl_s
         entry.st_mode = _TYPES.get(node.kind, stat.S_IFREG) | node.mode
-        # 1 for containers, as btrfs has it: find(1) then counts no subdirectories by it.
         entry.st_nlink = node.nlink
+        if node.kind == CONTAINER and node.nlink and node.containers >= 0:
+            # Its name, its "." and the ".." of each.  Where they are not counted 1, as btrfs has it: find(1) then counts
+            # no subdirectories by it.
+            entry.st_nlink = 2 + node.containers
         entry.st_uid = self._uid if node.uid < 0 else node.uid
         entry.st_gid = self._gid if node.gid < 0 else node.gid
-        entry.st_rdev = 0
+        entry.st_rdev = os.makedev(node.device >> 32, node.device & 0xFFFFFFFF) if node.device else 0
         entry.st_size = node.length
         entry.st_blksize = 1 << 17
         entry.st_blocks = (node.length + BLOCK_SIZE - 1) // BLOCK_SIZE
@@ -143,32 +165,25 @@ class Operations(pyfuse3.Operations):
         return self._entry(await self._fs.set_attributes(inode, change, length))
 
     async def forget(self, inode_list: Any) -> None:
-        """Nothing is kept per inode: its number is the node's id."""
+        """Nothing is kept per inode, whose number is the node's id, unless it lost its last name."""
+        for inode, _ in inode_list:
+            self._fs.forget(inode)
 
     @answers
     async def mkdir(self, parent: int, name: bytes, mode: int, ctx: Any) -> pyfuse3.EntryAttributes:
-        return self._entry(
-            await self._fs.make_container(parent, name, mode & ~ctx.umask, ctx.uid, self._group(parent, ctx))
-        )
+        return self._entry(await self._fs.make_container(parent, name, mode & ~ctx.umask, ctx.uid, ctx.gid))
 
     @answers
     async def mknod(self, parent: int, name: bytes, mode: int, rdev: int, ctx: Any) -> pyfuse3.EntryAttributes:
-        if not stat.S_ISREG(mode):
-            # VOSpace has no node for a pipe, a socket or a device.
-            raise pyfuse3.FUSEError(errno.EPERM)
-        group = self._group(parent, ctx)
-        return self._entry(await self._fs.make_data(parent, name, mode & ~ctx.umask, ctx.uid, group))
+        # No type at all means a regular file.
+        kind = _KINDS.get(stat.S_IFMT(mode), DATA)
+        device = os.major(rdev) << 32 | os.minor(rdev) if kind in DEVICES else 0
+        made = await self._fs.make_leaf(parent, name, stat.S_IMODE(mode) & ~ctx.umask, ctx.uid, ctx.gid, kind, device)
+        return self._entry(made)
 
     @answers
     async def symlink(self, parent: int, name: bytes, target: bytes, ctx: Any) -> pyfuse3.EntryAttributes:
-        return self._entry(await self._fs.make_link(parent, name, target, ctx.uid, self._group(parent, ctx)))
-
-    def _group(self, parent: int, ctx: Any) -> int:
-        """The caller's group, or the container's under setgid (mkdir(2), open(2))."""
-        node = self._fs.tree.peek(parent)
-        if node is not None and node.mode & stat.S_ISGID and node.gid >= 0:
-            return node.gid
-        return ctx.gid
+        return self._entry(await self._fs.make_link(parent, name, target, ctx.uid, ctx.gid))
 
     @answers
     async def readlink(self, inode: int, ctx: Any) -> bytes:
@@ -208,7 +223,7 @@ class Operations(pyfuse3.Operations):
     async def create(
         self, parent: int, name: bytes, mode: int, flags: int, ctx: Any
     ) -> tuple[pyfuse3.FileInfo, pyfuse3.EntryAttributes]:
-        handle, node = await self._fs.create(parent, name, mode & ~ctx.umask, ctx.uid, self._group(parent, ctx), flags)
+        handle, node = await self._fs.create(parent, name, mode & ~ctx.umask, ctx.uid, ctx.gid, flags)
         return pyfuse3.FileInfo(fh=handle, keep_cache=True), self._entry(node)
 
     @answers
@@ -242,9 +257,12 @@ class Operations(pyfuse3.Operations):
     async def readdir(self, fh: int, start: int, token: Any) -> None:
         at = start
         while entries := await self._fs.entries(fh, at):
-            for name, node in entries:
+            for name, node, current in entries:
                 at += 1
-                if not pyfuse3.readdir_reply(token, name, self._entry(node), at):
+                entry = self._entry(node)
+                if not current:
+                    entry.entry_timeout = entry.attr_timeout = 0
+                if not pyfuse3.readdir_reply(token, name, entry, at):
                     return
 
     @answers

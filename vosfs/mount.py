@@ -1,5 +1,6 @@
 """The composition root of a mount: which tree, which blobs, which cache; and the tasks that live as long as it."""
 
+import functools
 import logging
 import os
 import resource
@@ -22,9 +23,10 @@ from vosfs.cache.journal import Journal
 from vosfs.client import HttpClient
 from vosfs.errors import QuietError, Stale, VOSpaceError
 from vosfs.filesystem import DEADLINE_S, FileSystem
+from vosfs.metadata.ahead import AheadTree
 from vosfs.metadata.cached import CachedTree
 from vosfs.metadata.gateway import GatewayTree
-from vosfs.metadata.messages import HELD, PROTOCOL, RECALLED, WAIT_S_MAX
+from vosfs.metadata.messages import HELD, PROTOCOL, RECALLED, WAIT_S_MAX, Commit, Create, Mutation
 from vosfs.metadata.node import ROOT_ID, Cursor
 from vosfs.metadata.store import Tree
 from vosfs.session import NODES, Session
@@ -76,7 +78,7 @@ async def run(options: Options, report: Callable[[str], None]) -> None:
     try:
         try:
             tree, blobs, cursor, what = await _connect(options, clients, sessions)
-            cached = CachedTree(tree, tree.behind if isinstance(tree, GatewayTree) else None)
+            cached = AheadTree(tree, tree.behind) if isinstance(tree, GatewayTree) else CachedTree(tree)
             await tree.children(ROOT_ID, b"", 1)
         except VOSpaceError as exc:
             raise QuietError(f"cannot mount {options.url}: {exc}") from exc
@@ -105,7 +107,7 @@ async def run(options: Options, report: Callable[[str], None]) -> None:
                 if cursor is not None and isinstance(tree, GatewayTree):
                     invalidator = fuse.Invalidator()
                     filesystem.on_invalid = invalidator
-                    tree.behind.on_lost = filesystem.lost
+                    tree.behind.on_lost = functools.partial(_lost, cached, files)
                     nursery.start_soon(tree.behind.run)
                     nursery.start_soon(invalidator.run)
                     nursery.start_soon(follow, tree, filesystem, cursor)
@@ -201,6 +203,13 @@ async def _connect(
     clients.append(transfers)
     log.warning("plain VOSpace: mode, owner and times are not kept, and changes elsewhere show after a second")
     return plain, transfers, None, "plain VOSpace"
+
+
+def _lost(tree: CachedTree, files: FileTable, request: Mutation, error: VOSpaceError) -> None:
+    """The service refused a change that was acknowledged to a program."""
+    tree.lost(request)
+    if isinstance(request, (Commit, Create)):
+        files.lost(request.id)
 
 
 async def follow(tree: GatewayTree, filesystem: FileSystem, cursor: Cursor) -> None:

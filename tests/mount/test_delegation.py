@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,12 +13,21 @@ import pytest
 
 from tests.conftest import BIN, Daemon, eventually, start_daemon, unmount
 from tests.mount.test_failures import restart
+from tests.server.support import ask
 from vosfs.client import HttpClient
 from vosfs.metadata import messages as m
 from vosfs.metadata.gateway import GatewayTree
 from vosfs.metadata.node import CONTAINER, DATA, ROOT_ID, Attributes, Extent, NewNode
 
 FILES = 200
+EAGER = (sys.executable, Path(__file__).with_name("eager.py"))
+VOSFS = (*EAGER, "vosfs.metadata.behind.ASK_EVERY_S=0", "vosfs.metadata.behind.DELAY_S=0.02", "vosfs")
+"""Asks for the delegation at once, and gathers for longer: more is owed at any moment."""
+VOSFSD = (
+    *EAGER, "server.delegation.QUIET_S=0", "server.gateway.BATCH_S=0.001", "server.housekeeping.TRASH_EVERY_S=0.01",
+    "vosfsd",
+)  # fmt: skip
+"""Gives it at once, and empties the trash at once: what was deleted cannot help to tell what was done before."""
 _encode = msgspec.msgpack.Encoder().encode
 
 
@@ -190,6 +200,32 @@ async def test_a_batch_may_come_twice(daemon: Daemon) -> None:
     assert await tree.behind.replay(records) == 0
     assert (await tree.get(file)).mode == 0o640
     client.close()
+
+
+async def test_what_comes_twice_brings_no_deleted_node_back(tmp_path: Path) -> None:
+    """A file is saved twice by way of another name; what the second save replaced is purged; then all comes again."""
+    daemon = start_daemon(tmp_path / "space", program=VOSFSD)
+    client = HttpClient(daemon.url)
+    tree = GatewayTree(client, daemon.url.removeprefix(client.origin) + "/gateway", daemon.token)
+    now_ns = (await tree.hello()).now_ns
+    requests: list[m.Mutation] = []
+    for number, (id, data) in enumerate(((1001, b"first"), (1002, b"second"))):
+        at_ns = now_ns + 10 * number
+        requests += [
+            m.Create(ROOT_ID, b"aside", NewNode(DATA), id, at_ns),
+            m.Commit(id, 1, len(data), [Extent(0, len(data), data=data)], at_ns, False, at_ns + 1),
+            m.Rename(ROOT_ID, b"aside", ROOT_ID, b"f", "", id, at_ns + 2),
+        ]
+    records = [_encode(request) for request in requests]
+    try:
+        assert await tree.behind.replay(records) == 0
+        eventually("the first is purged", lambda: getattr(ask(daemon, m.Get(1001)), "error", "") == "NodeNotFound")
+        assert await tree.behind.replay(records) == 0
+        assert daemon.request("GET", "/files/f")[2] == b"second"
+        assert [name for name, _ in await tree.children(ROOT_ID, b"", 10)] == [b"f"]
+    finally:
+        client.close()
+        daemon.stop()
 
 
 def test_two_processes_on_one_database_grant_none(

@@ -263,3 +263,29 @@ def test_a_registered_tree_is_readable_and_read_only(
         # A user who is not root already meets the missing write bits.
         assert caught.value.errno == errno.EROFS or (os.getuid() and caught.value.errno in (errno.EACCES, errno.EPERM))
     assert (source / "sub/data").read_bytes() == b"d" * 100_000
+
+
+def test_the_first_bytes_come_with_the_look_up(daemon: Daemon, make_mount: Callable[..., Path]) -> None:
+    data = os.urandom(MIB)
+    first = make_mount(daemon, "first")
+    (first / "d").mkdir()
+    (first / "d/big").write_bytes(data)
+    # Its root was listed when it was mounted; what is below is looked up.
+    point = make_mount(daemon) / "d"
+    fd = os.open(point / "big", os.O_RDONLY)
+    try:
+        daemon.process.send_signal(signal.SIGSTOP)
+        try:
+            assert os.pread(fd, 100, 50) == data[50:150]
+        finally:
+            daemon.process.send_signal(signal.SIGCONT)
+        with open(point / "big", "r+b") as file:
+            file.write(b"changed")
+        assert os.pread(fd, 100, 0) == b"changed" + data[7:100]
+        os.truncate(point / "big", 3)
+        os.truncate(point / "big", 20)
+        assert os.pread(fd, 100, 0) == b"cha" + bytes(17)
+    finally:
+        os.close(fd)
+    # Seen by another mount, for which the head comes anew.
+    assert (make_mount(daemon, "other") / "d/big").read_bytes() == b"cha" + bytes(17)

@@ -70,8 +70,8 @@ async def test_every_step_is_in_the_change_log_under_its_origin(store: AnyStore)
         Anyone("me"),
     )
     _, changes = await store.changes(at)
-    assert await store.happened(node, AT_NS)
-    assert not await store.happened(node, AT_NS + 1) and not await store.happened(node + 1, AT_NS)
+    assert await store.happened({(node, AT_NS), (node, AT_NS + 1), (node + 1, AT_NS)}) == {(node, AT_NS)}
+    assert await store.happened(set()) == set()
     assert [(c.node, c.parent, c.name, c.origin) for c in changes] == [
         (node, ROOT_ID, b"f", "me"),
         (node, 0, b"", "me"),

@@ -390,6 +390,31 @@ def test_the_sqlite_schema_is_made_once(tmp_path: Path) -> None:
         SqliteStore(path)
 
 
+async def test_an_older_sqlite_schema_is_brought_up_to_date(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Written by the first schema, row by row, and then opened: nothing is lost, what is new has its default."""
+    path = tmp_path / "a.db"
+    with monkeypatch.context() as patch:
+        patch.setattr(sql, "MIGRATIONS", sql.MIGRATIONS[:2])
+        SqliteStore(path).close()
+    db = sqlite3.connect(path)
+    row = "INSERT INTO node VALUES (1, ?, ?, 1, 0, 493, -1, -1, 1, 0, 0, 0, 0, 'alice', x'', 0, '', '', 0, '', '', ?)"
+    db.execute("INSERT INTO space VALUES (1, x'00', 0, 0)")
+    db.executemany(row, [(1, "container", 0), (5, "container", 1), (6, "container", 5), (7, "data", 5)])
+    name = "INSERT INTO name VALUES (1, ?, ?, ?)"
+    db.executemany(name, [(1, b"a", 5), (5, b"b", 6), (5, b"c", 7)])
+    db.commit()
+    db.close()
+    store = SqliteStore(path)
+    try:
+        await store.begin_space("alice")
+        nodes = [await store.get(id) for id in (1, 5, 6, 7)]
+        assert [(node.device, node.containers) for node in nodes] == [(0, 1), (0, 1), (0, 0), (0, 0)]
+        assert [node.kind for node in nodes] == ["container"] * 3 + ["data"]
+        assert [name for name, _ in await store.children(5, b"", 9)] == [b"b", b"c"]
+    finally:
+        store.close()
+
+
 async def test_the_postgres_schema_is_made_once(database: str) -> None:
     stores: list[PostgresStore] = []
     async with trio.open_nursery() as nursery:

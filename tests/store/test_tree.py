@@ -23,10 +23,12 @@ from vosfs.errors import (
 from vosfs.metadata.node import (
     CONTAINER,
     DATA,
+    DEVICES,
     IMMUTABLE,
     LINK,
     LOCKED,
     ROOT_ID,
+    SPECIAL,
     Attributes,
     Blob,
     Extent,
@@ -70,6 +72,63 @@ async def test_the_root_is_there(store: AnyStore) -> None:
     assert (root.kind, root.owner, root.nlink, root.immutable) == (CONTAINER, "alice", 1, 0)
     assert await store.children(ROOT_ID, b"", 10) == []
     assert (await store.trace(()))[0] == [root]
+
+
+@pytest.mark.parametrize("kind", sorted(SPECIAL))
+async def test_what_mknod_makes_is_kept_and_holds_no_bytes(store: AnyStore, kind: str) -> None:
+    device = (4095 << 32) + (1 << 20) - 1 if kind in DEVICES else 0
+    node = await store.create(ROOT_ID, b"special", NewNode(kind, 0o2640, 1, 2, device=device))
+    assert (node.kind, node.device, node.length, node.mode, node.uid, node.gid) == (kind, device, 0, 0o2640, 1, 2)
+    assert await store.lookup(ROOT_ID, b"special") == node
+    found = await store.find(ROOT_ID, b"special")
+    assert (found.node, found.extents) == (node, None)
+    assert await listing(store, ROOT_ID) == [(b"special", node)]
+    await refused(store, IsContainer, store.commit, node.id, None, 1, [Extent(0, 1, data=b"x")], [])
+    await refused(store, IsContainer, store.put_data, ROOT_ID, b"special", FILE, 1, [Extent(0, 1, data=b"x")], [], "")
+    assert (await store.link(node.id, ROOT_ID, b"again")).nlink == 2
+    moved = await store.rename(ROOT_ID, b"special", ROOT_ID, b"moved")
+    assert (moved.node.kind, moved.node.device, moved.node.nlink) == (kind, device, 2)
+    copy = await store.copy_node(node.id, b"job", "bob")
+    assert (copy.kind, copy.device) == (kind, device)
+
+
+async def test_a_commit_carries_both_times(store: AnyStore) -> None:
+    node = await store.create(ROOT_ID, b"f", FILE)
+    done = await store.commit(node.id, 1, 0, [], [], 2, atime_ns=1)
+    assert (done.node.atime_ns, done.node.mtime_ns) == (1, 2)
+    again = await store.commit(node.id, 2, 0, [], [], 3)
+    assert (again.node.atime_ns, again.node.mtime_ns) == (1, 3)
+    assert await store.get(node.id) == again.node
+
+
+async def test_containers_in_a_container_are_counted(store: AnyStore) -> None:
+    async def counts() -> list[int]:
+        return [(await store.get(id)).containers for id in (ROOT_ID, a.id, b.id)]
+
+    a = await store.create(ROOT_ID, b"a", BOX)
+    b = await store.create(ROOT_ID, b"b", BOX)
+    assert (a.containers, await counts()) == (0, [2, 0, 0])
+    await store.create(a.id, b"file", FILE)
+    await store.create(a.id, b"c", BOX)
+    await store.create(a.id, b"d", BOX)
+    assert await counts() == [2, 2, 0]
+    await store.rename(a.id, b"c", b.id, b"c")
+    assert await counts() == [2, 1, 1]
+    await store.rename(a.id, b"d", b.id, b"c")
+    assert await counts() == [2, 0, 1]
+    await store.rename(a.id, b"file", b.id, b"c", "exchange")
+    assert await counts() == [2, 1, 0]
+    await store.rename(a.id, b"file", a.id, b"e")
+    assert await counts() == [2, 1, 0]
+    copy = await store.copy_node(a.id, b"copy", "bob")
+    assert copy.containers == 0
+    await store.copy_children(a.id, copy.id, b"", 100, "bob")
+    assert (await store.get(copy.id)).containers == 1
+    await store.graft(copy.id, b.id)
+    assert await counts() == [2, 1, 1]
+    await store.remove(a.id, b"e", "empty")
+    await store.remove(ROOT_ID, b"b", "tree")
+    assert await counts() == [1, 0, 1]
 
 
 async def test_create_keeps_what_the_creator_says(store: AnyStore) -> None:

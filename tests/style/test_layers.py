@@ -19,7 +19,7 @@ LAYERS = [
     {"vosfs.metadata.sqljobs", "vosfs.metadata.subtree", "vosfs.metadata.behind"},
     {"vosfs.metadata.memory", "vosfs.metadata.sqlstore", "vosfs.metadata.gateway", "vosfs.session", "vosfs.backends.blobs", "vosfs.backends.objects"},
     {"vosfs.metadata.sqlite", "vosfs.metadata.cached", "vosfs.metadata.vospace", "vosfs.cache.blocks"},
-    {"vosfs.metadata.postgres", "vosfs.backends.transfer", "vosfs.cache.file"},
+    {"vosfs.metadata.postgres", "vosfs.metadata.ahead", "vosfs.backends.transfer", "vosfs.cache.file"},
     {"vosfs.filesystem"},
     {"vosfs.fuse"},
     {"vosfs.mount"},

@@ -1,5 +1,6 @@
 """What was acknowledged first and told later: order, backpressure, trouble, and the journal."""
 
+import errno
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -12,11 +13,19 @@ from trio.testing import MockClock
 
 from vosfs.cache import journal
 from vosfs.cache.journal import Journal
-from vosfs.errors import NodeNotFound, ServiceUnavailable, Stale, VOSpaceError
+from vosfs.errors import (
+    InvalidArgument,
+    NodeNotFound,
+    ProtocolError,
+    ServiceUnavailable,
+    Stale,
+    StorageFull,
+    VOSpaceError,
+)
 from vosfs.metadata import behind as behind_module
 from vosfs.metadata import messages as m
 from vosfs.metadata.behind import DELAY_S, OWED_MAX, WriteBehind
-from vosfs.metadata.node import CONTAINER, NewNode
+from vosfs.metadata.node import CONTAINER, Attributes, NewNode
 
 _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(m.AnyRequest).decode
@@ -30,6 +39,11 @@ class Service:
         self.refuse: dict[int, m.Failure] = {}
         """Of the next batch."""
         self.batches: list[m.Batch] = []
+        self.most: int | None = None
+        """More requests than this in a batch are too many for something in between."""
+        self.answering = trio.Event()
+        """Cleared by who wants a batch to be under way for a while."""
+        self.answering.set()
         self.asked = 0
 
     async def send(self, request: m.Request) -> Any:
@@ -41,7 +55,10 @@ class Service:
         assert isinstance(batch, m.Batch)
         if self.down is not None:
             raise self.down
+        if self.most is not None and len(batch.requests) > self.most:
+            raise ProtocolError("status 413 with a body that is not ours")
         self.batches.append(batch)
+        await self.answering.wait()
         failures, self.refuse = list(self.refuse.items()), {}
         failed = {number for number, _ in failures}
         results = [(n, msgspec.Raw(_encode({"n": str(n)}))) for n in batch.wanted if n not in failed]
@@ -160,6 +177,80 @@ async def test_only_so_much_is_owed(
     caplog.clear()
 
 
+async def test_it_ends_though_others_go_on_asking(
+    autojump_clock: MockClock, service: Service, behind: WriteBehind
+) -> None:
+    async def ask() -> None:
+        while True:
+            await behind.ordered(m.Properties(101))
+
+    async with trio.open_nursery() as asking:
+        for _ in range(3):
+            asking.start_soon(ask)
+        behind.add(create(1))
+        with trio.fail_after(10):
+            await behind.drain()
+        asking.cancel_scope.cancel()
+    assert service.names == [b"1"]
+
+
+async def test_who_asks_waits_for_nothing_but_changes(
+    autojump_clock: MockClock, service: Service, behind: WriteBehind, nursery: trio.Nursery
+) -> None:
+    service.answering = trio.Event()
+    nursery.start_soon(behind.ordered, m.Properties(101))
+    await trio.testing.wait_all_tasks_blocked()
+    assert behind.owed == 1 and behind.idle
+    behind.add(create(1))
+    assert behind.owed == 2 and not behind.idle
+    service.answering.set()
+    await behind.drain()
+
+
+@pytest.mark.parametrize("at_ns", [2**63, 2**64, -(2**63) - 1])
+async def test_what_the_service_could_not_even_read_is_refused_at_once(
+    autojump_clock: MockClock, service: Service, behind: WriteBehind, at_ns: int
+) -> None:
+    request = m.SetAttributes(101, Attributes(mtime_ns=at_ns), 1)
+    behind.add(create(1))
+    with pytest.raises(InvalidArgument):
+        behind.add(request)
+    with pytest.raises(InvalidArgument):
+        await behind.ordered(request)
+    await behind.drain()
+    assert service.names == [b"1"] and behind.lost == 0
+
+
+async def test_what_is_too_many_for_something_in_between_goes_in_pieces(
+    autojump_clock: MockClock, service: Service, behind: WriteBehind, caplog: pytest.LogCaptureFixture
+) -> None:
+    service.most = 3
+    for number in range(50):
+        behind.add(create(number))
+    while not behind.idle:
+        await trio.sleep(1)
+    assert service.names == [b"%d" % n for n in range(50)] and behind.lost == 0
+    assert "413" in caplog.text
+    caplog.clear()
+
+
+async def test_one_that_is_refused_takes_no_other_along(
+    autojump_clock: MockClock, service: Service, nursery: trio.Nursery, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def send(request: m.Request) -> Any:
+        if isinstance(request, m.Batch) and any(r.name == b"3" for r in _decode(_encode(request)).requests):
+            raise InvalidArgument("not a message")
+        return await service.send(request)
+
+    behind = WriteBehind(send, {}, 10.0)
+    nursery.start_soon(behind.run)
+    for number in range(8):
+        behind.add(create(number))
+    await behind.drain()
+    assert sorted(service.names) == [b"%d" % n for n in range(8) if n != 3] and behind.lost == 1
+    caplog.clear()
+
+
 async def test_the_delegation_is_asked_for_now_and_then(
     autojump_clock: MockClock, service: Service, behind: WriteBehind
 ) -> None:
@@ -202,6 +293,94 @@ async def test_a_long_journal_is_written_anew(
         await trio.sleep(DELAY_S)
     await trio.testing.wait_all_tasks_blocked(0.0)
     assert len(journal.records(tmp_path / "journal")) in (0, 1 + 5)
+
+
+async def test_a_journal_that_is_written_anew_has_what_is_under_way(
+    autojump_clock: MockClock, service: Service, behind: WriteBehind, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(behind_module, "JOURNAL_BYTES_MAX", 1)
+    behind.journal = Journal(tmp_path / "journal", b"whose")
+    service.down = ServiceUnavailable("down")
+    behind.add(create(1))
+    with pytest.raises(ServiceUnavailable):
+        await behind.ordered(m.Properties(101))
+    assert [_decode(record) for record in journal.records(tmp_path / "journal")[1:]] == [create(1)]
+    caplog.clear()
+
+
+async def test_a_disk_that_is_full_stops_nothing_but_the_acknowledging(
+    autojump_clock: MockClock, service: Service, behind: WriteBehind, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(behind_module, "JOURNAL_BYTES_MAX", 1)
+    behind.journal = FullJournal(tmp_path / "journal", b"whose")
+    service.answering = trio.Event()
+    behind.add(create(1))
+    await trio.sleep(1)
+    behind.add(create(2))
+    behind.journal.full = True
+    with pytest.raises(StorageFull):
+        behind.add(create(3))
+    # What is left of the journal cannot be written either, and the batches go on.
+    service.answering.set()
+    await behind.drain()
+    assert service.names == [b"1", b"2"] and behind.lost == 0
+    assert "stays as long as it is" in caplog.text
+    caplog.clear()
+
+
+class FullJournal(Journal):
+    """A journal on a disk that is full, from when it is said."""
+
+    full = False
+
+    def add(self, record: bytes) -> None:
+        if self.full:
+            raise OSError(errno.ENOSPC, "full")
+        super().add(record)
+
+    def rewrite(self, kept: list[bytes]) -> None:
+        if self.full:
+            raise OSError(errno.ENOSPC, "full")
+        super().rewrite(kept)
+
+
+def test_a_journal_is_as_it_was_when_it_cannot_be_written_anew(tmp_path: Path) -> None:
+    written = Journal(tmp_path / "journal", b"whose")
+    for record in (b"one", b"two", b"three"):
+        written.add(record)
+    (tmp_path / "journal.new").mkdir()
+    with pytest.raises(OSError):
+        written.rewrite([b"two"])
+    assert journal.records(tmp_path / "journal") == [b"whose", b"one", b"two", b"three"]
+    (tmp_path / "journal.new").rmdir()
+    written.rewrite([b"two"])
+    written.add(b"four")
+    assert journal.records(tmp_path / "journal") == [b"whose", b"two", b"four"]
+    assert written.bytes == (tmp_path / "journal").stat().st_size
+    written.close()
+
+
+def test_a_journal_is_no_longer_than_is_read_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(journal, "RECORDS_BYTES_MAX", 100)
+    written = Journal(tmp_path / "journal", b"whose")
+    with pytest.raises(OSError):
+        for _ in range(100):
+            written.add(b"record")
+    there = journal.records(tmp_path / "journal")
+    assert there and (tmp_path / "journal").stat().st_size <= 100
+    written.close()
+
+
+async def test_a_long_journal_goes_in_messages_of_bounded_length(
+    autojump_clock: MockClock, service: Service, behind: WriteBehind, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    records = [_encode(create(number)) for number in range(100)]
+    monkeypatch.setattr(behind_module, "REPLAY_BYTES_MAX", 10 * len(records[10]))
+    assert await behind.replay(records) == 0
+    assert service.names == [b"%d" % n for n in range(100)]
+    assert max(len(batch.requests) for batch in service.batches) <= 10
 
 
 async def test_what_a_dead_mount_left_is_sent_marked_so(

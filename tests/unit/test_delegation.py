@@ -26,7 +26,9 @@ async def test_one_has_it_and_keeps_it(autojump_clock: MockClock, delegation: De
     delegation.give_back(BOB)
     assert delegation.holder == ALICE
     delegation.give_back(ALICE)
-    assert delegation.holder is None and delegation.ask(BOB)
+    assert delegation.holder is None
+    await trio.sleep(QUIET_S)
+    assert delegation.ask(BOB)
 
 
 async def test_nobody_has_it_where_others_serve_the_same_space(autojump_clock: MockClock) -> None:
@@ -67,6 +69,37 @@ async def test_a_recall_waits_for_the_holder(autojump_clock: MockClock, delegati
         delegation.give_back(ALICE)
     assert len(went_on) == 2 and max(went_on) < RECALL_S
     await delegation.recall()
+
+
+async def test_nobody_gets_it_between_a_recall_and_what_that_was_for(
+    autojump_clock: MockClock, delegation: Delegation
+) -> None:
+    assert delegation.ask(ALICE)
+    asked = []
+
+    async def bob() -> None:
+        with delegation.at_work(BOB):
+            await delegation.recall()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(bob)
+        await trio.testing.wait_all_tasks_blocked()
+        delegation.give_back(ALICE)
+        # Bob is told, and has not gone on yet.
+        asked.append(delegation.ask(ALICE))
+    assert asked == [False]
+
+
+async def test_who_had_it_recalled_waits_like_everybody(autojump_clock: MockClock, delegation: Delegation) -> None:
+    with delegation.at_work(ALICE):
+        assert delegation.ask(ALICE)
+    await trio.sleep(10 * QUIET_S)
+    delegation.give_back(ALICE)
+    with delegation.at_work(BOB):
+        pass
+    assert not delegation.ask(BOB), "alice was at work with it until now"
+    await trio.sleep(QUIET_S)
+    assert delegation.ask(BOB)
 
 
 async def test_who_does_not_answer_loses_it_and_is_not_given_it_again(

@@ -14,6 +14,7 @@ from collections import OrderedDict
 from pathlib import Path
 from typing import Protocol
 
+import msgspec
 import trio
 
 from vosfs.backends.blobs import Blobs
@@ -24,7 +25,9 @@ from vosfs.client import Segment
 from vosfs.errors import NodeNotFound, Stale, VOSpaceError
 from vosfs.metadata import content
 from vosfs.metadata.cached import CachedTree
-from vosfs.metadata.node import Blob, Content, Extent, Node
+from vosfs.metadata.node import Attributes, Blob, Content, Extent, Node
+
+replace = msgspec.structs.replace
 
 STREAM_BYTES = 32 << 20
 """A file with this much dirty starts to upload before it is closed."""
@@ -39,6 +42,12 @@ WHOLE_STEP_BYTES = 4 << 20
 """How much of a file is brought here at a time before it is sent whole."""
 LIST_INLINE_MAX = 64
 """More small runs than this at one commit are uploaded as one blob instead."""
+
+
+def changed(node: Node, change: Attributes) -> Node:
+    """A node with changed attributes, as the space would answer."""
+    fields = {key: value for key, value in msgspec.structs.asdict(change).items() if value is not None}
+    return replace(node, **fields, ctime_ns=time.time_ns())
 
 
 class Replacer(Protocol):
@@ -60,6 +69,10 @@ class CachedFile:
         self.length = found.node.length
         self.mtime_ns: int | None = None
         """To be committed with the bytes; None if they did not change."""
+        self.atime_ns: int | None = None
+        """The same; None if nobody set it."""
+        self.ctime_ns = 0
+        """When something here changed last that is not committed."""
         self.handles = 0
         self.fresh = True
         """False once the node changed elsewhere: the next open must look."""
@@ -71,6 +84,8 @@ class CachedFile:
         """No name is left: there is nothing to commit to."""
         self._extents = found.extents
         """INVARIANT: the space's extents at ``node.version`` with ``_changes`` applied."""
+        self.head = found.head
+        """The first bytes, if they came along and nothing was changed since."""
         self._changes: list[Extent] = []
         """Not yet committed: holes left by truncation, and uploaded blobs."""
         self._receipts: dict[str, str] = {}
@@ -96,13 +111,24 @@ class CachedFile:
 
     def attributes(self) -> Node:
         """The node as this mount sees it."""
-        node = self._table.tree.peek(self.node.id) or self.node
-        if self.changed:
-            node = Node(*(getattr(node, name) for name in Node.__struct_fields__))
-            node.length = self.length
-            if self.mtime_ns is not None:
-                node.mtime_ns = node.ctime_ns = self.mtime_ns
-        return node
+        node = None if self.unlinked else self._table.tree.peek(self.node.id)
+        node = node or self.node
+        if not self.changed:
+            return node
+        return replace(
+            node, length=self.length, ctime_ns=max(node.ctime_ns, self.ctime_ns),
+            mtime_ns=node.mtime_ns if self.mtime_ns is None else self.mtime_ns,
+            atime_ns=node.atime_ns if self.atime_ns is None else self.atime_ns,
+        )  # fmt: skip
+
+    def renew(self, node: Node) -> None:
+        """Take a newer record of the node's attributes; the content stays at its version."""
+        self.node = replace(node, version=self.node.version, length=self.node.length)
+
+    def set_attributes(self, change: Attributes) -> None:
+        """Of a file without a name: they last as long as it is open, and nobody else can see them."""
+        self.node = changed(self.node, change)
+        self.set_times(change.atime_ns, change.mtime_ns)
 
     def check(self) -> None:
         """Raise ValueError unless the invariants hold."""
@@ -121,6 +147,8 @@ class CachedFile:
         stop = min(stop, self.length)
         if start >= stop:
             return b""
+        if stop <= len(self.head):
+            return self.head[start:stop]
         if self._local:
             if self._scratch is not None and self._local.covers(start, stop):
                 return self._scratch.read(start, stop)
@@ -192,16 +220,17 @@ class CachedFile:
         if self._scratch is None:
             self._scratch = self._table.new_scratch()
         self._scratch.write(start, data)
+        self.head = b""
         self._local.add(start, stop)
         self._dirty.add(start, stop)
         self._count()
         if stop > self.length:
             self.length = stop
             self._resized = True
-        self.mtime_ns = time.time_ns()
+        self.mtime_ns = self.ctime_ns = time.time_ns()
 
     def truncate(self, length: int) -> None:
-        """Cut or extend; an extension reads as zeros."""
+        """Cut or extend; an extension reads as zeros.  A change of the file even if it is that long already."""
         if length < self.length:
             # Reads of what is not local come from the extents: the cut bytes cannot come back when the file grows again.
             self._local.remove(length, self.length)
@@ -210,18 +239,19 @@ class CachedFile:
             if self._scratch is not None:
                 self._scratch.punch(length, self.length)
             self._change(Extent(length, self.length))
-        if length != self.length:
-            self.length = length
-            self._resized = True
-        self.mtime_ns = time.time_ns()
+        self.length, self.head = length, b""
+        self._resized = True
+        self.mtime_ns = self.ctime_ns = time.time_ns()
 
     def _change(self, change: Extent) -> None:
         self._changes.append(change)
         self._extents = content.overlay(self._extents, change)
 
-    def set_mtime(self, ns: int) -> None:
-        """Override the modification time that the next commit carries."""
-        self.mtime_ns = ns
+    def set_times(self, atime_ns: int | None, mtime_ns: int | None) -> None:
+        """Override the times that the next commit carries; None leaves one as it is."""
+        self.atime_ns = self.atime_ns if atime_ns is None else atime_ns
+        self.mtime_ns = self.mtime_ns if mtime_ns is None else mtime_ns
+        self.ctime_ns = time.time_ns()
 
     def rebase(self, found: Content) -> None:
         """Start from another version; only when nothing is changed here."""
@@ -232,7 +262,7 @@ class CachedFile:
             self.close()
             self.length = found.node.length
         self.node = found.node
-        self._extents = found.extents
+        self._extents, self.head = found.extents, found.head
         self.fresh = True
 
     def discard(self) -> None:
@@ -242,7 +272,7 @@ class CachedFile:
         self._changes.clear()
         self._receipts.clear()
         self._resized = False
-        self.mtime_ns = None
+        self.mtime_ns = self.atime_ns = None
         self.length = self.node.length
         self.fresh = False
         self.kernel_version = 0
@@ -347,15 +377,17 @@ class CachedFile:
         for start, stop in taken:
             self._dirty.remove(start, stop)
         self._count()
-        pending, length, mtime_ns = list(self._changes), self.length, self.mtime_ns
-        self._resized, self.mtime_ns = False, None
+        pending, length, mtime_ns, atime_ns = list(self._changes), self.length, self.mtime_ns, self.atime_ns
+        self._resized, self.mtime_ns, self.atime_ns = False, None, None
         receipts = {} if self._table.local else self._receipts
         changes = [content.relocated(e, receipts.get(e.locator, e.locator)) for e in (*pending, *inline)]
         blobs = [_blob(self._receipts[e.locator]) for e in pending if e.locator and self._table.local]
-        done = None if durable else self._commit_ahead(inline, length, changes, mtime_ns)
+        done = None if durable else self._commit_ahead(inline, length, changes, mtime_ns, atime_ns)
         try:
             if done is None:
-                done = await tree.commit(self.node.id, self.node.version, length, changes, blobs, mtime_ns, durable)
+                done = await tree.commit(
+                    self.node.id, self.node.version, length, changes, blobs, mtime_ns, durable, atime_ns
+                )
         except NodeNotFound:
             self.unlinked = True
             raise Stale("the file was deleted elsewhere") from None
@@ -368,6 +400,8 @@ class CachedFile:
             self._resized = True
             if self.mtime_ns is None:
                 self.mtime_ns = mtime_ns
+            if self.atime_ns is None:
+                self.atime_ns = atime_ns
             raise
         self.node = done.node
         if self.kernel_version:
@@ -383,14 +417,14 @@ class CachedFile:
         self._table.committed(self.node.id, durable, bool(blobs or any(e.locator for e in pending)))
 
     def _commit_ahead(
-        self, inline: list[Extent], length: int, changes: list[Extent], mtime_ns: int | None
+        self, inline: list[Extent], length: int, changes: list[Extent], mtime_ns: int | None, atime_ns: int | None
     ) -> Content | None:
         """The content after a commit that the service hears of later, if that can be."""
         extents = content.apply(self._extents, inline, length)
         if len(extents) > content.EXTENTS_MAX or sum(len(e.data) for e in extents) > content.INLINE_TOTAL_MAX:
             # The service makes one blob of many pieces, and answers with it.
             return None
-        node = self._table.tree.commit_ahead(self.node.id, self.node.version, length, changes, mtime_ns)
+        node = self._table.tree.commit_ahead(self.node.id, self.node.version, length, changes, mtime_ns, atime_ns)
         return None if node is None else Content(node, extents)
 
     async def _replace(self, replacer: "Replacer") -> None:
@@ -653,7 +687,7 @@ class FileTable:
         """This mount took a node's last name away."""
         file = self._files.get(node.id)
         if file is not None:
-            file.node.nlink = node.nlink
+            file.renew(node)
             if node.nlink == 0:
                 file.unlinked = True
                 if not file.handles:

@@ -4,6 +4,7 @@ A record is its length, its CRC-32 and its bytes.  Written without fsync: the fi
 not of the machine; who needs more than that calls fsync(2), which waits for the service.
 """
 
+import errno
 import os
 import struct
 import zlib
@@ -19,32 +20,59 @@ class Journal:
 
     def __init__(self, path: Path, first: bytes) -> None:
         # Constants
+        self._path = path
         self._first = first
         """Says whose records follow."""
         # Mutable state
-        self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        self._fd = _create(path)
         self.bytes = 0
         """INVARIANT: length of the file."""
 
     def add(self, record: bytes) -> None:
         """Append a record.  OSError if the disk is full; the file is then as it was."""
-        records = (record,) if self.bytes else (self._first, record)
-        data = b"".join(_HEADER.pack(len(r), zlib.crc32(r)) + r for r in records)
+        data = _framed([record] if self.bytes else [self._first, record])
+        if self.bytes + len(data) > RECORDS_BYTES_MAX:
+            raise OSError(errno.EFBIG, "the journal is longer than is read back")
         written = os.write(self._fd, data)
         if written != len(data):
             os.ftruncate(self._fd, self.bytes)
-            raise OSError(28, "the journal does not fit on the disk")
+            raise OSError(errno.ENOSPC, "the journal does not fit on the disk")
         self.bytes += written
 
-    def clear(self) -> None:
-        """Forget all records."""
-        if self.bytes:
-            os.ftruncate(self._fd, 0)
-            self.bytes = 0
+    def rewrite(self, kept: list[bytes]) -> None:
+        """Forget all records but these.  OSError if that cannot be; the file is then as it was.
+
+        In one step: a process that is killed in the middle leaves all of them or these.
+        """
+        if not kept:
+            if self.bytes:
+                os.ftruncate(self._fd, 0)
+                self.bytes = 0
+            return
+        data = _framed([self._first, *kept])
+        aside = self._path.with_name(self._path.name + ".new")
+        fd = _create(aside)
+        try:
+            if os.write(fd, data) != len(data):
+                raise OSError(errno.ENOSPC, "the journal does not fit on the disk twice")
+            os.rename(aside, self._path)
+        except BaseException:
+            os.close(fd)
+            raise
+        os.close(self._fd)
+        self._fd, self.bytes = fd, len(data)
 
     def close(self) -> None:
         """Close; the records stay."""
         os.close(self._fd)
+
+
+def _create(path: Path) -> int:
+    return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+
+
+def _framed(records: list[bytes]) -> bytes:
+    return b"".join(_HEADER.pack(len(r), zlib.crc32(r)) + r for r in records)
 
 
 def records(path: Path) -> list[bytes]:

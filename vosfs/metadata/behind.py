@@ -20,6 +20,8 @@ import trio
 from vosfs.cache.journal import Journal
 from vosfs.errors import (
     BY_NAME,
+    InternalFault,
+    InvalidArgument,
     NotAuthenticated,
     ProtocolError,
     ServiceUnavailable,
@@ -41,10 +43,13 @@ ASK_EVERY_S = 0.5
 RETRY_S_MIN, RETRY_S_MAX = 0.1, 2.0
 JOURNAL_BYTES_MAX = 32 << 20
 """A journal that never runs empty is written anew when it is longer."""
-_AGAIN = (ServiceUnavailable, TimedOut, StorageFull, NotAuthenticated)
-"""Why a batch may fail now and succeed later."""
+_AGAIN = (ServiceUnavailable, TimedOut, StorageFull, NotAuthenticated, InternalFault, ProtocolError)
+"""Why a batch may fail now and succeed later.  ProtocolError: something in between answers for the service."""
+REPLAY_BYTES_MAX = 4 << 20
+"""A journal may be longer than one message may be."""
 
 _encode = msgspec.msgpack.Encoder().encode
+_decode = msgspec.msgpack.Decoder(m.Ordered).decode
 
 Decode = Callable[[bytes], Any]
 """Of one kind of result."""
@@ -53,12 +58,20 @@ Decode = Callable[[bytes], Any]
 class _Owed:
     """One request, and who waits for its answer if somebody does."""
 
-    __slots__ = ("request", "raw", "done", "result", "error")
+    __slots__ = ("request", "raw", "done", "sent", "result", "error")
 
     def __init__(self, request: m.Ordered, done: trio.Event | None) -> None:
+        try:
+            # 2 µs.  A value that the service cannot take, a time after 2262 say, would have all of its batch refused.
+            self.raw = _encode(request)
+            _decode(self.raw)
+        except (OverflowError, msgspec.DecodeError) as exc:
+            raise InvalidArgument(f"out of bounds: {exc}") from None
         self.request = request
-        self.raw = _encode(request)
         self.done = done
+        """None: it was acknowledged, nobody waits."""
+        self.sent = False
+        """Whether the service may have had it."""
         self.result: Any = None
         self.error: VOSpaceError | None = None
 
@@ -88,10 +101,14 @@ class WriteBehind:
         self.journal: Journal | None = None
         """Keeps what is owed for the next mount, should this process die."""
         self._owed: list[_Owed] = []
+        """In order; the batch under way is its beginning."""
         self._bytes = 0
-        """INVARIANT: encoded bytes in ``_owed`` and in the batch under way."""
-        self._count = 0
-        """INVARIANT: how many these are."""
+        """INVARIANT: encoded bytes in ``_owed``."""
+        self._promised = 0
+        """INVARIANT: how many of ``_owed`` were acknowledged."""
+        self._batch_max = m.BATCH_MAX
+        """Fewer after a batch failed, in case it was too many."""
+        self._pause_s = RETRY_S_MIN
         self._hurry = trio.Event()
         """Somebody waits."""
         self._work = trio.Event()
@@ -105,13 +122,16 @@ class WriteBehind:
 
     @property
     def idle(self) -> bool:
-        """Whether nothing is owed."""
-        return not self._count
+        """Whether nothing is owed that was acknowledged.
+
+        A request that somebody waits for need not travel behind others that somebody waits for.
+        """
+        return not self._promised
 
     @property
     def owed(self) -> int:
-        """How many requests are."""
-        return self._count
+        """How many requests are owed."""
+        return len(self._owed)
 
     def now_ns(self) -> int:
         """The service's time."""
@@ -129,7 +149,7 @@ class WriteBehind:
 
     async def room(self) -> None:
         """Wait until more may be owed.  TimedOut, or what keeps the service from taking it."""
-        while self._count >= OWED_MAX or self._bytes >= OWED_BYTES_MAX:
+        while len(self._owed) >= OWED_MAX or self._bytes >= OWED_BYTES_MAX:
             if self._trouble is not None:
                 raise self._trouble
             self._hurry.set()
@@ -150,7 +170,7 @@ class WriteBehind:
 
     def _push(self, owed: _Owed) -> None:
         self._owed.append(owed)
-        self._count += 1
+        self._promised += owed.done is None
         self._bytes += len(owed.raw)
         self._work.set()
 
@@ -171,8 +191,11 @@ class WriteBehind:
         return owed.result
 
     async def drain(self) -> None:
-        """Until nothing is owed.  What keeps the service from taking it."""
-        while self._count:
+        """Until nothing is owed that was acknowledged.  What keeps the service from taking it.
+
+        Others may go on asking all the while: with the delegation gone that adds nothing to wait for.
+        """
+        while self._promised:
             self._hurry.set()
             await self._progress.wait()
             if self._trouble is not None:
@@ -190,8 +213,7 @@ class WriteBehind:
                     with trio.move_on_after(DELAY_S):
                         await self._hurry.wait()
                 self._hurry = trio.Event()
-                batch, self._owed = self._owed[: m.BATCH_MAX], self._owed[m.BATCH_MAX :]
-                await self._deliver(batch)
+                await self._deliver()
 
     async def _ask(self) -> None:
         self._wanted, self._asked_at = False, time.monotonic()
@@ -200,38 +222,43 @@ class WriteBehind:
         except VOSpaceError as exc:
             log.debug("delegation: %s", exc)
 
-    async def _deliver(self, batch: list[_Owed]) -> None:
-        """Send a batch until it is answered."""
-        again, pause = False, RETRY_S_MIN
-        while batch:
-            wanted = [number for number, owed in enumerate(batch) if owed.done is not None]
-            try:
-                outcomes = await self._send(_batch([owed.raw for owed in batch], wanted, again))
-            except VOSpaceError as exc:
-                if not isinstance(exc, _AGAIN):
-                    self._settle(batch, [], [(number, exc) for number in range(len(batch))])
-                    return
-                if self._trouble is None:
-                    log.warning("the service does not take changes, %d are owed: %s", self._count, exc)
-                self.held, self._trouble = False, exc
-                # Who waits is told; what was acknowledged stays.
-                told = [owed for owed in batch if owed.done is not None] + [o for o in self._owed if o.done is not None]
-                self._settle(told, [], [(number, exc) for number in range(len(told))])
-                batch = [owed for owed in batch if owed.done is None]
-                self._owed = [owed for owed in self._owed if owed.done is None]
-                again = True
-                await trio.sleep(pause)
-                pause = min(2 * pause, RETRY_S_MAX)
+    async def _deliver(self) -> None:
+        """Send a batch; what was acknowledged stays owed until it is answered."""
+        batch = self._owed[: self._batch_max]
+        wanted = [number for number, owed in enumerate(batch) if owed.done is not None]
+        again = any(owed.sent for owed in batch)
+        for owed in batch:
+            owed.sent = True
+        try:
+            outcomes = await self._send(_batch([owed.raw for owed in batch], wanted, again))
+        except VOSpaceError as exc:
+            # Too many for the service, or for something in between; or there is one among them that it cannot take.
+            self._batch_max = max(1, len(batch) // 2)
+            if isinstance(exc, _AGAIN):
+                await self._undelivered(exc)
+            elif len(batch) == 1:
+                self._settle(batch, [], [(0, exc)])
             else:
-                if self._trouble is not None:
-                    log.warning("the service takes changes again")
-                    self._trouble = None
-                failures = [
-                    (number, BY_NAME.get(why.error, ProtocolError)(why.message)) for number, why in outcomes.failures
-                ]
-                self._settle(batch, outcomes.results, failures)
-                return
-        self._trouble = None
+                self._hurry.set()
+            return
+        if self._trouble is not None:
+            log.warning("the service takes changes again")
+        self._trouble, self._pause_s, self._batch_max = None, RETRY_S_MIN, min(2 * self._batch_max, m.BATCH_MAX)
+        failures = [(number, BY_NAME.get(why.error, ProtocolError)(why.message)) for number, why in outcomes.failures]
+        self._settle(batch, outcomes.results, failures)
+
+    async def _undelivered(self, exc: VOSpaceError) -> None:
+        """The service does not answer: who waits is told, and what was acknowledged stays."""
+        if self._trouble is None:
+            log.warning("the service does not take changes, %d are owed: %s", self._promised, exc)
+        self.held, self._trouble = False, exc
+        told = [owed for owed in self._owed if owed.done is not None]
+        self._settle(told, [], [(number, exc) for number in range(len(told))])
+        if not self._owed:
+            self._trouble = None
+            return
+        await trio.sleep(self._pause_s)
+        self._pause_s = min(2 * self._pause_s, RETRY_S_MAX)
 
     def _settle(
         self, batch: list[_Owed], results: list[tuple[int, msgspec.Raw]], failures: list[tuple[int, VOSpaceError]]
@@ -250,8 +277,10 @@ class WriteBehind:
                 log.error("an acknowledged change is lost: %s: %s: %s",
                           type(owed.request).__name__, type(error).__name__, error)  # fmt: skip
                 self.on_lost(owed.request, error)  # type: ignore[arg-type]
+        settled = {id(owed) for owed in batch}
+        self._owed = [owed for owed in self._owed if id(owed) not in settled]
         for owed in batch:
-            self._count -= 1
+            self._promised -= owed.done is None
             self._bytes -= len(owed.raw)
             if owed.done is not None:
                 owed.done.set()
@@ -261,22 +290,30 @@ class WriteBehind:
 
     def _trim(self) -> None:
         """Take out of the journal what the service has."""
-        if self.journal is None or (self._count and self.journal.bytes < JOURNAL_BYTES_MAX):
+        if self.journal is None or (self._promised and self.journal.bytes < JOURNAL_BYTES_MAX):
             return
-        self.journal.clear()
-        for owed in self._owed:
-            if owed.done is None:
-                self.journal.add(owed.raw)
+        try:
+            self.journal.rewrite([owed.raw for owed in self._owed if owed.done is None])
+        except OSError as exc:
+            # It has more than it needs, which is no loss: what was done is not done again.
+            log.warning("the journal of changes stays as long as it is: %s", exc.strerror)
 
     async def replay(self, records: list[bytes]) -> int:
         """Send what a mount that died had acknowledged; how many changes the service refused."""
-        refused = 0
-        for at in range(0, len(records), m.BATCH_MAX):
-            outcomes = await self._send(_batch(records[at : at + m.BATCH_MAX], [], True))
+        refused = at = 0
+        while at < len(records):
+            batch, size = [records[at]], len(records[at])
+            for record in records[at + 1 : at + m.BATCH_MAX]:
+                size += len(record)
+                if size > REPLAY_BYTES_MAX:
+                    break
+                batch.append(record)
+            outcomes = await self._send(_batch(batch, [], True))
             for number, why in outcomes.failures:
                 log.error("a change that a mount acknowledged before it died is lost: %d: %s: %s",
                           at + number, why.error, why.message)  # fmt: skip
             refused += len(outcomes.failures)
+            at += len(batch)
         return refused
 
 

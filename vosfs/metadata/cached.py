@@ -3,10 +3,6 @@
 While a change feed is followed (``live``), what is remembered is right until the feed says otherwise; without one it
 is trusted for TTL_S.  Only what was asked for or made here is kept, in two bounded tables.  State changes in
 synchronous steps between awaits; an answer that was under way while an invalidation came is used but not kept.
-
-While this mount holds the delegation nobody else changes the space.  A change whose effect is known from what is
-remembered is then made here at once, and owed to the service (``behind.py``); the methods that try that are the ones
-named ``_..._ahead``.
 """
 
 import time
@@ -16,10 +12,8 @@ import msgspec
 
 from vosfs.errors import NodeNotFound, VOSpaceError
 from vosfs.metadata import messages as m
-from vosfs.metadata.behind import WriteBehind
 from vosfs.metadata.node import (
     CONTAINER,
-    DATA,
     Attributes,
     Blob,
     Change,
@@ -29,8 +23,6 @@ from vosfs.metadata.node import (
     Node,
     Renamed,
     Usage,
-    made,
-    new_id,
 )
 from vosfs.metadata.store import Tree
 
@@ -67,10 +59,9 @@ class _Names:
 class CachedTree:
     """Tree that answers from memory when it may."""
 
-    def __init__(self, inner: Tree, behind: WriteBehind | None = None) -> None:
+    def __init__(self, inner: Tree) -> None:
         # Dependencies
         self.inner = inner
-        self._behind = behind
         # Mutable state
         self.live = False
         """Whether a feed invalidates what changes elsewhere."""
@@ -110,8 +101,8 @@ class CachedTree:
         return node
 
     def _now(self) -> float:
-        """What expiry is compared with: nothing expires that nobody else can change."""
-        return 0.0 if self._behind is not None and self._behind.held else time.monotonic()
+        """What expiry is compared with."""
+        return time.monotonic()
 
     def peek(self, id: int) -> Node | None:
         """The node, if it is remembered and fresh."""
@@ -140,11 +131,16 @@ class CachedTree:
             self._count += 1
         names.ids[name] = id
 
-    def _touch(self, parent: int, ns: int) -> None:
-        """A container's names changed at ``ns``, by this mount: its new times are known without asking."""
+    def _touch(self, parent: int, ns: int, came: int = 0) -> None:
+        """A container's names changed at ``ns``, by this mount: its new times are known without asking.
+
+        ``came``: how many containers came into it.
+        """
         kept = self._nodes.get(parent)
         if kept is not None:
-            self._nodes[parent] = (replace(kept[0], mtime_ns=ns, ctime_ns=ns), kept[1], self._serial)
+            containers = kept[0].containers + came if kept[0].containers >= 0 else -1
+            node = replace(kept[0], mtime_ns=ns, ctime_ns=ns, containers=containers)
+            self._nodes[parent] = (node, kept[1], self._serial)
 
     def forget(self, id: int) -> None:
         """A node changed elsewhere, or an operation on it ended in doubt."""
@@ -186,6 +182,11 @@ class CachedTree:
             return None
         return names.ids
 
+    def names_kept(self, parent: int) -> dict[bytes, int]:
+        """The names of a container that are known, be they all or not."""
+        names = self._names.get(parent)
+        return {} if names is None or names.expires < time.monotonic() else names.ids
+
     def peek_name(self, parent: int, name: bytes) -> int | None:
         """The id under a name; 0 if there is no such name; None if not known."""
         names = self._names.get(parent)
@@ -193,118 +194,21 @@ class CachedTree:
             return None
         return names.ids.get(name, 0 if names.complete else None)
 
-    # -- changing first, telling later (synchronous) -----------------------------------------------------------------
+    # -- what a tree that changes first adds (``ahead.py``) ------------------------------------------------------------
 
     async def room(self) -> None:
-        """Wait until a change may be made here first, if the delegation is held; else ask for it."""
-        if self._behind is not None:
-            if self._behind.held:
-                await self._behind.room()
-            else:
-                self._behind.want()
-
-    def _mine(self, id: int) -> Node | None:
-        """A node that this mount may change first: known, its user's own, and free."""
-        if self._behind is None or not self._behind.held:
-            return None
-        node = self.peek(id)
-        if node is None or node.owner != self._behind.user or node.immutable or not node.nlink:
-            return None
-        return node
-
-    def _owe(self, request: m.Mutation) -> None:
-        assert self._behind is not None
-        self._behind.add(request)
-        self._serial += 1
-        self._mutations += 1
-
-    def _create_ahead(self, parent: int, name: bytes, new: NewNode) -> Node | None:
-        container = self._mine(parent)
-        if (
-            self._behind is None
-            or container is None
-            or container.kind != CONTAINER
-            or self.peek_name(parent, name) != 0
-        ):
-            return None
-        node = made(replace(new, owner=self._behind.user), new_id(), self._behind.now_ns())
-        self._owe(m.Create(parent, name, new, node.id, node.btime_ns))
-        return self._created(parent, name, node)
-
-    def _child_ahead(self, parent: int, name: bytes) -> Node | None:
-        """The node under a name, if name and node may be changed here first."""
-        container, id = self._mine(parent), self.peek_name(parent, name)
-        if container is None or not id:
-            return None
-        node = self.peek(id)
-        return None if node is None or node.immutable else node
-
-    def _remove_ahead(self, parent: int, name: bytes, kind: str) -> Node | None:
-        node = self._child_ahead(parent, name)
-        if self._behind is None or node is None or (node.kind == CONTAINER) != (kind == "empty"):
-            return None
-        if kind == "empty":
-            names = self.names_known(node.id)
-            if names is None or any(names.values()):
-                return None
-        now_ns = self._behind.now_ns()
-        self._owe(m.Remove(parent, name, kind, node.id, now_ns))
-        node = replace(node, nlink=node.nlink - 1, ctime_ns=now_ns)
-        self._removed(parent, name, node)
-        return node
-
-    def _rename_ahead(self, parent: int, name: bytes, to_parent: int, to_name: bytes, flag: str) -> Renamed | None:
-        node, into, other_id = (
-            self._child_ahead(parent, name),
-            self._mine(to_parent),
-            self.peek_name(to_parent, to_name),
-        )
-        if self._behind is None or node is None or into is None or other_id is None or flag == "exchange":
-            return None
-        if node.kind == CONTAINER and parent != to_parent:
-            # Whether it goes below itself is not known here.
-            return None
-        other = None
-        if other_id:
-            other = self._child_ahead(to_parent, to_name)
-            if other is None or other.id == node.id or flag or CONTAINER in (node.kind, other.kind):
-                return None
-        now_ns = self._behind.now_ns()
-        self._owe(m.Rename(parent, name, to_parent, to_name, flag, node.id, now_ns))
-        gone = None if other is None else replace(other, nlink=other.nlink - 1, ctime_ns=now_ns)
-        done = Renamed(replace(node, ctime_ns=now_ns), gone)
-        self._renamed(parent, name, to_parent, to_name, done)
-        return done
-
-    def _set_attributes_ahead(self, id: int, change: Attributes) -> Node | None:
-        node = self._mine(id)
-        if self._behind is None or node is None or change.target is not None or change.immutable is not None:
-            return None
-        now_ns = self._behind.now_ns()
-        fields = {key: value for key, value in msgspec.structs.asdict(change).items() if value is not None}
-        self._owe(m.SetAttributes(id, change, now_ns))
-        return self.remember(replace(node, **fields, ctime_ns=now_ns))
+        """Wait until a change may be made."""
 
     def commit_ahead(
-        self, id: int, base_version: int, length: int, changes: list[Extent], mtime_ns: int | None
-    ) -> Node | None:
+        self, id: int, base_version: int, length: int, changes: list[Extent], mtime_ns: int | None,
+        atime_ns: int | None = None,
+    ) -> Node | None:  # fmt: skip
         """The node with its bytes changed, if that could be done here first; ``changes`` as ``commit`` has them."""
-        node = self._mine(id)
-        if self._behind is None or node is None or node.kind != DATA or node.version != base_version:
-            return None
-        now_ns = self._behind.now_ns()
-        mtime_ns = now_ns if mtime_ns is None else mtime_ns
-        self._owe(m.Commit(id, base_version, length, changes, mtime_ns, False, now_ns))
-        self._contents.pop(id, None)
-        return self.remember(
-            replace(node, version=base_version + 1, length=length, mtime_ns=mtime_ns, ctime_ns=now_ns, md5="")
-        )
+        return None
 
     def debt(self) -> dict[str, object]:
-        """How far this mount is ahead of the service."""
-        if self._behind is None:
-            return {}
-        return {"delegation": self._behind.held, "owed": self._behind.owed, "lost": self._behind.lost}
+        """How far this mount is ahead of the service, for ``vosfs status``."""
+        return {}
 
     def lost(self, request: m.Mutation) -> None:
         """The service refused what was changed here first: nothing that it touched is known any more."""
@@ -340,7 +244,7 @@ class CachedTree:
                 self._set_name(parent, name, node.id)
             node = self.remember(node, since)
             if found.extents is not None and self.live and node is found.node:
-                self._contents[node.id] = Content(node, found.extents)
+                self._contents[node.id] = Content(node, found.extents, found.head)
                 if len(self._contents) > CONTENTS_MAX:
                     self._contents.popitem(last=False)
         return node
@@ -381,9 +285,6 @@ class CachedTree:
         return self._epoch
 
     async def create(self, parent: int, name: bytes, new: NewNode) -> Node:
-        await self.room()
-        if (ahead := self._create_ahead(parent, name, new)) is not None:
-            return ahead
         try:
             node = await self.inner.create(parent, name, new)
         except VOSpaceError:
@@ -395,7 +296,7 @@ class CachedTree:
 
     def _created(self, parent: int, name: bytes, node: Node) -> Node:
         self._set_name(parent, name, node.id)
-        self._touch(parent, node.ctime_ns)
+        self._touch(parent, node.ctime_ns, int(node.kind == CONTAINER))
         if node.kind == CONTAINER and self.live:
             self._container(node.id, complete=True)
         return self.remember(node)
@@ -413,9 +314,6 @@ class CachedTree:
         return self.remember(node)
 
     async def remove(self, parent: int, name: bytes, kind: str) -> Node:
-        await self.room()
-        if (ahead := self._remove_ahead(parent, name, kind)) is not None:
-            return ahead
         try:
             node = await self.inner.remove(parent, name, kind)
         except VOSpaceError:
@@ -428,7 +326,7 @@ class CachedTree:
 
     def _removed(self, parent: int, name: bytes, node: Node) -> None:
         self._unname(parent, name)
-        self._touch(parent, node.ctime_ns)
+        self._touch(parent, node.ctime_ns, -int(node.kind == CONTAINER))
         self._after_drop(node)
 
     def _unname(self, parent: int, name: bytes) -> None:
@@ -446,9 +344,7 @@ class CachedTree:
 
     async def rename(self, parent: int, name: bytes, to_parent: int, to_name: bytes, flag: str) -> Node | None:
         """As in the port; returns the node that lost its name."""
-        await self.room()
-        if (ahead := self._rename_ahead(parent, name, to_parent, to_name, flag)) is not None:
-            return ahead.gone
+        other = self.peek_name(to_parent, to_name)
         try:
             done = await self.inner.rename(parent, name, to_parent, to_name, flag)
         except VOSpaceError:
@@ -460,6 +356,7 @@ class CachedTree:
         if flag == "exchange" or (done.gone is None and self.peek_name(to_parent, to_name) == done.node.id):
             self.forget_name(parent, name)
             self.forget_name(to_parent, to_name)
+            self._nodes.pop(other or 0, None)
         else:
             self._renamed(parent, name, to_parent, to_name, done)
             return done.gone
@@ -472,15 +369,14 @@ class CachedTree:
         self._unname(parent, name)
         self._set_name(to_parent, to_name, done.node.id)
         self.remember(done.node)
-        for id in (parent, to_parent):
-            self._touch(id, done.node.ctime_ns)
+        # An exchange made both containers forgotten: nothing is counted then.
+        moved = int(done.node.kind == CONTAINER)
+        self._touch(parent, done.node.ctime_ns, -moved)
+        self._touch(to_parent, done.node.ctime_ns, moved - int(done.gone is not None and done.gone.kind == CONTAINER))
         if done.gone is not None:
             self._after_drop(done.gone)
 
     async def set_attributes(self, id: int, change: Attributes) -> Node:
-        await self.room()
-        if (ahead := self._set_attributes_ahead(id, change)) is not None:
-            return ahead
         since = self._serial
         try:
             return self.remember(await self.inner.set_attributes(id, change), since)
@@ -493,7 +389,7 @@ class CachedTree:
     async def open(self, id: int) -> Content:
         known, node = self._contents.pop(id, None), self.peek(id)
         if known is not None and node is not None and self.live and known.node.version == node.version:
-            return Content(node, known.extents)
+            return Content(node, known.extents, known.head)
         epoch, since = self._epoch, self._serial
         found = await self.inner.open(id)
         if epoch == self._epoch:
@@ -502,11 +398,13 @@ class CachedTree:
 
     async def commit(
         self, id: int, base_version: int | None, length: int, changes: list[Extent], blobs: list[Blob],
-        mtime_ns: int | None, durable: bool,
+        mtime_ns: int | None, durable: bool, atime_ns: int | None = None,
     ) -> Content:  # fmt: skip
         before, since = self._mutations, self._serial
         try:
-            done = await self.inner.commit(id, base_version, length, changes, blobs, mtime_ns, durable=durable)
+            done = await self.inner.commit(
+                id, base_version, length, changes, blobs, mtime_ns, durable=durable, atime_ns=atime_ns
+            )
         except VOSpaceError:
             self.forget(id)
             raise

@@ -7,6 +7,9 @@ import msgspec
 
 from vosfs.metadata.node import Extent
 
+LENGTH_MAX = 1 << 60
+"""Longest content."""
+
 INLINE_BYTES_MAX = 16 * 1024
 """Runs up to this length live in the metadata row: a small file then costs one transaction and no file."""
 

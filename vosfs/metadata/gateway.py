@@ -33,6 +33,10 @@ _READS = (
 )  # fmt: skip
 """Requests that may be sent again when a kept connection breaks under them."""
 
+ALONE_S = 0.5
+"""After this long without another, what is looked up is likely to be read next: its first bytes come along.  They save the
+round trip that the first read waits for, 1 ms even on one host; with many look-ups in a row they would be in the way."""
+
 
 class GatewayTree:
     """Tree (see ``store.py`` for every method's contract) on a daemon; its caller is whoever the token names."""
@@ -48,6 +52,8 @@ class GatewayTree:
             headers.append(("Authorization", f"Bearer {token}"))
         self._head = client.head("POST", path, headers)
         # Mutable state
+        self._looked_up = -ALONE_S
+        """When something was last looked up."""
         self.behind = WriteBehind(self._send, _DECODERS, client.deadline_s)
 
     async def _call(self, request: m.Ordered) -> Any:
@@ -85,7 +91,9 @@ class GatewayTree:
         return (await self.find(parent, name)).node
 
     async def find(self, parent: int, name: bytes, caller: Caller = ANYONE) -> Found:
-        return await self._call(m.Lookup(parent, name))
+        now, before = time.monotonic(), self._looked_up
+        self._looked_up = now
+        return await self._call(m.Lookup(parent, name, now - before >= ALONE_S))
 
     async def get(self, id: int, caller: Caller = ANYONE) -> Node:
         return await self._call(m.Get(id))
@@ -117,9 +125,10 @@ class GatewayTree:
 
     async def commit(
         self, id: int, base_version: int | None, length: int, changes: list[Extent], blobs: list[Blob],
-        mtime_ns: int | None = None, md5: str = "", durable: bool = False, caller: Caller = ANYONE,
+        mtime_ns: int | None = None, md5: str = "", atime_ns: int | None = None, durable: bool = False,
+        caller: Caller = ANYONE,
     ) -> Content:  # fmt: skip
-        return await self._call(m.Commit(id, base_version, length, changes, mtime_ns, durable))
+        return await self._call(m.Commit(id, base_version, length, changes, mtime_ns, durable, 0, atime_ns))
 
     async def properties(self, id: int, caller: Caller = ANYONE) -> dict[str, str]:
         return await self._call(m.Properties(id))

@@ -53,6 +53,7 @@ from vosfs.metadata.store import (
     READ,
     WRITE,
     Caller,
+    Moment,
     Outcome,
     Step,
     check_guard,
@@ -70,11 +71,10 @@ class MemoryStore:
 
     def __init__(self, owner: str = "") -> None:
         now = time.time_ns()
-        self._nodes = {
-            ROOT_ID: Node(
-                ROOT_ID, CONTAINER, 1, 0, 0o755, -1, -1, 1, now, now, now, now, owner, b"", 0, "", "", 0, "", ""
-            )
-        }
+        root = Node(
+            ROOT_ID, CONTAINER, 1, 0, 0o755, -1, -1, 1, now, now, now, now, owner, b"", 0, "", "", 0, "", "", 0, 0
+        )  # fmt: skip
+        self._nodes = {ROOT_ID: root}
         self._nodes[STAGING_ID] = replace(self._nodes[ROOT_ID], id=STAGING_ID, owner="")
         self._names: dict[int, dict[bytes, int]] = {ROOT_ID: {}, STAGING_ID: {}}
         self._parent: dict[int, int] = {}
@@ -137,7 +137,10 @@ class MemoryStore:
     def _touch(self, *ids: int) -> None:
         now = self._now()
         for id in ids:
-            self._nodes[id] = replace(self._nodes[id], mtime_ns=now, ctime_ns=now)
+            self._nodes[id] = replace(self._nodes[id], mtime_ns=now, ctime_ns=now, containers=self._containers(id))
+
+    def _containers(self, id: int) -> int:
+        return sum(1 for child in self._names[id].values() if self._nodes[child].kind == CONTAINER)
 
     def _log(self, caller: Caller, node: int, parent: int = 0, name: bytes = b"") -> None:
         self._changes.append(Change(node, parent, name, caller.origin))
@@ -273,6 +276,7 @@ class MemoryStore:
         gone = None
         if flag == "exchange" and other is not None:
             names[name] = other.id
+            self._nodes[other.id] = replace(other, ctime_ns=time.time_ns())
             if other.kind == CONTAINER:
                 self._parent[other.id] = parent
         elif other is not None:
@@ -317,7 +321,8 @@ class MemoryStore:
 
     async def commit(
         self, id: int, base_version: int | None, length: int, changes: list[Extent], blobs: list[Blob],
-        mtime_ns: int | None = None, md5: str = "", durable: bool = False, caller: Caller = ANYONE,
+        mtime_ns: int | None = None, md5: str = "", atime_ns: int | None = None, durable: bool = False,
+        caller: Caller = ANYONE,
     ) -> Content:  # fmt: skip
         node = self._changeable(id, caller, WRITE)
         if node.kind != DATA:
@@ -335,7 +340,7 @@ class MemoryStore:
         now = self._now()
         self._nodes[id] = replace(
             node, length=length, version=node.version + 1, mtime_ns=now if mtime_ns is None else mtime_ns,
-            ctime_ns=now, md5=md5,
+            ctime_ns=now, md5=md5, atime_ns=node.atime_ns if atime_ns is None else atime_ns,
         )  # fmt: skip
         self._log(caller, id)
         return Content(self._nodes[id], new)
@@ -354,10 +359,10 @@ class MemoryStore:
         else:
             node = await self.create(parent, name, new, caller)
         changes = [Extent(0, max(node.length, length, 1)), *extents]
-        return await self.commit(node.id, None, length, changes, blobs, mtime_ns, md5, True, caller)
+        return await self.commit(node.id, None, length, changes, blobs, mtime_ns, md5, None, True, caller)
 
-    async def happened(self, node: int, at_ns: int) -> bool:
-        return (node, at_ns) in self._moments[-HAPPENED_ROWS:]
+    async def happened(self, moments: set[Moment]) -> set[Moment]:
+        return moments & set(self._moments[-HAPPENED_ROWS:])
 
     async def depth(self, id: int) -> int:
         at = next((parent for parent, names in self._names.items() if id in names.values()), ROOT_ID)
@@ -521,7 +526,8 @@ class MemoryStore:
             raise NodeNotFound(repr(name))
         now = time.time_ns()
         copy = replace(
-            node, id=new_id(), version=1, nlink=1, ctime_ns=now, btime_ns=now, owner=owner, immutable=0
+            node, id=new_id(), version=1, nlink=1, ctime_ns=now, btime_ns=now, owner=owner, immutable=0,
+            containers=0,
         )  # fmt: skip
         if name in self._names[into]:
             raise DuplicateNode(repr(name))
@@ -530,6 +536,7 @@ class MemoryStore:
         if node.kind == CONTAINER:
             self._names[copy.id] = {}
             self._parent[copy.id] = into
+            self._nodes[into] = replace(self._nodes[into], containers=self._containers(into))
         self._properties[copy.id] = dict(self._properties.get(node.id, {}))
         self._extents[copy.id] = list(self._extents.get(node.id, []))
         return copy

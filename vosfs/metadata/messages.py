@@ -38,6 +38,10 @@ WAIT_S_MAX = 25.0
 """Longest poll of the change feed; below the 30 s at which proxies begin to cut."""
 
 
+HEAD_BYTES = 16 * 1024
+"""What the kernel reads first."""
+
+
 class Request(msgspec.Struct, array_like=True, tag=True):
     """One operation."""
 
@@ -49,6 +53,8 @@ class Hello(Request):
 class Lookup(Request):
     parent: Id
     name: bytes
+    head: bool = False
+    """Whether the first HEAD_BYTES of a long file are wanted too."""
 
 
 class Get(Request):
@@ -116,6 +122,7 @@ class Commit(Request):
     mtime_ns: Time | None
     durable: bool
     at_ns: Time = 0
+    atime_ns: Time | None = None
 
 
 class Properties(Request):

@@ -17,11 +17,18 @@ Mode = Annotated[int, msgspec.Meta(ge=0, le=0o7777)]
 Owner = Annotated[int, msgspec.Meta(ge=-1, le=2**32 - 1)]
 Flag = Annotated[int, msgspec.Meta(ge=0, le=1)]
 Guard = Annotated[int, msgspec.Meta(ge=0, le=2)]
+Device = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
+"""Major number * 2**32 + minor number: no system's own packing."""
 Text = Annotated[str, msgspec.Meta(max_length=4096)]
 """The bounds are checked where a message is decoded: what a database could not hold never gets that far."""
 
 CONTAINER, DATA, LINK = "container", "data", "link"
 """Kinds of node: ContainerNode, the DataNodes and LinkNode of VOSpace 2.1."""
+FIFO, SOCKET, CHARACTER_DEVICE, BLOCK_DEVICE = "fifo", "socket", "chardev", "blockdev"
+"""What mknod(2) makes besides: without bytes, and to VOSpace clients a DataNode of length 0 with a property that says
+what it is."""
+DEVICES = frozenset((CHARACTER_DEVICE, BLOCK_DEVICE))
+SPECIAL = DEVICES | {FIFO, SOCKET}
 
 IMMUTABLE, LOCKED = 1, 2
 """Why a node may not be changed: its owner said so for good (core#immutable), or somebody who may write it for a while
@@ -70,6 +77,10 @@ class Node(msgspec.Struct, array_like=True):
     content_type: str
     md5: str
     """Hexadecimal; empty while not known."""
+    device: int = 0
+    """Of a device node: which one (see ``Device``)."""
+    containers: int = -1
+    """How many of a container's children are containers; -1: not known.  Not kept for STAGING_ID."""
 
 
 class Extent(msgspec.Struct, array_like=True):
@@ -96,6 +107,8 @@ class Content(msgspec.Struct, array_like=True):
 
     node: Node
     extents: list[Extent]
+    head: bytes = b""
+    """The first bytes, where they came along."""
 
 
 class Found(msgspec.Struct, array_like=True):
@@ -104,6 +117,8 @@ class Found(msgspec.Struct, array_like=True):
     node: Node
     extents: list[Extent] | None
     """Of a data node whose list is short and whose bytes the caller may read; else None, and ``open`` tells."""
+    head: bytes = b""
+    """The first bytes, if they are in a blob and were asked for (``messages.Lookup``)."""
 
 
 class Renamed(msgspec.Struct, array_like=True):
@@ -140,6 +155,7 @@ class NewNode(msgspec.Struct, array_like=True):
     group_write: Text = ""
     immutable: Flag = 0
     mtime_ns: Time | None = None
+    device: Device = 0
 
 
 def made(new: NewNode, id: int, now_ns: int) -> Node:
@@ -147,7 +163,7 @@ def made(new: NewNode, id: int, now_ns: int) -> Node:
     return Node(
         id, new.kind, 1, len(new.target), new.mode, new.uid, new.gid, 1, now_ns,
         now_ns if new.mtime_ns is None else new.mtime_ns, now_ns, now_ns, new.owner, new.target, new.public,
-        new.group_read, new.group_write, new.immutable, new.content_type, "",
+        new.group_read, new.group_write, new.immutable, new.content_type, "", new.device, 0,
     )  # fmt: skip
 
 

@@ -56,6 +56,7 @@ from vosfs.metadata.store import (
     READ,
     WRITE,
     Caller,
+    Moment,
     Outcome,
     Step,
     check_guard,
@@ -145,6 +146,14 @@ MIGRATIONS = [
         AND immutable = 0 AND nlink > 0;
     CREATE TABLE certificate (name TEXT PRIMARY KEY, account TEXT NOT NULL);
     """,
+    """
+    ALTER TABLE node ADD COLUMN device BIGINT NOT NULL DEFAULT 0;
+    """,
+    """
+    ALTER TABLE node ADD COLUMN containers BIGINT NOT NULL DEFAULT 0;
+    UPDATE node SET containers = (SELECT count(*) FROM name m JOIN node n ON n.space = m.space AND n.id = m.node
+        WHERE m.space = node.space AND m.parent = node.id AND n.kind = 'container') WHERE kind = 'container';
+    """,
 ]
 """Schema versions, oldest first: append, never edit."""
 
@@ -162,7 +171,7 @@ CHILDREN_AFTER, CHILDREN_FROM = _CHILDREN.replace("{op}", ">"), _CHILDREN.replac
 INSERT_NODE = f"INSERT INTO node (space, {', '.join(Node.__struct_fields__)}, parent) VALUES ({', '.join('?' * (len(Node.__struct_fields__) + 2))})"
 INSERT_NAME = "INSERT INTO name (space, parent, name, node) VALUES (?, ?, ?, ?)"
 DELETE_NAME = "DELETE FROM name WHERE space = ? AND parent = ? AND name = ?"
-_TOUCH = "UPDATE node SET mtime_ns = ?, ctime_ns = ? WHERE space = ? AND id = ?"
+_TOUCH = "UPDATE node SET mtime_ns = ?, ctime_ns = ?, containers = containers + ? WHERE space = ? AND id = ?"
 _CHANGE = "INSERT INTO change (space, xid, node, parent, name, origin, at_ns) VALUES (?, {xid}, ?, ?, ?, ?, ?)"
 _PROPERTIES = "SELECT uri, value FROM property WHERE space = ? AND node = ? ORDER BY uri"
 _EXTENTS = "SELECT start, stop, locator, start_in_blob, data FROM extent WHERE space = ? AND node = ? ORDER BY start"
@@ -353,6 +362,11 @@ def _check_writable(f: Frame, id: int, rows: Rows) -> Node:
     return container
 
 
+def touch(f: Frame, id: int, containers: int = 0) -> Transaction[None]:
+    """Names in a container changed, and that many containers came into it."""
+    yield _TOUCH, (f.now_ns, f.now_ns, containers, f.space, id)
+
+
 def create(f: Frame, parent: int, name: bytes, new: NewNode, id: int = 0) -> Transaction[Node]:
     yield from writable(f, parent)
     node = made(new, id or new_id(), f.now_ns)
@@ -360,7 +374,7 @@ def create(f: Frame, parent: int, name: bytes, new: NewNode, id: int = 0) -> Tra
     yield INSERT_NODE, (f.space, *msgspec.structs.astuple(node), parent)
     for uri, value in new.properties.items():
         yield "INSERT INTO property (space, node, uri, value) VALUES (?, ?, ?, ?)", (f.space, node.id, uri, value)
-    yield _TOUCH, (f.now_ns, f.now_ns, f.space, parent)
+    yield from touch(f, parent, int(new.kind == CONTAINER))
     yield from log_change(f, node.id, parent, name)
     return node
 
@@ -379,7 +393,7 @@ def link(f: Frame, id: int, parent: int, name: bytes) -> Transaction[Node]:
     yield INSERT_NAME, (f.space, parent, name, id)
     node = msgspec.structs.replace(node, nlink=node.nlink + 1, ctime_ns=f.now_ns)
     yield from _set_links(f, node)
-    yield _TOUCH, (f.now_ns, f.now_ns, f.space, parent)
+    yield from touch(f, parent)
     yield from log_change(f, id, parent, name)
     return node
 
@@ -422,7 +436,7 @@ def remove(f: Frame, parent: int, name: bytes, kind: str, id: int = 0) -> Transa
         f.caller.permit(node, WRITE)
     yield DELETE_NAME, (f.space, parent, name)
     node = yield from _drop(f, node)
-    yield _TOUCH, (f.now_ns, f.now_ns, f.space, parent)
+    yield from touch(f, parent, -int(node.kind == CONTAINER))
     yield from log_change(f, node.id, parent, name)
     return node
 
@@ -486,9 +500,17 @@ def rename(
         (f.now_ns, to_parent, f.space, node.id),
     )
     if flag == "exchange" and other is not None:
-        yield "UPDATE node SET parent = ? WHERE space = ? AND id = ?", (parent, f.space, other.id)
-    for container in sorted({parent, to_parent}):
-        yield _TOUCH, (f.now_ns, f.now_ns, f.space, container)
+        yield (
+            "UPDATE node SET ctime_ns = ?, parent = ? WHERE space = ? AND id = ?",
+            (f.now_ns, parent, f.space, other.id),
+        )
+    came = {parent: 0, to_parent: 0}
+    for moved, source, target in ((node, parent, to_parent), (other, to_parent, parent)):
+        if moved is not None and moved.kind == CONTAINER:
+            came[source] -= 1
+            came[target] += int(moved is node or flag == "exchange")
+    for id in sorted(came):
+        yield from touch(f, id, came[id])
     yield from log_change(f, node.id, parent, name)
     yield from log_change(f, other.id if other else node.id, to_parent, to_name)
     return Renamed(msgspec.structs.replace(node, ctime_ns=f.now_ns), gone)
@@ -564,7 +586,7 @@ def set_properties(f: Frame, id: int, change: dict[str, str | None], clear: bool
 
 def commit(
     f: Frame, id: int, base_version: int | None, length: int, changes: list[Extent], blobs: list[Blob],
-    mtime_ns: int | None, md5: str,
+    mtime_ns: int | None, md5: str, atime_ns: int | None = None,
     log: bool = True,
 ) -> Transaction[Content]:  # fmt: skip
     node = yield from _changeable(f, id, WRITE)
@@ -587,14 +609,16 @@ def commit(
     # A blob that later changes of the same commit covered, or that lies beyond the end.
     yield from _release(f, {b.locator for b in blobs} - content.locators(old) - content.locators(new))
     mtime_ns = f.now_ns if mtime_ns is None else mtime_ns
+    atime_ns = node.atime_ns if atime_ns is None else atime_ns
     yield (
-        "UPDATE node SET length = ?, version = version + 1, mtime_ns = ?, ctime_ns = ?, md5 = ? WHERE space = ? AND id = ?",
-        (length, mtime_ns, f.now_ns, md5, f.space, id),
+        "UPDATE node SET length = ?, version = version + 1, atime_ns = ?, mtime_ns = ?, ctime_ns = ?, md5 = ?"
+        " WHERE space = ? AND id = ?",
+        (length, atime_ns, mtime_ns, f.now_ns, md5, f.space, id),
     )
     if log:
         yield from log_change(f, id)
     node = msgspec.structs.replace(
-        node, length=length, version=node.version + 1, mtime_ns=mtime_ns, ctime_ns=f.now_ns, md5=md5
+        node, length=length, version=node.version + 1, atime_ns=atime_ns, mtime_ns=mtime_ns, ctime_ns=f.now_ns, md5=md5
     )
     return Content(node, new)
 
@@ -711,15 +735,19 @@ def changes(f: Frame, since: Cursor, limit: int) -> Transaction[tuple[Cursor, li
     return Cursor(rows[-1][0], rows[-1][1]), [Change(r[2], r[3], bytes(r[4]), r[5]) for r in rows]
 
 
-def happened(f: Frame, node: int, at_ns: int) -> Transaction[bool]:
+def happened(f: Frame, moments: set[Moment]) -> Transaction[set[Moment]]:
+    if not moments:
+        return set()
+    times = [at_ns for _, at_ns in moments]
+    # No index on times: one look through the rows for all of a batch, which is of a few seconds.
     rows = yield (
         (
-            "SELECT 1 FROM change WHERE space = ? AND seq > (SELECT max(seq) FROM change) - ? AND node = ? AND at_ns = ?"
-            " LIMIT 1"
+            "SELECT node, at_ns FROM change WHERE space = ? AND seq > (SELECT max(seq) FROM change) - ?"
+            " AND at_ns >= ? AND at_ns <= ?"
         ),
-        (f.space, HAPPENED_ROWS, node, at_ns),
+        (f.space, HAPPENED_ROWS, min(times), max(times)),
     )
-    return bool(rows)
+    return moments & {(node, at_ns) for node, at_ns in rows}
 
 
 def cursor(f: Frame) -> Transaction[Cursor]:
@@ -824,8 +852,9 @@ def begin_space(f: Frame, owner: str) -> Transaction[None]:
 
 def _begin_container(f: Frame, id: int, owner: str) -> Transaction[None]:
     node = Node(
-        id, CONTAINER, 1, 0, 0o755, -1, -1, 1, f.now_ns, f.now_ns, f.now_ns, f.now_ns, owner, b"", 0, "", "", 0, "", ""
-    )
+        id, CONTAINER, 1, 0, 0o755, -1, -1, 1, f.now_ns, f.now_ns, f.now_ns, f.now_ns, owner, b"", 0, "", "", 0, "",
+        "", 0, 0,
+    )  # fmt: skip
     yield INSERT_NODE, (f.space, *msgspec.structs.astuple(node), 0)
 
 

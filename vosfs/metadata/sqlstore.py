@@ -25,7 +25,7 @@ from vosfs.metadata.node import (
     Renamed,
     Usage,
 )
-from vosfs.metadata.store import ANYONE, CHANGES_MAX, OF_ALL, Caller, Outcome, Step
+from vosfs.metadata.store import ANYONE, CHANGES_MAX, OF_ALL, Caller, Moment, Outcome, Step
 
 log = logging.getLogger(__name__)
 
@@ -104,9 +104,12 @@ class SqlStore:
 
     async def commit(
         self, id: int, base_version: int | None, length: int, changes: list[Extent], blobs: list[Blob],
-        mtime_ns: int | None = None, md5: str = "", durable: bool = False, caller: Caller = ANYONE,
+        mtime_ns: int | None = None, md5: str = "", atime_ns: int | None = None, durable: bool = False,
+        caller: Caller = ANYONE,
     ) -> Content:  # fmt: skip
-        return await self._run(sql.commit, caller, durable, id, base_version, length, changes, blobs, mtime_ns, md5)
+        return await self._run(
+            sql.commit, caller, durable, id, base_version, length, changes, blobs, mtime_ns, md5, atime_ns
+        )
 
     async def put_data(
         self, parent: int, name: bytes, new: NewNode, length: int, extents: list[Extent], blobs: list[Blob], md5: str,
@@ -137,8 +140,8 @@ class SqlStore:
             await self.sync()
         return outcomes
 
-    async def happened(self, node: int, at_ns: int) -> bool:
-        return await self._run(sql.happened, ANYONE, False, node, at_ns)
+    async def happened(self, moments: set[Moment]) -> set[Moment]:
+        return await self._run(sql.happened, ANYONE, False, moments)
 
     async def depth(self, id: int) -> int:
         return await self._run(sql.depth, ANYONE, False, id)

@@ -72,7 +72,9 @@ FOUND_EXTENTS_MAX = 8
 FOUND_BYTES_MAX = 16 * 1024
 
 HAPPENED_ROWS = 100_000
-"""Rows of the change log that are looked through for one change: 8 ms of SQLite."""
+"""Rows of the change log that are looked through for a batch's changes: 8 ms of SQLite."""
+Moment = tuple[int, int]
+"""A node, and when it was changed."""
 
 CHANGES_MAX = 1000
 """Longest page of the change log."""
@@ -176,13 +178,15 @@ class Tree(Protocol):
         blobs: list[Blob],
         mtime_ns: int | None = None,
         md5: str = "",
+        atime_ns: int | None = None,
         durable: bool = False,
         caller: Caller = ANYONE,
     ) -> Content:
         """Swap a data node's bytes: old list, ``changes`` over it in order, cut or extended to ``length``.
 
         Stale if the node is not at ``base_version`` (None: whatever it is at).  ``blobs`` describes every blob that
-        ``changes`` names and the node does not stand on yet.  Returns the new content.
+        ``changes`` names and the node does not stand on yet.  ``mtime_ns`` None: now; ``atime_ns`` None: as it was.
+        Returns the new content.
         """
 
     async def properties(self, id: int, caller: Caller = ANYONE) -> dict[str, str]:
@@ -247,8 +251,8 @@ class Store(Tree, Protocol):
         id: int = 0, durable: bool = False,
     ) -> Renamed: ...  # fmt: skip
 
-    async def happened(self, node: int, at_ns: int) -> bool:
-        """Whether the change log's last HAPPENED_ROWS rows have a change of a node at exactly that time."""
+    async def happened(self, moments: set[Moment]) -> set[Moment]:
+        """Those of which the change log's last HAPPENED_ROWS rows have a change of that node at exactly that time."""
 
     async def depth(self, id: int) -> int:
         """How many containers lie between the root and a node: 0 for what is in the root."""

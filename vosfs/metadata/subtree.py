@@ -23,6 +23,7 @@ from vosfs.metadata.sql import (
     get,
     log_change,
     new_id,
+    touch,
     writable,
 )
 from vosfs.metadata.store import READ, WRITE
@@ -53,8 +54,9 @@ def _copy(f: Frame, node: Node, into: int, name: bytes, owner: str) -> Transacti
     if not held:
         raise NodeNotFound(repr(name))
     copy = msgspec.structs.replace(
-        node, id=new_id(), version=1, nlink=1, ctime_ns=f.now_ns, btime_ns=f.now_ns, owner=owner, immutable=0
-    )
+        node, id=new_id(), version=1, nlink=1, ctime_ns=f.now_ns, btime_ns=f.now_ns, owner=owner, immutable=0,
+        containers=0,
+    )  # fmt: skip
     yield INSERT_NAME, (f.space, into, name, copy.id)
     yield INSERT_NODE, (f.space, *msgspec.structs.astuple(copy), into)
     yield (
@@ -69,12 +71,15 @@ def _copy(f: Frame, node: Node, into: int, name: bytes, owner: str) -> Transacti
             " WHERE space = ? AND node = ?",
             (copy.id, f.space, node.id),
         )
+    if node.kind == CONTAINER and into != STAGING_ID:
+        yield "UPDATE node SET containers = containers + 1 WHERE space = ? AND id = ?", (f.space, into)
     return copy
 
 
 def graft(f: Frame, id: int, into: int) -> Transaction[None]:
     """Move all children of ``id`` into ``into``: containers merge, bytes replace bytes, anything else is DuplicateNode."""
     yield from writable(f, into)
+    came = 0
     for name, *columns in (yield CHILDREN_AFTER, (f.space, id, b"", 1 << 31)):
         name, node = bytes(name), Node(*columns)
         rows = yield CHILD + "{update}", (f.space, f.space, into, name)
@@ -85,6 +90,7 @@ def graft(f: Frame, id: int, into: int) -> Transaction[None]:
             )
             yield "UPDATE node SET parent = ? WHERE space = ? AND id = ?", (into, f.space, node.id)
             yield from log_change(f, node.id, into, name)
+            came += int(node.kind == CONTAINER)
             continue
         other = Node(*rows[0])
         if node.kind == other.kind == CONTAINER:
@@ -97,7 +103,7 @@ def graft(f: Frame, id: int, into: int) -> Transaction[None]:
             yield from commit(f, other.id, None, node.length, changes, blobs, node.mtime_ns, node.md5)
         else:
             raise DuplicateNode(repr(name))
-    yield "UPDATE node SET mtime_ns = ?, ctime_ns = ? WHERE space = ? AND id = ?", (f.now_ns, f.now_ns, f.space, into)
+    yield from touch(f, into, came)
 
 
 def drop_staged(f: Frame, name: bytes) -> Transaction[None]:

@@ -36,6 +36,7 @@ from vosfs.metadata.node import (
     DATA,
     LINK,
     ROOT_ID,
+    SPECIAL,
     Attributes,
     Blob,
     Change,
@@ -176,6 +177,8 @@ class VOSpaceTree:
         return [(name, self._node(element, self._id(parent, name), (*path, name))) for name, element in found[:limit]]
 
     async def create(self, parent: int, name: bytes, new: NewNode, caller: Caller = ANYONE) -> Node:
+        if new.kind in SPECIAL:
+            raise OperationNotSupported("plain VOSpace has no pipes, sockets or devices")
         path = (*self.path(parent), name)
         if self.authority is None:
             await self.get(ROOT_ID)
@@ -299,7 +302,8 @@ class VOSpaceTree:
 
     async def commit(
         self, id: int, base_version: int | None, length: int, changes: list[Extent], blobs: list[Blob],
-        mtime_ns: int | None = None, md5: str = "", durable: bool = False, caller: Caller = ANYONE,
+        mtime_ns: int | None = None, md5: str = "", atime_ns: int | None = None, durable: bool = False,
+        caller: Caller = ANYONE,
     ) -> Content:  # fmt: skip
         raise OperationNotSupported("plain VOSpace replaces whole files only")
 

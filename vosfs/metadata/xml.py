@@ -14,7 +14,7 @@ import msgspec
 from lxml import etree
 
 from vosfs.errors import InvalidArgument, InvalidURI, ProtocolError, TooLarge, TypeNotSupported
-from vosfs.metadata.node import CONTAINER, CORE, DATA, LINK, LOCKED, Node
+from vosfs.metadata.node import CONTAINER, CORE, DATA, DEVICES, LINK, LOCKED, SPECIAL, Node
 
 NS = "http://www.ivoa.net/xml/VOSpace/v2.0"
 """Of every VOSpace document, 2.0 and 2.1 (R4)."""
@@ -236,9 +236,13 @@ def timestamp(ns: int) -> str:
 LOCK = "ivo://cadc.nrc.ca/vospace/core#islocked"
 """What the vos client locks by."""
 
-READ_ONLY = frozenset(
-    CORE + name for name in ("length", "mtime", "ctime", "btime", "date", "creator", "MD5", "availableSpace", "quota")
-)
+FILE_TYPE = "ivo://vosfs/core#filetype"
+"""What a data node is that holds no bytes: ``fifo``, ``socket``, ``chardev MAJOR:MINOR`` or ``blockdev MAJOR:MINOR``."""
+
+READ_ONLY = frozenset((
+    *(CORE + name for name in ("length", "mtime", "ctime", "btime", "date", "creator", "MD5", "availableSpace", "quota")),
+    FILE_TYPE,
+))  # fmt: skip
 """Kept by the service (R344)."""
 
 LOCKS = (LOCK, CORE + "islocked")
@@ -264,6 +268,9 @@ def core_properties(node: Node) -> list[tuple[str, str, bool]]:
     ]
     if node.md5:
         result.append((CORE + "MD5", node.md5, True))
+    if node.kind in SPECIAL:
+        number = f" {node.device >> 32}:{node.device & 0xFFFFFFFF}" if node.kind in DEVICES else ""
+        result.append((FILE_TYPE, node.kind + number, True))
     if node.content_type:
         result.append((CORE + "type", node.content_type, False))
     if node.group_read:
@@ -318,7 +325,7 @@ def node_inner(node: Node, properties: dict[str, str], detail: str, capabilities
 def node_open(node: Node, uri: str, detail: str, root: bool, busy: bool = False) -> str:
     """The start tag of a node, with namespaces if it is a document's root."""
     head = _HEAD.format("node") + ' version="2.1"' if root else "<vos:node"
-    shown = f' busy="{"true" if busy else "false"}"' if detail == "max" and node.kind == DATA else ""
+    shown = f' busy="{"true" if busy else "false"}"' if detail == "max" and node.kind not in (CONTAINER, LINK) else ""
     return f'{head} uri="{escape(uri)}" xsi:type="{TYPE_OF.get(node.kind, TYPE_OF[DATA])}"{shown}>'
 
 

@@ -1,0 +1,354 @@
+"""The mount is a file system as POSIX has it: what programs may ask of one, under several users, and the errno of each.
+
+The long list is pjdfstest's (``make posix``); here stands what it does not ask, and what once was wrong.
+"""
+
+import contextlib
+import errno
+import os
+import socket
+import sqlite3
+import stat
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import Daemon, eventually, unmount
+
+OTHER = 65534
+"""A user and a group that own nothing."""
+root_only = pytest.mark.skipif(os.getuid() != 0, reason="takes several users")
+
+
+def as_other(code: str, where: Path) -> str:
+    """What a Python program prints as another user, who need not be able to start Python."""
+    become = f"import os, stat, time\nos.setgroups([])\nos.setresgid(*[{OTHER}] * 3)\nos.setresuid(*[{OTHER}] * 3)\n"
+    done = subprocess.run([sys.executable, "-c", become + code], cwd=where, capture_output=True, text=True, timeout=30)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+def errno_as_other(call: str, where: Path) -> int:
+    """The errno of one call as another user, 0 if it succeeds."""
+    return int(as_other(f"try:\n    {call}\nexcept OSError as exc:\n    print(exc.errno)\nelse:\n    print(0)", where))
+
+
+@pytest.fixture
+def shared(daemon: Daemon, make_mount: Callable[..., Path], tmp_path: Path) -> Path:
+    """A mount that other users may use."""
+    for path in (tmp_path, *tmp_path.parents):
+        if path.stat().st_uid == os.getuid() and not path.stat().st_mode & stat.S_IXOTH:
+            path.chmod(path.stat().st_mode | stat.S_IXOTH)
+    return make_mount(daemon, "mnt", "allow_other")
+
+
+def test_a_pipe_carries_bytes_between_programs(mount: Path) -> None:
+    os.mkfifo(mount / "pipe", 0o640)
+    status = os.stat(mount / "pipe")
+    assert stat.S_ISFIFO(status.st_mode) and stat.S_IMODE(status.st_mode) == 0o640 and status.st_size == 0
+    writer = subprocess.Popen(["sh", "-c", "echo through > pipe"], cwd=mount)
+    assert (mount / "pipe").read_text() == "through\n"
+    assert writer.wait(30) == 0
+    with pytest.raises(OSError) as caught:
+        os.open(mount / "pipe", os.O_WRONLY | os.O_NONBLOCK)
+    assert caught.value.errno == errno.ENXIO
+
+
+def test_a_socket_is_bound_and_found(mount: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as server, socket.socket(socket.AF_UNIX) as client:
+        server.bind(str(mount / "socket"))
+        server.listen()
+        assert stat.S_ISSOCK(os.stat(mount / "socket").st_mode)
+        client.connect(str(mount / "socket"))
+        with server.accept()[0] as peer:
+            client.sendall(b"hello")
+            assert peer.recv(5) == b"hello"
+
+
+@root_only
+def test_special_nodes_survive_links_renames_and_a_remount(daemon: Daemon, make_mount: Callable[..., Path]) -> None:
+    first = make_mount(daemon)
+    wanted = {
+        "character": (stat.S_IFCHR, os.makedev(4095, (1 << 20) - 1)), "block": (stat.S_IFBLK, os.makedev(8, 17)),
+        "pipe": (stat.S_IFIFO, 0), "socket": (stat.S_IFSOCK, 0),
+    }  # fmt: skip
+    for name, (kind, device) in wanted.items():
+        os.mknod(first / name, kind | 0o604, device)
+        os.link(first / name, first / f"{name}-too")
+        os.rename(first / f"{name}-too", first / f"{name}-moved")
+        os.chown(first / name, 1, 2)
+        os.utime(first / name, ns=(1, 2))
+    unmount(first)
+    second = make_mount(daemon, "second")
+    for name, (kind, device) in wanted.items():
+        status = os.lstat(second / f"{name}-moved")
+        assert (status.st_mode, status.st_rdev, status.st_nlink) == (kind | 0o604, device, 2)
+        assert (status.st_uid, status.st_gid, status.st_atime_ns, status.st_mtime_ns) == (1, 2, 1, 2)
+    assert {entry.name: entry.is_file() for entry in os.scandir(second)} == dict.fromkeys(
+        [*wanted, *(f"{name}-moved" for name in wanted)], False
+    )
+    subprocess.run(["cp", "-a", second / "character", second / "pipe", second / "socket", second / ".."], check=True)
+    subprocess.run(["rm", *(second / name for name in os.listdir(second))], check=True)
+
+
+@root_only
+def test_vospace_shows_special_nodes_as_empty_data_nodes(daemon: Daemon, mount: Path) -> None:
+    os.mknod(mount / "disk", stat.S_IFBLK | 0o600, os.makedev(8, 1))
+    os.mkfifo(mount / "pipe")
+    for name, what in (("disk", b"blockdev 8:1"), ("pipe", b"fifo")):
+        _, _, body = daemon.request("GET", f"/nodes/{name}")
+        assert b'xsi:type="vos:DataNode" busy="false"' in body and b'core#length" readOnly="true">0<' in body
+        assert b'uri="ivo://vosfs/core#filetype" readOnly="true">' + what + b"<" in body
+        assert daemon.request("POST", f"/nodes/{name}", body)[0] == 200
+        changed = body.replace(what, b"fifo" if name == "disk" else b"socket")
+        assert daemon.request("POST", f"/nodes/{name}", changed)[0] == 403
+        status, _, body = daemon.request("GET", f"/files/{name}")
+        assert (status, body) == (200, b"")
+        assert daemon.request("PUT", f"/files/{name}", b"bytes")[0] == 400
+        assert daemon.request("DELETE", f"/nodes/{name}")[0] == 204
+
+
+def test_links_of_a_directory_are_its_names_and_its_subdirectories(
+    daemon: Daemon, make_mount: Callable[..., Path]
+) -> None:
+    here = make_mount(daemon)
+
+    def links(*names: str) -> list[int]:
+        found = [os.stat(here / name).st_nlink for name in names]
+        if there:
+            eventually("the same elsewhere", lambda: found == [os.stat(there / name).st_nlink for name in names])
+        return found
+
+    there: Path | None = None
+    for name in ("a", "b", "a/c", "a/d"):
+        (here / name).mkdir()
+    (here / "a/file").touch()
+    assert links("", "a", "b") == [4, 4, 2]
+    os.rename(here / "a/c", here / "b/c")
+    assert links("", "a", "b") == [4, 3, 3]
+    os.rename(here / "a/d", here / "b/c")
+    assert links("", "a", "b", "b/c") == [4, 2, 3, 2]
+    there = make_mount(daemon, "there")
+    assert links("", "a", "b", "b/c") == [4, 2, 3, 2]
+    os.rmdir(there / "b/c")
+    eventually("the other mount sees it", lambda: os.stat(here / "b").st_nlink == 2)
+    open_directory = os.open(here / "b", os.O_RDONLY)
+    os.rmdir(here / "b")
+    assert os.fstat(open_directory).st_nlink == 0
+    os.close(open_directory)
+    assert links("", "a") == [3, 2]
+
+
+def test_a_name_that_is_too_long_says_so(mount: Path) -> None:
+    (mount / "a").touch()
+    long = mount / ("n" * 256)
+    for call in (
+        lambda: os.stat(long), lambda: os.unlink(long), lambda: os.rmdir(long), lambda: os.mkdir(long),
+        lambda: os.open(long, os.O_RDONLY), lambda: os.open(long, os.O_WRONLY | os.O_CREAT), lambda: os.mkfifo(long),
+        lambda: os.symlink("a", long), lambda: os.link(mount / "a", long), lambda: os.rename(mount / "a", long),
+        lambda: os.rename(long, mount / "a"), lambda: os.chmod(long, 0o600), lambda: os.truncate(long, 0),
+    ):  # fmt: skip
+        with pytest.raises(OSError) as caught:
+            call()
+        assert caught.value.errno == errno.ENAMETOOLONG
+    assert os.statvfs(mount).f_namemax == 255
+    (mount / ("n" * 255)).touch()
+
+
+@root_only
+def test_setgid_of_a_container_is_handed_down(shared: Path) -> None:
+    top = shared / "top"
+    top.mkdir()
+    os.chown(top, OTHER, 4321)
+    os.chmod(top, 0o2777)
+    code = "os.umask(0); os.mkdir('d', 0o755); os.close(os.open('f', os.O_CREAT | os.O_WRONLY, 0o644));"
+    as_other(code + "os.symlink('x', 'l'); os.mkfifo('p', 0o644)", top)
+    found = {name: os.lstat(top / name) for name in "dflp"}
+    assert {(status.st_uid, status.st_gid) for status in found.values()} == {(OTHER, 4321)}
+    assert [stat.S_IMODE(found[name].st_mode) for name in "dfp"] == [0o2755, 0o644, 0o644]
+
+
+@root_only
+def test_the_sticky_bit_protects_names(shared: Path) -> None:
+    top = shared / "top"
+    top.mkdir()
+    top.chmod(0o1777)
+    (top / "theirs").touch()
+    assert errno_as_other("os.unlink('theirs')", top) == errno.EPERM
+    assert errno_as_other("os.rename('theirs', 'mine')", top) == errno.EPERM
+    top.chmod(0o777)
+    assert errno_as_other("os.unlink('theirs')", top) == 0
+
+
+@root_only
+def test_setuid_goes_when_another_writes_or_the_owner_changes(shared: Path) -> None:
+    file = shared / "file"
+    file.touch()
+    for change in ("os.write(os.open('file', os.O_WRONLY), b'x')", "os.truncate('file', 5)"):
+        file.chmod(0o6777)
+        as_other(change, shared)
+        assert stat.S_IMODE(file.stat().st_mode) == 0o777
+    os.chown(file, OTHER, OTHER)
+    file.chmod(0o6777)
+    as_other(f"os.chown('file', -1, {OTHER})", shared)
+    assert stat.S_IMODE(file.stat().st_mode) == 0o777
+
+
+@root_only
+def test_the_suite_is_run_and_its_failures_are_told(tmp_path: Path) -> None:
+    """``make posix``, with a suite of two files in place of the real one."""
+    tests = tmp_path / "suite/tests/some"
+    tests.mkdir(parents=True)
+    (tmp_path / "suite/pjdfstest").touch(0o755)
+    (tests / "00.t").write_text("echo 1..2\nmkdir d && echo ok 1\nmkfifo p && echo ok 2\n")
+    (tests / "01.t").write_text("echo 1..3\nls d || echo ok 1\necho not ok 2 - tried this, got that\n")
+    script = Path(__file__).parents[2] / "scripts/posix.py"
+    command = [sys.executable, script, tmp_path / "suite"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 1, done.stderr
+    assert done.stdout.splitlines()[:2] == ["some/01.t 2: tried this, got that", "some/01.t 3: not run"]
+    assert done.stdout.splitlines()[-2].split() == ["all", "2", "5", "2"]
+    done = subprocess.run([*command, "some/00.t"], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0 and done.stdout.splitlines()[-2].split() == ["all", "1", "2", "0"]
+
+
+# -- an open file's attributes -------------------------------------------------------------------------------------------
+
+
+def times(status: os.stat_result) -> tuple[int, int]:
+    """atime and mtime."""
+    return status.st_atime_ns, status.st_mtime_ns
+
+
+def test_attributes_set_before_the_close_are_those_after_it(daemon: Daemon, make_mount: Callable[..., Path]) -> None:
+    """As cp -p and tar do it: write, set mode and times through the descriptor, close."""
+    first = make_mount(daemon)
+    with open(first / "f", "w+b", buffering=0) as stream:
+        stream.write(b"abc")
+        os.utime(stream.fileno(), ns=(1, 2))
+        os.fchmod(stream.fileno(), 0o4640)
+        found = os.fstat(stream.fileno())
+        assert (times(found), stat.S_IMODE(found.st_mode), found.st_size) == ((1, 2), 0o4640, 3)
+        assert abs(found.st_ctime_ns - time.time_ns()) < 10**10
+    unmount(first)
+    found = os.stat(make_mount(daemon, "second") / "f")
+    assert (times(found), stat.S_IMODE(found.st_mode), found.st_size) == ((1, 2), 0o4640, 3)
+
+
+def test_one_time_alone_can_be_set_while_bytes_are_unsaved(mount: Path) -> None:
+    with open(mount / "f", "w+b", buffering=0) as stream:
+        stream.write(b"abc")
+        before = os.fstat(stream.fileno())
+        subprocess.run(["touch", "-a", "-d", "@5", mount / "f"], check=True)
+        assert times(os.fstat(stream.fileno())) == (5 * 10**9, before.st_mtime_ns)
+        subprocess.run(["touch", "-m", "-d", "@7", mount / "f"], check=True)
+    assert times(os.stat(mount / "f")) == (5 * 10**9, 7 * 10**9)
+
+
+def test_a_file_without_a_name_keeps_its_attributes(mount: Path) -> None:
+    for how in ("unlink", "replace"):
+        (mount / "f").write_bytes(b"abc")
+        with open(mount / "f", "r+b", buffering=0) as stream:
+            os.chmod(mount / "f", 0o640)
+            before = os.fstat(stream.fileno())
+            if how == "unlink":
+                os.unlink(mount / "f")
+            else:
+                (mount / "g").touch()
+                os.rename(mount / "g", mount / "f")
+            gone = os.fstat(stream.fileno())
+            assert (gone.st_nlink, stat.S_IMODE(gone.st_mode)) == (0, 0o640) and gone.st_ctime_ns > before.st_ctime_ns
+            stream.write(b"xy")
+            os.fchmod(stream.fileno(), 0o604)
+            os.utime(stream.fileno(), ns=(3, 4))
+            os.truncate(stream.fileno(), 2)
+            os.utime(stream.fileno(), ns=(5, 6))
+            found = os.fstat(stream.fileno())
+            assert (stat.S_IMODE(found.st_mode), found.st_size, times(found)) == (0o604, 2, (5, 6))
+            assert os.pread(stream.fileno(), 9, 0) == b"xy"
+
+
+def test_a_directory_or_pipe_without_a_name_keeps_its_attributes(daemon: Daemon, mount: Path) -> None:
+    """Also when the daemon has purged it, which it does every two seconds."""
+    os.mkfifo(mount / "pipe", 0o640)
+    os.mkdir(mount / "d", 0o750)
+    pipe, directory = os.open(mount / "pipe", os.O_RDWR), os.open(mount / "d", os.O_RDONLY)
+    try:
+        os.unlink(mount / "pipe")
+        os.rmdir(mount / "d")
+        with contextlib.closing(sqlite3.connect(daemon.directory / "vosfs.db")) as database:
+            left = "SELECT count(*) FROM node WHERE nlink = 0"
+            eventually("purged", lambda: database.execute(left).fetchone() == (0,))
+        for fd, mode in ((pipe, 0o640), (directory, 0o750)):
+            assert (os.fstat(fd).st_nlink, stat.S_IMODE(os.fstat(fd).st_mode)) == (0, mode)
+            os.fchmod(fd, 0o600)
+            os.utime(fd, ns=(1, 2))
+            assert (stat.S_IMODE(os.fstat(fd).st_mode), times(os.fstat(fd))) == (0o600, (1, 2))
+        os.write(pipe, b"x")
+        assert os.read(pipe, 1) == b"x"
+        with pytest.raises(FileNotFoundError):
+            os.mkdir("x", dir_fd=directory)
+    finally:
+        os.close(pipe)
+        os.close(directory)
+
+
+def test_hard_links_of_a_file_with_unsaved_bytes(mount: Path) -> None:
+    with open(mount / "f", "wb", buffering=0) as stream:
+        stream.write(b"abc")
+        before = os.fstat(stream.fileno()).st_ctime_ns
+        os.link(mount / "f", mount / "g")
+        linked = os.fstat(stream.fileno())
+        assert (linked.st_nlink, linked.st_size) == (2, 3) and linked.st_ctime_ns > before
+        os.unlink(mount / "f")
+        assert (os.fstat(stream.fileno()).st_nlink, os.stat(mount / "g").st_size) == (1, 3)
+        stream.write(b"def")
+    assert (mount / "g").read_bytes() == b"abcdef"
+
+
+@pytest.mark.parametrize("call", ["open", "truncate", "ftruncate"])
+def test_a_truncation_to_the_same_length_moves_the_times(mount: Path, call: str) -> None:
+    for content in (b"", b"abc"):
+        file = mount / "f"
+        file.write_bytes(content)
+        os.utime(file, ns=(1, 2))
+        if call == "open":
+            os.close(os.open(file, os.O_WRONLY | os.O_TRUNC))
+        elif call == "truncate":
+            os.truncate(file, len(content))
+        else:
+            with open(file, "r+b") as stream:
+                os.ftruncate(stream.fileno(), len(content))
+        assert os.stat(file).st_mtime_ns > 2 and os.stat(file).st_atime_ns == 1
+        assert file.read_bytes() == (b"" if call == "open" else content)
+
+
+def test_a_file_that_would_be_too_long_says_so(mount: Path) -> None:
+    with open(mount / "f", "wb", buffering=0) as stream:
+        for call in (
+            lambda: os.ftruncate(stream.fileno(), (1 << 60) + 1), lambda: os.truncate(mount / "f", (1 << 63) - 1),
+            lambda: os.pwrite(stream.fileno(), b"x", 1 << 60),
+        ):  # fmt: skip
+            with pytest.raises(OSError) as caught:
+                call()
+            assert caught.value.errno == errno.EFBIG
+    assert os.stat(mount / "f").st_size == 0
+
+
+def test_a_listing_does_not_bring_back_what_was(mount: Path) -> None:
+    """The kernel keeps the attributes that come with a listing: they must be those of now, unsaved bytes included."""
+    for number in range(200):
+        (mount / f"n{number:03}").touch()
+    with open(mount / "n190", "wb", buffering=0) as unsaved, os.scandir(mount) as entries:
+        unsaved.write(b"abc")
+        next(entries)
+        (mount / "n191").write_bytes(b"abcd")
+        os.rename(mount / "n192", mount / "moved")
+        assert len(list(entries)) >= 199
+        assert [os.stat(mount / name).st_size for name in ("n190", "n191", "moved")] == [3, 4, 0]
+        assert not (mount / "n192").exists()
+    assert [(mount / name).read_bytes() for name in ("n190", "n191")] == [b"abc", b"abcd"]

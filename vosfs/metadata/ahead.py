@@ -1,0 +1,149 @@
+"""The tree of a mount that may act first: a cached tree that changes what it remembers, and tells the service later.
+
+While this mount holds the delegation (``server/delegation.py``) nobody else changes the space.  A change whose effect is
+certain from what is remembered is then made here at once, in one synchronous step, and owed to the service
+(``behind.py``); any other waits for the service, behind all that is owed.
+"""
+
+import time
+
+import msgspec
+
+from vosfs.metadata import messages as m
+from vosfs.metadata.behind import WriteBehind
+from vosfs.metadata.cached import CachedTree
+from vosfs.metadata.node import CONTAINER, DATA, Attributes, Extent, NewNode, Node, Renamed, made, new_id
+from vosfs.metadata.store import Tree
+
+replace = msgspec.structs.replace
+
+
+class AheadTree(CachedTree):
+    """Tree that need not wait for the service where nobody could tell."""
+
+    def __init__(self, inner: Tree, behind: WriteBehind) -> None:
+        super().__init__(inner)
+        # Dependencies
+        self._behind = behind
+
+    def _now(self) -> float:
+        # Nothing expires that nobody else can change.
+        return 0.0 if self._behind.held else time.monotonic()
+
+    async def room(self) -> None:
+        if self._behind.held:
+            await self._behind.room()
+        else:
+            self._behind.want()
+
+    def _mine(self, id: int) -> Node | None:
+        """A node that this mount may change first: known, its user's own, and free."""
+        if not self._behind.held:
+            return None
+        node = self.peek(id)
+        if node is None or node.owner != self._behind.user or node.immutable or not node.nlink:
+            return None
+        return node
+
+    def _owe(self, request: m.Mutation) -> None:
+        self._behind.add(request)
+        self._serial += 1
+        self._mutations += 1
+
+    async def create(self, parent: int, name: bytes, new: NewNode) -> Node:
+        await self.room()
+        return self._create_ahead(parent, name, new) or await super().create(parent, name, new)
+
+    def _create_ahead(self, parent: int, name: bytes, new: NewNode) -> Node | None:
+        container = self._mine(parent)
+        if container is None or container.kind != CONTAINER or self.peek_name(parent, name) != 0:
+            return None
+        node = made(replace(new, owner=self._behind.user), new_id(), self._behind.now_ns())
+        self._owe(m.Create(parent, name, new, node.id, node.btime_ns))
+        return self._created(parent, name, node)
+
+    def _child_ahead(self, parent: int, name: bytes) -> Node | None:
+        """The node under a name, if name and node may be changed here first."""
+        container, id = self._mine(parent), self.peek_name(parent, name)
+        if container is None or not id:
+            return None
+        node = self.peek(id)
+        return None if node is None or node.immutable else node
+
+    async def remove(self, parent: int, name: bytes, kind: str) -> Node:
+        await self.room()
+        return self._remove_ahead(parent, name, kind) or await super().remove(parent, name, kind)
+
+    def _remove_ahead(self, parent: int, name: bytes, kind: str) -> Node | None:
+        node = self._child_ahead(parent, name)
+        if node is None or (node.kind == CONTAINER) != (kind == "empty"):
+            return None
+        if kind == "empty":
+            names = self.names_known(node.id)
+            if names is None or any(names.values()):
+                return None
+        now_ns = self._behind.now_ns()
+        self._owe(m.Remove(parent, name, kind, node.id, now_ns))
+        node = replace(node, nlink=node.nlink - 1, ctime_ns=now_ns)
+        self._removed(parent, name, node)
+        return node
+
+    async def rename(self, parent: int, name: bytes, to_parent: int, to_name: bytes, flag: str) -> Node | None:
+        await self.room()
+        done = self._rename_ahead(parent, name, to_parent, to_name, flag)
+        return done.gone if done is not None else await super().rename(parent, name, to_parent, to_name, flag)
+
+    def _rename_ahead(self, parent: int, name: bytes, to_parent: int, to_name: bytes, flag: str) -> Renamed | None:
+        node, into, other_id = (
+            self._child_ahead(parent, name),
+            self._mine(to_parent),
+            self.peek_name(to_parent, to_name),
+        )
+        if node is None or into is None or other_id is None or flag == "exchange":
+            return None
+        if node.kind == CONTAINER and parent != to_parent:
+            # Whether it goes below itself is not known here.
+            return None
+        other = None
+        if other_id:
+            other = self._child_ahead(to_parent, to_name)
+            if other is None or other.id == node.id or flag or CONTAINER in (node.kind, other.kind):
+                return None
+        now_ns = self._behind.now_ns()
+        self._owe(m.Rename(parent, name, to_parent, to_name, flag, node.id, now_ns))
+        gone = None if other is None else replace(other, nlink=other.nlink - 1, ctime_ns=now_ns)
+        done = Renamed(replace(node, ctime_ns=now_ns), gone)
+        self._renamed(parent, name, to_parent, to_name, done)
+        return done
+
+    async def set_attributes(self, id: int, change: Attributes) -> Node:
+        await self.room()
+        return self._set_attributes_ahead(id, change) or await super().set_attributes(id, change)
+
+    def _set_attributes_ahead(self, id: int, change: Attributes) -> Node | None:
+        node = self._mine(id)
+        if node is None or change.target is not None or change.immutable is not None:
+            return None
+        now_ns = self._behind.now_ns()
+        fields = {key: value for key, value in msgspec.structs.asdict(change).items() if value is not None}
+        self._owe(m.SetAttributes(id, change, now_ns))
+        return self.remember(replace(node, **fields, ctime_ns=now_ns))
+
+    def commit_ahead(
+        self, id: int, base_version: int, length: int, changes: list[Extent], mtime_ns: int | None,
+        atime_ns: int | None = None,
+    ) -> Node | None:  # fmt: skip
+        node = self._mine(id)
+        if node is None or node.kind != DATA or node.version != base_version:
+            return None
+        now_ns = self._behind.now_ns()
+        mtime_ns = now_ns if mtime_ns is None else mtime_ns
+        self._owe(m.Commit(id, base_version, length, changes, mtime_ns, False, now_ns, atime_ns))
+        self._contents.pop(id, None)
+        atime_ns = node.atime_ns if atime_ns is None else atime_ns
+        return self.remember(replace(
+            node, version=base_version + 1, length=length, mtime_ns=mtime_ns, atime_ns=atime_ns, ctime_ns=now_ns, md5="",
+        ))  # fmt: skip
+
+    def debt(self) -> dict[str, object]:
+        return {"delegation": self._behind.held, "owed": self._behind.owed, "lost": self._behind.lost}
