@@ -4,6 +4,7 @@ import argparse
 import contextlib
 import ctypes
 import getpass
+import hashlib
 import logging
 import os
 import signal
@@ -112,6 +113,12 @@ def opened(cfg: Config) -> Iterator[tuple[SqlStore, Keeper]]:
         store.close()
 
 
+async def check(store: SqlStore, backend: Backend) -> None:
+    """QuietError unless the backend can be used for this very space."""
+    name = hashlib.sha256(b"space" + await store.secret()).hexdigest()[:32]
+    await trio.to_thread.run_sync(backend.check, name)
+
+
 def _bound_memory() -> None:
     """Give large allocations back at once.
 
@@ -125,9 +132,9 @@ def _bound_memory() -> None:
 async def serve(cfg: Config, ready: Callable[[Config, SqlStore], Awaitable[None]]) -> None:
     """Serve until SIGTERM or SIGINT.  ``ready`` is awaited once requests are answered."""
     with opened(cfg) as (store, backend):
-        if cfg.server.role != "metadata":
-            await trio.to_thread.run_sync(backend.check)
         await store.begin_space(cfg.space.owner)
+        if cfg.server.role != "metadata":
+            await check(store, backend)
         try:
             sock = listen(cfg.server.host, cfg.server.port)
         except OSError as exc:
@@ -350,7 +357,7 @@ def _run_gc(argv: list[str]) -> None:
 
     async def work() -> None:
         with opened(_configured(args)) as (store, backend):
-            await trio.to_thread.run_sync(backend.check)
+            await check(store, backend)
             nodes = await housekeeping.empty_trash(store)
             blobs = await housekeeping.collect(store, backend)
             orphans = await housekeeping.collect_orphans(store, backend)

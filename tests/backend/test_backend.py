@@ -132,7 +132,8 @@ def test_a_long_blob_that_is_aborted_leaves_nothing(backend: Backend) -> None:
 
 
 def test_check_finds_nothing(backend: Backend) -> None:
-    backend.check()
+    backend.check("space-1")
+    backend.check("space-1")
     assert list(backend.locators(later())) == []
 
 

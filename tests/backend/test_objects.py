@@ -333,7 +333,7 @@ def test_what_is_no_locator_is_refused(on_s3: ObjectsBackend, locator: str) -> N
 def refusal(config: StorageConfig, base: Path) -> str:
     """What the daemon would say at its start."""
     with pytest.raises(QuietError) as caught:
-        connect(config, base, 0.5).check()
+        connect(config, base, 0.5).check("space-1")
     text = str(caught.value)
     assert "\n" not in text and rgw.SECRET_KEY not in text and "wrong-secret" not in text
     return text
@@ -361,6 +361,13 @@ def test_errors_at_the_start_name_cause_and_cure(s3: rgw.S3, tmp_path: Path, net
     assert "no answer" in said(endpoint=network.url)
     network.faults = [Fault("refused", "PUT", at=501, times=ALWAYS)]
     assert "answers 501" in said(endpoint=network.url)
+
+
+def test_a_prefix_is_for_one_space(open_s3: Callable[..., ObjectsBackend]) -> None:
+    open_s3().check("space-1")
+    with pytest.raises(QuietError, match="the blobs of another space are there"):
+        open_s3().check("space-2")
+    open_s3().check("space-1")
 
 
 def test_nothing_shows_a_secret(on_s3: ObjectsBackend) -> None:

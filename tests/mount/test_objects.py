@@ -128,6 +128,21 @@ def test_a_bucket_that_fails_costs_nothing_that_was_saved(
         network.close()
 
 
+def test_two_spaces_do_not_share_a_prefix(url: str, make_daemon: Callable[..., Daemon], tmp_path: Path) -> None:
+    make_daemon("space", "--objects", url).stop()
+    where = ["--dev", tmp_path / "other", "--objects", url]
+    for command in ([BIN / "vosfsd", *where, "--port", "0"], [BIN / "vosfsd", "gc", *where]):
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+        assert done.returncode == 1 and "the blobs of another space are there" in done.stderr, done.stderr
+    make_daemon("space", "--objects", url)
+
+
+def test_files_are_not_registered_in_a_bucket(url: str, tmp_path: Path) -> None:
+    command = [BIN / "vosfsd", "import", "--dev", tmp_path / "space", "--objects", url, tmp_path, "/here"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1 and "needs [storage] directory" in done.stderr
+
+
 def test_a_bucket_that_is_not_there_is_said_at_once(s3: rgw.S3, url: str, tmp_path: Path) -> None:
     command = [BIN / "vosfsd", "--dev", tmp_path / "space", "--port", "0", "--objects", "s3://nobody/x"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)

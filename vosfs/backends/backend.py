@@ -72,8 +72,12 @@ def pieces(backend: "Backend", extents: Iterable[Extent]) -> Iterator[bytes]:
 class Backend(Protocol):
     """Where bytes are kept."""
 
-    def check(self) -> None:
-        """Look at the start whether it can be used.  QuietError says what keeps it from that, and the cure."""
+    def check(self, space: str) -> None:
+        """Look at the start whether it can be used, by a space of this name that nobody sees.
+
+        QuietError says what keeps it from that, and the cure.  Where two spaces could come to share blobs unawares, the
+        first one's name is kept: each would collect the other's.
+        """
 
     def create(self) -> BlobWriter:
         """Start a blob."""

@@ -56,7 +56,7 @@ class MemoryBackend:
     def __init__(self) -> None:
         self._blobs: dict[str, tuple[bytes, int]] = {}
 
-    def check(self) -> None:
+    def check(self, space: str) -> None:
         pass
 
     def create(self) -> _Writer:

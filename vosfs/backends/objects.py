@@ -59,6 +59,8 @@ ATTEMPTS_MAX = 3
 SUMS_KEPT = 100
 """Tables of sums remembered; a GiB has 32 KiB of them."""
 LIST_PAGE = 1000
+OWNER = "space"
+"""Key of the object that says whose blobs these are."""
 ALL_NS = 1 << 62
 """A time after everything."""
 
@@ -334,7 +336,7 @@ class ObjectsBackend:
     def __repr__(self) -> str:
         return f"ObjectsBackend({self._url})"
 
-    def check(self) -> None:
+    def check(self, space: str) -> None:
         key = f"probe-{secrets.token_hex(8)}"
         try:
             obstore.put(self._store, key, b"vosfs", mode="create")
@@ -344,6 +346,15 @@ class ObjectsBackend:
             raise QuietError(self._cure(exc)) from None
         if read != b"vosfs":
             raise QuietError(f"{self._url}: what is written there comes back as something else")
+        try:
+            self.put(OWNER, space.encode(), {})
+        except DuplicateNode:
+            raise QuietError(
+                f"{self._url}: the blobs of another space are there: choose another prefix in [storage] objects, or "
+                f"remove the object {OWNER!r} if that space is no more"
+            ) from None
+        except VOSpaceError as exc:
+            raise QuietError(f"{self._url}: {exc}") from None
 
     def _cure(self, exc: Exception) -> str:
         status, code = _said(exc)

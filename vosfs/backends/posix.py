@@ -143,7 +143,7 @@ class PosixBackend:
         for directory in {d for path in paths for d in (path, path.parent, self.root / "blobs")}:
             _sync_directory(directory)
 
-    def check(self) -> None:
+    def check(self, space: str) -> None:
         """Its directories are there by now."""
 
     def create(self) -> _Writer:
