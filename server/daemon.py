@@ -356,7 +356,9 @@ def _run_gc(argv: list[str]) -> None:
     args = parser.parse_args(argv)
 
     async def work() -> None:
-        with opened(_configured(args)) as (store, backend):
+        cfg = _configured(args)
+        with opened(cfg) as (store, backend):
+            await store.begin_space(cfg.space.owner)
             await check(store, backend)
             nodes = await housekeeping.empty_trash(store)
             blobs = await housekeeping.collect(store, backend)

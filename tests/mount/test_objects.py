@@ -131,7 +131,7 @@ def test_a_bucket_that_fails_costs_nothing_that_was_saved(
 def test_two_spaces_do_not_share_a_prefix(url: str, make_daemon: Callable[..., Daemon], tmp_path: Path) -> None:
     make_daemon("space", "--objects", url).stop()
     where = ["--dev", tmp_path / "other", "--objects", url]
-    for command in ([BIN / "vosfsd", *where, "--port", "0"], [BIN / "vosfsd", "gc", *where]):
+    for command in ([BIN / "vosfsd", "gc", *where], [BIN / "vosfsd", *where, "--port", "0"]):
         done = subprocess.run(command, capture_output=True, text=True, timeout=60)
         assert done.returncode == 1 and "the blobs of another space are there" in done.stderr, done.stderr
     make_daemon("space", "--objects", url)
