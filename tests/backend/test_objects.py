@@ -1,14 +1,21 @@
 """Blobs in an object store whatever the network does: none lost, no wrong byte, nothing left over, one kind of error."""
 
+import ipaddress
 import os
+import ssl
 import time
 import zlib
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import serialization
+from cryptography.x509.oid import NameOID
 
 from tests.backend.test_backend import NEVER_ISSUED, TRAVERSALS, get, later, put
+from tests.clients.test_certificates import issue
 from tests.services import rgw
 from tests.services.unreliable import ALWAYS, Fault, Unreliable
 from vosfs.backends import uploads
@@ -368,6 +375,29 @@ def test_a_prefix_is_for_one_space(open_s3: Callable[..., ObjectsBackend]) -> No
     with pytest.raises(QuietError, match="the blobs of another space are there"):
         open_s3().check("space-2")
     open_s3().check("space-1")
+
+
+def test_an_end_point_with_a_certificate_of_a_private_authority(s3: rgw.S3, tmp_path: Path) -> None:
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "authority")])
+    authority = issue(name, None, (x509.BasicConstraints(ca=True, path_length=None), True))
+    address = x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))])
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "gateway")])
+    issue(name, authority, (address, False)).save(tmp_path / "gateway.pem")
+    (tmp_path / "ca.pem").write_bytes(authority.certificate.public_bytes(serialization.Encoding.PEM))
+    (tmp_path / "key").write_text(f"AWS_ACCESS_KEY_ID={s3.access_key}\nAWS_SECRET_ACCESS_KEY={s3.secret_key}\n")
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(tmp_path / "gateway.pem")
+    network = Unreliable(s3.endpoint, context)
+    try:
+        config = StorageConfig(objects="s3://vosfs/tls", endpoint=network.url, credentials_file="key")
+        assert "no answer from the object store" in refusal(config, tmp_path)
+        backend = connect(replace(config, endpoint_ca="ca.pem"), tmp_path, 2)
+        backend.check("space-1")
+        assert get(backend, put(backend, SHORT).locator) == SHORT
+        backend.sweep(later())
+        assert "endpoint_ca" in refusal(replace(config, endpoint_ca="absent.pem"), tmp_path)
+    finally:
+        network.close()
 
 
 def test_nothing_shows_a_secret(on_s3: ObjectsBackend) -> None:

@@ -1,6 +1,7 @@
 """A network that fails on demand, between a program and a real HTTP service."""
 
 import http.client
+import ssl
 import threading
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -30,9 +31,9 @@ class Fault:
 
 
 class Unreliable:
-    """Hands every request on to ``endpoint``, but for those that a fault is for."""
+    """Hands every request on to ``endpoint``, but for those that a fault is for; over TLS with a ``context``."""
 
-    def __init__(self, endpoint: str) -> None:
+    def __init__(self, endpoint: str, context: ssl.SSLContext | None = None) -> None:
         # Constants
         self.host = urlsplit(endpoint).netloc
         # Mutable state
@@ -43,12 +44,15 @@ class Unreliable:
         self._guard = threading.Lock()
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"network": self}))
         self._server.daemon_threads = True
+        self._scheme = "https" if context else "http"
+        if context:
+            self._server.socket = context.wrap_socket(self._server.socket, server_side=True)
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.02,))
         self._thread.start()
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self._server.server_address[1]}"
+        return f"{self._scheme}://127.0.0.1:{self._server.server_address[1]}"
 
     def fault(self, method: str, target: str) -> Fault | None:
         """The fault that a request meets."""

@@ -367,8 +367,8 @@ class ObjectsBackend:
             )
         if status == 0:
             return (
-                f"{self._url}: no answer from the object store: see [storage] endpoint and region, and whether this "
-                "host reaches it"
+                f"{self._url}: no answer from the object store: see [storage] endpoint, its certificate's "
+                "endpoint_ca, and whether this host reaches it"
             )
         return f"{self._url}: the object store answers {status} {code}: blobs cannot be kept there"
 
@@ -538,7 +538,7 @@ def connect(storage: StorageConfig, base: Path, deadline_s: float = DEADLINE_S) 
     authority = base / storage.endpoint_ca if storage.endpoint_ca else None
     try:
         if authority is not None:
-            client["root_certificate"] = authority.read_bytes()
+            client["root_certificate"] = _authority(authority)
         store = from_url(storage.objects, config=config, client_options=client, retry_config=retry)
     except UnknownConfigurationKeyError:
         raise QuietError(f"{storage.credentials_file}: unknown name among {', '.join(sorted(settings))}") from None
@@ -551,6 +551,13 @@ def connect(storage: StorageConfig, base: Path, deadline_s: float = DEADLINE_S) 
         prefix = url.path.strip("/")
         uploads = Uploads(f"{host}/{url.netloc}", prefix + "/" if prefix else "", region, key, authority, deadline_s)
     return ObjectsBackend(storage.objects, store, uploads, deadline_s)
+
+
+def _authority(file: Path) -> bytes:
+    try:
+        return file.read_bytes()
+    except OSError as exc:
+        raise QuietError(f"[storage] endpoint_ca: {file}: {exc.strerror}") from None
 
 
 def _credentials(file: Path) -> dict[str, str]:
