@@ -378,6 +378,10 @@ class Gateway:
             cursor, found = await self._store.changes(cursor, CHANGES_MAX)
             # A mount knows what it did itself: telling it would cost both sides more than the change did.
             page = [change for change in found if not caller.origin or change.origin != caller.origin]
+            if len(found) == CHANGES_MAX and not page:
+                # All of it its own, and more to come: a batch of renames is more than a page.
+                await trio.lowlevel.checkpoint()
+                continue
             left = deadline - trio.current_time()
             state = delegation.state(who)
             if state == m.HELD and len(found) == CHANGES_MAX:

@@ -158,6 +158,9 @@ class HttpClient:
                 await self._slots.acquire()
             try:
                 return await self._attempt(message, method, idempotent, into, arrived)
+            except trio.TooSlowError as exc:
+                # In the middle of a body.
+                raise TimedOut(f"{self.origin}: the answer stalled") from exc
             except _FAILED as exc:
                 raise ServiceUnavailable(f"{self.origin}: {_reason(exc)}") from exc
             finally:

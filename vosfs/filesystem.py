@@ -14,7 +14,7 @@ from collections.abc import Callable
 import trio
 
 from vosfs.cache.blocks import BlockCache
-from vosfs.cache.file import STREAM_BYTES, CachedFile, FileTable, changed
+from vosfs.cache.file import EVERY, STREAM_BYTES, CachedFile, FileTable, changed
 from vosfs.cache.readahead import ReadAhead
 from vosfs.errors import (
     DuplicateNode,
@@ -31,6 +31,7 @@ from vosfs.errors import (
 from vosfs.metadata import xattr
 from vosfs.metadata.cached import COMPLETE_MAX, CachedTree
 from vosfs.metadata.content import LENGTH_MAX
+from vosfs.metadata.messages import Commit, Create, Mutation, Rename
 from vosfs.metadata.node import CONTAINER, DATA, LINK, Attributes, Change, NewNode, Node, Usage
 from vosfs.metadata.store import PAGE_NODES_MAX, check_guard
 from vosfs.uri import NAME_BYTES_MAX, RESERVED_NAMES, check_name
@@ -194,6 +195,7 @@ class FileSystem:
         """link(2)."""
         self._writable()
         node = await self.tree.link(id, parent, self._name(name))
+        self.files.committed(id, False, False)
         file = self.files.get(id)
         if file is not None:
             file.renew(node)
@@ -234,7 +236,10 @@ class FileSystem:
         """rename(2)."""
         self._writable()
         self._not_too_long(name)
+        moved = self.tree.peek_name(parent, name), self.tree.peek_name(to_parent, to_name)
         gone = await self.tree.rename(parent, name, to_parent, self._name(to_name), flag)
+        for id in moved if flag == "exchange" else moved[:1]:
+            self.files.committed(id or EVERY, False, False)
         if gone is not None:
             self._dropped(gone)
 
@@ -258,6 +263,7 @@ class FileSystem:
             change.mtime_ns = change.atime_ns = None
         if change != Attributes():
             node = await self.tree.set_attributes(id, change)
+            self.files.committed(id, False, False)
             if file is not None:
                 file.renew(node)
         return await self.attributes(id)
@@ -303,6 +309,7 @@ class FileSystem:
             if flags & os.XATTR_REPLACE and not present:
                 raise PropertyNotFound(name)
         await self.tree.set_properties(id, {uri: xattr.text_of(value)})
+        self.files.committed(id, False, False)
 
     async def remove_property(self, id: int, name: str) -> None:
         """removexattr(2).  PropertyNotFound."""
@@ -311,6 +318,7 @@ class FileSystem:
         if uri not in await self.tree.properties(id):
             raise PropertyNotFound(name)
         await self.tree.set_properties(id, {uri: None})
+        self.files.committed(id, False, False)
 
     async def property_names(self, id: int) -> list[str]:
         """listxattr(2)."""
@@ -440,6 +448,8 @@ class FileSystem:
         handle = self._handle(number)
         handle.check()
         await self._save(handle.file, True)
+        # What was acknowledged before may have been refused just now, on the way there.
+        handle.check()
 
     @staticmethod
     async def _save(file: CachedFile, durable: bool) -> None:
@@ -544,6 +554,17 @@ class FileSystem:
         self.tree.invalidate(change)
         self.files.changed_elsewhere(change.node)
         self.on_invalid(change)
+
+    def lost(self, request: Mutation, error: VOSpaceError) -> None:
+        """The service refused a change that was acknowledged to a program."""
+        self.tree.lost(request)
+        if isinstance(request, (Commit, Create)):
+            self.files.lost(request.id)
+        names = [(getattr(request, "parent", 0), getattr(request, "name", b""))]
+        if isinstance(request, Rename):
+            names.append((request.to_parent, request.to_name))
+        for parent, name in names:
+            self.on_invalid(Change(request.id, parent, name, ""))
 
     def status(self) -> dict[str, object]:
         """What ``vosfs status`` shows."""

@@ -1,13 +1,14 @@
 """The composition root of a mount: which tree, which blobs, which cache; and the tasks that live as long as it."""
 
-import functools
+import contextlib
+import fcntl
 import logging
 import os
 import resource
 import shutil
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol, cast
@@ -26,7 +27,7 @@ from vosfs.filesystem import DEADLINE_S, FileSystem
 from vosfs.metadata.ahead import AheadTree
 from vosfs.metadata.cached import CachedTree
 from vosfs.metadata.gateway import GatewayTree
-from vosfs.metadata.messages import HELD, PROTOCOL, RECALLED, WAIT_S_MAX, Commit, Create, Mutation
+from vosfs.metadata.messages import HELD, PROTOCOL, RECALLED, WAIT_S_MAX
 from vosfs.metadata.node import ROOT_ID, Cursor
 from vosfs.metadata.store import Tree
 from vosfs.session import NODES, Session
@@ -36,8 +37,8 @@ log = logging.getLogger(__name__)
 CACHE_BYTES = 10 << 30
 """Default limit of the block cache; at most half of what the disk has free."""
 CLOSE_S = 2.0
-JOURNAL = "journal"
-"""File of the private cache directory."""
+JOURNAL, LOCK = "journal", "lock"
+"""Files of the private cache directory."""
 RETRY_S_MIN, RETRY_S_MAX = 0.2, 5.0
 """Between attempts to reach the change feed."""
 
@@ -72,7 +73,7 @@ async def run(options: Options, report: Callable[[str], None]) -> None:
 
     Raises QuietError before that, with the reason in one line.
     """
-    cache = _private_cache(options.cache_dir)
+    cache, lock = _private_cache(options.cache_dir)
     clients: list[Closing] = []
     sessions: list[Session] = []
     try:
@@ -86,7 +87,10 @@ async def run(options: Options, report: Callable[[str], None]) -> None:
         replacer = None if isinstance(blobs, GatewayBlobs) else cast(Replacer, blobs)
         if isinstance(tree, GatewayTree):
             whose = f"{options.url} {tree.behind.user}".encode()
-            await _replay(tree, options.cache_dir, whose)
+            try:
+                await _replay(tree, options.cache_dir, whose)
+            except VOSpaceError as exc:
+                raise QuietError(f"cannot send what an earlier mount of {options.url} left: {exc}") from exc
             tree.behind.journal = Journal(cache / JOURNAL, whose)
         async with trio.open_nursery() as nursery:
             blocks = BlockCache(cache / "blocks", blobs, limit // 2, nursery)
@@ -107,7 +111,7 @@ async def run(options: Options, report: Callable[[str], None]) -> None:
                 if cursor is not None and isinstance(tree, GatewayTree):
                     invalidator = fuse.Invalidator()
                     filesystem.on_invalid = invalidator
-                    tree.behind.on_lost = functools.partial(_lost, cached, files)
+                    tree.behind.on_lost = filesystem.lost
                     nursery.start_soon(tree.behind.run)
                     nursery.start_soon(invalidator.run)
                     nursery.start_soon(follow, tree, filesystem, cursor)
@@ -132,6 +136,7 @@ async def run(options: Options, report: Callable[[str], None]) -> None:
                 await session.close()
         if not journal.records(cache / JOURNAL):
             shutil.rmtree(cache, ignore_errors=True)
+        os.close(lock)
 
 
 def alive(pid: int) -> bool:
@@ -144,29 +149,61 @@ def alive(pid: int) -> bool:
 
 def unsent(directory: Path, pid: int) -> int:
     """How many changes a mount process that is gone has left in its journal."""
-    return max(0, len(journal.records(directory / f"mount-{pid}" / JOURNAL)) - 1)
+    paths = [path for path in _private_caches(directory) if path.name.split("-")[1] == str(pid)]
+    return sum(max(0, len(journal.records(path / JOURNAL)) - 1) for path in paths)
 
 
-def _left_behind(directory: Path) -> list[Path]:
-    """The private cache directories of processes that are gone."""
-    numbers = ((old, old.name.removeprefix("mount-")) for old in directory.glob("mount-*"))
-    return [old for old, number in numbers if number.isdigit() and not alive(int(number))]
+def _private_caches(directory: Path) -> list[Path]:
+    return sorted(directory.glob("mount-*"))
 
 
-def _private_cache(directory: Path) -> Path:
-    """A directory of this process alone; those of dead processes are removed, unless they still owe something."""
+@contextlib.contextmanager
+def _claimed(old: Path) -> Iterator[bool]:
+    """Whether the process is gone whose private cache directory this is; for that long it is nobody else's.
+
+    Told by a lock.  In a container the next mount has the number of the one that died, and a cache directory that
+    several containers or hosts share has numbers that mean nothing here.
+    """
+    try:
+        fd = os.open(old / LOCK, os.O_RDWR | os.O_CLOEXEC)
+    except OSError:
+        number = old.name.removeprefix("mount-")
+        yield number.isdigit() and not alive(int(number))
+        return
+    try:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            yield False
+        else:
+            yield True
+    finally:
+        os.close(fd)
+
+
+def _private_cache(directory: Path) -> tuple[Path, int]:
+    """A directory of this process alone, and the descriptor that keeps it so.
+
+    Those of dead processes are removed, unless they still owe something.
+    """
     try:
         directory.mkdir(parents=True, exist_ok=True, mode=0o700)
-        for old in _left_behind(directory):
-            if not journal.records(old / JOURNAL):
-                shutil.rmtree(old, ignore_errors=True)
-        cache = directory / f"mount-{os.getpid()}"
+        for old in _private_caches(directory):
+            with _claimed(old) as gone:
+                if gone and not journal.records(old / JOURNAL):
+                    shutil.rmtree(old, ignore_errors=True)
+        cache, number = directory / f"mount-{os.getpid()}", 0
+        while cache.exists():
+            number += 1
+            cache = directory / f"mount-{os.getpid()}-{number}"
         cache.mkdir(mode=0o700)
+        lock = os.open(cache / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as exc:
         raise QuietError(f"cache directory {directory}: {exc.strerror}") from exc
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, 65536), hard))
-    return cache
+    return cache, lock
 
 
 async def _connect(
@@ -203,13 +240,6 @@ async def _connect(
     clients.append(transfers)
     log.warning("plain VOSpace: mode, owner and times are not kept, and changes elsewhere show after a second")
     return plain, transfers, None, "plain VOSpace"
-
-
-def _lost(tree: CachedTree, files: FileTable, request: Mutation, error: VOSpaceError) -> None:
-    """The service refused a change that was acknowledged to a program."""
-    tree.lost(request)
-    if isinstance(request, (Commit, Create)):
-        files.lost(request.id)
 
 
 async def follow(tree: GatewayTree, filesystem: FileSystem, cursor: Cursor) -> None:
@@ -253,14 +283,15 @@ async def follow(tree: GatewayTree, filesystem: FileSystem, cursor: Cursor) -> N
 
 async def _replay(tree: GatewayTree, directory: Path, whose: bytes) -> None:
     """Tell the service what mounts of this space and user acknowledged before they died."""
-    for old in _left_behind(directory):
-        kept = journal.records(old / JOURNAL)
-        if not kept or kept[0] != whose:
-            continue
-        refused = await tree.behind.replay(kept[1:])
-        log.warning("a mount died before the service had its last %d changes: sent, %d of them refused",
-                    len(kept) - 1, refused)  # fmt: skip
-        shutil.rmtree(old, ignore_errors=True)
+    for old in _private_caches(directory):
+        with _claimed(old) as gone:
+            kept = journal.records(old / JOURNAL) if gone else []
+            if not kept or kept[0] != whose:
+                continue
+            refused = await tree.behind.replay(kept[1:])
+            log.warning("a mount died before the service had its last %d changes: sent, %d of them refused",
+                        len(kept) - 1, refused)  # fmt: skip
+            shutil.rmtree(old, ignore_errors=True)
 
 
 async def _settle(tree: GatewayTree, deadline_s: float) -> None:

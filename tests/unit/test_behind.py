@@ -1,7 +1,7 @@
 """What was acknowledged first and told later: order, backpressure, trouble, and the journal."""
 
 import errno
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -392,6 +392,27 @@ async def test_what_a_dead_mount_left_is_sent_marked_so(
     written.close()
     assert await behind.replay(journal.records(tmp_path / "journal")[1:]) == 0
     assert service.names == [b"0", b"1", b"2"] and service.batches[0].again
+
+
+async def test_a_record_of_another_version_costs_no_other(
+    autojump_clock: MockClock, service: Service, behind: WriteBehind, caplog: pytest.LogCaptureFixture
+) -> None:
+    records = [_encode(create(number)) for number in range(6)]
+    behind = WriteBehind(strict(service), {}, 10.0)
+    assert await behind.replay([*records[:4], _encode(["Unheard-of", 1]), *records[4:]]) == 1
+    assert service.names == [b"%d" % n for n in range(6)]
+    caplog.clear()
+
+
+def strict(service: Service) -> Callable[[m.Request], Awaitable[Any]]:
+    async def send(request: m.Request) -> Any:
+        try:
+            _decode(_encode(request))
+        except msgspec.DecodeError as exc:
+            raise InvalidArgument(f"not a message: {exc}") from None
+        return await service.send(request)
+
+    return send
 
 
 @pytest.mark.parametrize("cut", [1, 5, 9, 20])

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vosfs.client import HttpClient
-from vosfs.errors import InvalidArgument, ProtocolError, TooLarge, VOSpaceError
+from vosfs.errors import InvalidArgument, ProtocolError, TimedOut, TooLarge, VOSpaceError
 from vosfs.wire import (
     CHUNK_LINE_BYTES_MAX,
     HEAD_BYTES_MAX,
@@ -195,6 +195,24 @@ def pair() -> Iterator[Pair]:
     yield make
     for sock in made:
         sock.close()
+
+
+async def test_an_answer_that_stalls_in_its_body_is_a_timeout(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also for who waits longer for a head than bodies may stall: a poll of the change feed, say."""
+    monkeypatch.setattr("vosfs.client.STALL_S", 0.01)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        client = HttpClient(f"http://127.0.0.1:{server.getsockname()[1]}", deadline_s=60)
+        peers: list[socket.socket] = []
+
+        async def answer() -> None:
+            peers.append((await trio.to_thread.run_sync(server.accept))[0])
+            peers[0].sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nabc")
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(answer)
+            with pytest.raises(TimedOut, match="stalled"):
+                await client.request(client.head("GET", "/"), method="GET")
+        peers[0].close()
 
 
 async def test_heads_one_after_the_other(pair: Pair) -> None:

@@ -546,7 +546,7 @@ class FileTable:
         """INVARIANT: sum over the files of their bytes in scratch."""
         self._opening: dict[int, trio.Event] = {}
         self._unsynced: set[int] = set()
-        """Nodes made or committed here and not yet durable."""
+        """Nodes made, committed, renamed or changed here and not yet durable."""
         self._unsynced_blobs: set[int] = set()
         """Those of them whose blobs are not."""
         self._serial = 0
@@ -639,7 +639,7 @@ class FileTable:
                 file.drop_local(start, stop)
 
     def committed(self, id: int, durable: bool, blobs: bool) -> None:
-        """Keep account of what fsync(2) still has to do.
+        """A node's bytes, attributes or name changed here: keep account of what fsync(2) still has to do.
 
         A durable commit takes all metadata before it along, but not the blobs of earlier, non-durable ones.
         """
@@ -660,8 +660,10 @@ class FileTable:
 
     async def sync_node(self, id: int) -> None:
         """Make a node's committed bytes durable."""
+        covered = set(self._unsynced)
         await getattr(self.tree.inner, "sync_node", self._sync_all)(id)
-        self._unsynced.discard(id)
+        # All metadata, and the bytes of this one.
+        self._unsynced -= covered
         self._unsynced_blobs.discard(id)
 
     async def _sync_all(self, id: int) -> None:

@@ -5,16 +5,23 @@ certain from what is remembered is then made here at once, in one synchronous st
 (``behind.py``); any other waits for the service, behind all that is owed.
 """
 
+import logging
 import time
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import msgspec
 
+from vosfs.errors import StorageFull
 from vosfs.metadata import messages as m
 from vosfs.metadata.behind import WriteBehind
 from vosfs.metadata.cached import CachedTree
 from vosfs.metadata.node import CONTAINER, DATA, Attributes, Extent, NewNode, Node, Renamed, made, new_id
 from vosfs.metadata.store import Tree
 
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 replace = msgspec.structs.replace
 
 
@@ -45,6 +52,16 @@ class AheadTree(CachedTree):
             return None
         return node
 
+    @staticmethod
+    def _ahead(make: Callable[..., T | None], *arguments: Any) -> T | None:
+        """What a ``_..._ahead`` makes, if it can."""
+        try:
+            return make(*arguments)
+        except StorageFull as exc:
+            # The journal's disk is full.  The service's may have room, and what waits for the service needs no journal.
+            log.debug("not ahead: %s", exc)
+            return None
+
     def _owe(self, request: m.Mutation) -> None:
         self._behind.add(request)
         self._serial += 1
@@ -52,7 +69,8 @@ class AheadTree(CachedTree):
 
     async def create(self, parent: int, name: bytes, new: NewNode) -> Node:
         await self.room()
-        return self._create_ahead(parent, name, new) or await super().create(parent, name, new)
+        ahead = self._ahead(self._create_ahead, parent, name, new)
+        return ahead if ahead is not None else await super().create(parent, name, new)
 
     def _create_ahead(self, parent: int, name: bytes, new: NewNode) -> Node | None:
         container = self._mine(parent)
@@ -72,7 +90,8 @@ class AheadTree(CachedTree):
 
     async def remove(self, parent: int, name: bytes, kind: str) -> Node:
         await self.room()
-        return self._remove_ahead(parent, name, kind) or await super().remove(parent, name, kind)
+        ahead = self._ahead(self._remove_ahead, parent, name, kind)
+        return ahead if ahead is not None else await super().remove(parent, name, kind)
 
     def _remove_ahead(self, parent: int, name: bytes, kind: str) -> Node | None:
         node = self._child_ahead(parent, name)
@@ -90,8 +109,8 @@ class AheadTree(CachedTree):
 
     async def rename(self, parent: int, name: bytes, to_parent: int, to_name: bytes, flag: str) -> Node | None:
         await self.room()
-        done = self._rename_ahead(parent, name, to_parent, to_name, flag)
-        return done.gone if done is not None else await super().rename(parent, name, to_parent, to_name, flag)
+        ahead = self._ahead(self._rename_ahead, parent, name, to_parent, to_name, flag)
+        return ahead.gone if ahead is not None else await super().rename(parent, name, to_parent, to_name, flag)
 
     def _rename_ahead(self, parent: int, name: bytes, to_parent: int, to_name: bytes, flag: str) -> Renamed | None:
         node, into, other_id = (
@@ -118,7 +137,8 @@ class AheadTree(CachedTree):
 
     async def set_attributes(self, id: int, change: Attributes) -> Node:
         await self.room()
-        return self._set_attributes_ahead(id, change) or await super().set_attributes(id, change)
+        ahead = self._ahead(self._set_attributes_ahead, id, change)
+        return ahead if ahead is not None else await super().set_attributes(id, change)
 
     def _set_attributes_ahead(self, id: int, change: Attributes) -> Node | None:
         node = self._mine(id)
@@ -133,6 +153,12 @@ class AheadTree(CachedTree):
         self, id: int, base_version: int, length: int, changes: list[Extent], mtime_ns: int | None,
         atime_ns: int | None = None,
     ) -> Node | None:  # fmt: skip
+        return self._ahead(self._commit_ahead, id, base_version, length, changes, mtime_ns, atime_ns)
+
+    def _commit_ahead(
+        self, id: int, base_version: int, length: int, changes: list[Extent], mtime_ns: int | None,
+        atime_ns: int | None,
+    ) -> Node | None:  # fmt: skip
         node = self._mine(id)
         if node is None or node.kind != DATA or node.version != base_version:
             return None
@@ -144,6 +170,9 @@ class AheadTree(CachedTree):
         return self.remember(replace(
             node, version=base_version + 1, length=length, mtime_ns=mtime_ns, atime_ns=atime_ns, ctime_ns=now_ns, md5="",
         ))  # fmt: skip
+
+    def _lost(self) -> int:
+        return self._behind.lost
 
     def debt(self) -> dict[str, object]:
         return {"delegation": self._behind.held, "owed": self._behind.owed, "lost": self._behind.lost}

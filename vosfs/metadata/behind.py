@@ -301,14 +301,25 @@ class WriteBehind:
     async def replay(self, records: list[bytes]) -> int:
         """Send what a mount that died had acknowledged; how many changes the service refused."""
         refused = at = 0
+        most = m.BATCH_MAX
         while at < len(records):
             batch, size = [records[at]], len(records[at])
-            for record in records[at + 1 : at + m.BATCH_MAX]:
+            for record in records[at + 1 : at + most]:
                 size += len(record)
                 if size > REPLAY_BYTES_MAX:
                     break
                 batch.append(record)
-            outcomes = await self._send(_batch(batch, [], True))
+            try:
+                outcomes = await self._send(_batch(batch, [], True))
+            except _AGAIN:
+                raise
+            except VOSpaceError as exc:
+                most = len(batch) // 2
+                if most:
+                    continue
+                # Of another version, say.
+                outcomes = m.Outcomes([(0, m.Failure(type(exc).__name__, str(exc)))], [])
+            most = min(2 * max(most, 1), m.BATCH_MAX)
             for number, why in outcomes.failures:
                 log.error("a change that a mount acknowledged before it died is lost: %d: %s: %s",
                           at + number, why.error, why.message)  # fmt: skip

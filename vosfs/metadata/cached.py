@@ -5,12 +5,14 @@ is trusted for TTL_S.  Only what was asked for or made here is kept, in two boun
 synchronous steps between awaits; an answer that was under way while an invalidation came is used but not kept.
 """
 
+import logging
 import time
 from collections import OrderedDict
+from typing import TypeVar
 
 import msgspec
 
-from vosfs.errors import NodeNotFound, VOSpaceError
+from vosfs.errors import NodeNotFound, Stale, VOSpaceError
 from vosfs.metadata import messages as m
 from vosfs.metadata.node import (
     CONTAINER,
@@ -25,6 +27,10 @@ from vosfs.metadata.node import (
     Usage,
 )
 from vosfs.metadata.store import Tree
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 TTL_S = 1.0
 """How long an unconfirmed answer is trusted: what NFS and sshfs users are used to."""
@@ -98,6 +104,22 @@ class CachedTree:
         nodes.move_to_end(node.id)
         if len(nodes) > NODES_MAX:
             nodes.popitem(last=False)
+        return node
+
+    def _asked(self) -> tuple[int, int]:
+        """When a change was asked for: see ``_answered``."""
+        return self._epoch, self._serial
+
+    def _answered(self, node: Node, asked: tuple[int, int]) -> Node:
+        """Keep what a change answered, unless the node may have changed meanwhile, here or elsewhere.
+
+        Then neither what is remembered nor the answer has all of it: whoever wants to know asks again.
+        """
+        epoch, since = asked
+        kept = self._nodes.get(node.id)
+        if epoch == self._epoch and (kept is None or kept[2] <= since):
+            return self.remember(node)
+        self._nodes.pop(node.id, None)
         return node
 
     def _now(self) -> float:
@@ -206,6 +228,10 @@ class CachedTree:
         """The node with its bytes changed, if that could be done here first; ``changes`` as ``commit`` has them."""
         return None
 
+    def _lost(self) -> int:
+        """How many changes that were made here first the service has refused."""
+        return 0
+
     def debt(self) -> dict[str, object]:
         """How far this mount is ahead of the service, for ``vosfs status``."""
         return {}
@@ -285,6 +311,7 @@ class CachedTree:
         return self._epoch
 
     async def create(self, parent: int, name: bytes, new: NewNode) -> Node:
+        asked = self._asked()
         try:
             node = await self.inner.create(parent, name, new)
         except VOSpaceError:
@@ -292,6 +319,10 @@ class CachedTree:
             raise
         finally:
             self._mutations += 1
+        if asked[0] != self._epoch:
+            # Somebody may have taken it away since.  So below.
+            self.forget_name(parent, name)
+            return node
         return self._created(parent, name, node)
 
     def _created(self, parent: int, name: bytes, node: Node) -> Node:
@@ -302,6 +333,7 @@ class CachedTree:
         return self.remember(node)
 
     async def link(self, id: int, parent: int, name: bytes) -> Node:
+        asked = self._asked()
         try:
             node = await self.inner.link(id, parent, name)
         except VOSpaceError:
@@ -309,11 +341,16 @@ class CachedTree:
             raise
         finally:
             self._mutations += 1
-        self._set_name(parent, name, id)
-        self._touch(parent, node.ctime_ns)
-        return self.remember(node)
+        answered = self._answered(node, asked)
+        if asked[0] == self._epoch:
+            self._set_name(parent, name, id)
+            self._touch(parent, node.ctime_ns)
+        else:
+            self.forget_name(parent, name)
+        return answered
 
     async def remove(self, parent: int, name: bytes, kind: str) -> Node:
+        asked = self._asked()
         try:
             node = await self.inner.remove(parent, name, kind)
         except VOSpaceError:
@@ -321,13 +358,17 @@ class CachedTree:
             raise
         finally:
             self._mutations += 1
-        self._removed(parent, name, node)
+        if asked[0] == self._epoch:
+            self._removed(parent, name, node, asked)
+        else:
+            self._after_drop(node, asked)
+            self.forget_name(parent, name)
         return node
 
-    def _removed(self, parent: int, name: bytes, node: Node) -> None:
+    def _removed(self, parent: int, name: bytes, node: Node, asked: tuple[int, int] | None = None) -> None:
+        self._after_drop(node, asked or self._asked())
         self._unname(parent, name)
         self._touch(parent, node.ctime_ns, -int(node.kind == CONTAINER))
-        self._after_drop(node)
 
     def _unname(self, parent: int, name: bytes) -> None:
         if self.live:
@@ -335,16 +376,16 @@ class CachedTree:
         else:
             self.forget_name(parent, name)
 
-    def _after_drop(self, node: Node) -> None:
+    def _after_drop(self, node: Node, asked: tuple[int, int]) -> None:
         if node.nlink == 0:
             self._nodes.pop(node.id, None)
             self._drop_names(node.id)
         else:
-            self.remember(node)
+            self._answered(node, asked)
 
     async def rename(self, parent: int, name: bytes, to_parent: int, to_name: bytes, flag: str) -> Node | None:
         """As in the port; returns the node that lost its name."""
-        other = self.peek_name(to_parent, to_name)
+        asked, other = self._asked(), self.peek_name(to_parent, to_name)
         try:
             done = await self.inner.rename(parent, name, to_parent, to_name, flag)
         except VOSpaceError:
@@ -353,33 +394,40 @@ class CachedTree:
             raise
         finally:
             self._mutations += 1
-        if flag == "exchange" or (done.gone is None and self.peek_name(to_parent, to_name) == done.node.id):
+        same = done.gone is None and self.peek_name(to_parent, to_name) == done.node.id
+        if flag == "exchange" or same or asked[0] != self._epoch:
+            self._answered(done.node, asked)
+            if done.gone is not None:
+                self._after_drop(done.gone, asked)
             self.forget_name(parent, name)
             self.forget_name(to_parent, to_name)
             self._nodes.pop(other or 0, None)
         else:
-            self._renamed(parent, name, to_parent, to_name, done)
+            self._renamed(parent, name, to_parent, to_name, done, asked)
             return done.gone
-        self.remember(done.node)
         for id in (parent, to_parent):
             self._touch(id, done.node.ctime_ns)
         return done.gone
 
-    def _renamed(self, parent: int, name: bytes, to_parent: int, to_name: bytes, done: Renamed) -> None:
+    def _renamed(
+        self, parent: int, name: bytes, to_parent: int, to_name: bytes, done: Renamed,
+        asked: tuple[int, int] | None = None,
+    ) -> None:  # fmt: skip
+        asked = asked or self._asked()
+        self._answered(done.node, asked)
+        if done.gone is not None:
+            self._after_drop(done.gone, asked)
         self._unname(parent, name)
         self._set_name(to_parent, to_name, done.node.id)
-        self.remember(done.node)
         # An exchange made both containers forgotten: nothing is counted then.
         moved = int(done.node.kind == CONTAINER)
         self._touch(parent, done.node.ctime_ns, -moved)
         self._touch(to_parent, done.node.ctime_ns, moved - int(done.gone is not None and done.gone.kind == CONTAINER))
-        if done.gone is not None:
-            self._after_drop(done.gone)
 
     async def set_attributes(self, id: int, change: Attributes) -> Node:
-        since = self._serial
+        asked = self._asked()
         try:
-            return self.remember(await self.inner.set_attributes(id, change), since)
+            return self._answered(await self.inner.set_attributes(id, change), asked)
         except VOSpaceError:
             self.forget(id)
             raise
@@ -424,8 +472,9 @@ class CachedTree:
         return await self.inner.properties(id)
 
     async def set_properties(self, id: int, change: dict[str, str | None]) -> Node:
+        asked = self._asked()
         try:
-            return self.remember(await self.inner.set_properties(id, change))
+            return self._answered(await self.inner.set_properties(id, change), asked)
         finally:
             self._mutations += 1
 
@@ -435,5 +484,8 @@ class CachedTree:
     async def sync(self) -> None:
         before = self._mutations
         if self._durable < before:
+            lost = self._lost()
             await self.inner.sync()
+            if self._lost() != lost:
+                raise Stale("changes that were acknowledged were refused by the service")
             self._durable = max(self._durable, before)
