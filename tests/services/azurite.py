@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests.conftest import free_port
-from tests.services import answers, until
+from tests.services import answers, start, until
 
 ACCOUNT = "devstoreaccount1"
 KEY = base64.b64encode(b"only for tests, of no account at all: 0123456789").decode()
@@ -59,9 +59,7 @@ def running() -> Iterator[Azure]:
         "--blobHost", "127.0.0.1", "--blobPort", str(port),
     ]  # fmt: skip
     environment = os.environ | {"AZURITE_ACCOUNTS": f"{ACCOUNT}:{KEY}"}
-    process = subprocess.Popen(
-        command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment, cwd=directory
-    )
+    process = start(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment, cwd=directory)
     try:
         endpoint = f"http://127.0.0.1:{port}/{ACCOUNT}"
         until("Azurite answers", lambda: answers(endpoint), [process])

@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 
 from tests.conftest import free_port
-from tests.services import START_S, answers, until
+from tests.services import START_S, answers, start, until
 from vosfs.backends.uploads import Key, Uploads
 
 PROGRAMS = ("ceph", "ceph-mon", "ceph-osd", "radosgw", "radosgw-admin", "monmaptool")
@@ -158,23 +158,23 @@ def _start(root: Path, processes: list["subprocess.Popen[bytes]"]) -> S3:
         assert done.returncode == 0, f"{' '.join(command)}: {done.stderr.decode(errors='replace')[-2000:]}"
         return done.stdout
 
-    def start(program: str, *arguments: object) -> None:
+    def begin(program: str, *arguments: object) -> None:
         with open(root / "log" / f"{program}.out", "wb") as out:
             command = [program, "-c", str(conf), *map(str, arguments), "-f"]
-            processes.append(subprocess.Popen(command, stdout=out, stderr=out, cwd=root))
+            processes.append(start(command, stdout=out, stderr=out, cwd=root))
 
     address = f"[v2:127.0.0.1:{mon_v2},v1:127.0.0.1:{mon_v1}]"
     run("monmaptool", "--create", "--fsid", fsid, "--addv", "a", address, root / "monmap")
     run("ceph-mon", "--mkfs", "-i", "a", "--monmap", root / "monmap", "--mon-data", root / "mon")
-    start("ceph-mon", "-i", "a", "--mon-data", root / "mon")
+    begin("ceph-mon", "-i", "a", "--mon-data", root / "mon")
     store = str(uuid.uuid4())
     run("ceph", "--connect-timeout", 30, "osd", "new", store)
     run("ceph-osd", "-i", 0, "--mkfs", "--osd-uuid", store, "--osd-data", root / "osd")
-    start("ceph-osd", "-i", 0, "--osd-data", root / "osd")
+    begin("ceph-osd", "-i", 0, "--osd-data", root / "osd")
     until(
         "the store is up", lambda: json.loads(run("ceph", "osd", "stat", "-f", "json"))["num_up_osds"] == 1, processes
     )
-    start("radosgw", "-n", "client.rgw")
+    begin("radosgw", "-n", "client.rgw")
     service = S3(f"http://127.0.0.1:{port}", partial(run, "radosgw-admin"))
     until("the gateway answers", lambda: answers(service.endpoint), processes)
     service.admin(
