@@ -4,9 +4,11 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+AZURITE := $(VENV)/azurite
+CEPH := ceph-mon ceph-osd radosgw ceph-base ceph-common
 DEBIAN := fuse3 libfuse3-dev pkg-config postgresql gcc libc6-dev python3-dev python3-venv
 
-.PHONY: help init demo test conformance check format bench bench-quick bench-peers bench-daemon soak posix fuzz run docs clean debian
+.PHONY: help init demo test object-stores conformance check format bench bench-quick bench-peers bench-daemon soak posix fuzz run docs clean debian
 
 help:  ## list these targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -25,9 +27,15 @@ debian:
 demo: $(STAMP)  ## serve a space, mount it, put real files through it, and say what happened
 	@$(BIN)/python scripts/demo.py
 
-test: $(STAMP)  ## all tests, with real mounts and a real PostgreSQL
+test: $(STAMP) object-stores  ## all tests, with real mounts, a real PostgreSQL, Ceph and Azurite
 	@sh scripts/debian.sh rsync git sqlite3 attr openssl
 	$(BIN)/python -m pytest
+
+object-stores:  # what is missing is skipped, and the summary says so: these are 240 MB, and a network may be missing too
+	@sh scripts/debian.sh $(CEPH) || echo "Tests against S3 will be skipped."
+	@test -x $(AZURITE)/node_modules/.bin/azurite-blob || ! command -v npm >/dev/null \
+	    || npm install --silent --no-audit --no-fund --prefix $(AZURITE) azurite@3 >/dev/null 2>&1 \
+	    || echo "Tests against Azure will be skipped."
 
 check: $(STAMP)  ## format, lint, types, import directions
 	$(BIN)/ruff format --check vosfs server scripts tests

@@ -20,7 +20,6 @@ from server.http import Request, Response
 from server.parameters import all_parameters
 from server.service import Service
 from server.walk import below
-from vosfs.backends.backend import BlobReader
 from vosfs.errors import InvalidArgument, VOSpaceError
 from vosfs.metadata import content
 from vosfs.metadata.node import CONTAINER, CORE, DATA, LINK, Node
@@ -123,28 +122,19 @@ async def _bytes(service: Service, node: Node) -> AsyncGenerator[bytes]:
     """A data node's bytes, in pieces."""
     found = await service.store.open(node.id, ANYONE)
     # As long as it was said to be, whatever has happened to it since.
-    length = node.length
-    reader: BlobReader | None = None
-    locator = ""
-    try:
-        for piece in content.slices(found.extents, 0, length) if length else ():
+    for piece in content.slices(found.extents, 0, node.length) if node.length else ():
+        if not piece.locator:
             for start in range(piece.start, piece.stop, PIECE_BYTES):
                 stop = min(start + PIECE_BYTES, piece.stop)
-                if piece.data:
-                    yield piece.data[start - piece.start : stop - piece.start]
-                elif not piece.locator:
-                    yield bytes(stop - start)
-                else:
-                    if locator != piece.locator:
-                        if reader is not None:
-                            reader.close()
-                        reader = await trio.to_thread.run_sync(service.backend.open, piece.locator)
-                        locator = piece.locator
-                    assert reader is not None
-                    at = piece.offset + start - piece.start
-                    yield await trio.to_thread.run_sync(reader.read, at, at + stop - start)
-    finally:
-        if reader is not None:
+                yield piece.data[start - piece.start : stop - piece.start] if piece.data else bytes(stop - start)
+            continue
+        end = piece.offset + piece.stop - piece.start
+        reader = await trio.to_thread.run_sync(service.backend.open, piece.locator, piece.offset, end)
+        try:
+            stream = reader.stream(piece.offset, end)
+            while data := await trio.to_thread.run_sync(next, stream, b""):
+                yield data
+        finally:
             reader.close()
 
 

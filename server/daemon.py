@@ -4,6 +4,7 @@ import argparse
 import contextlib
 import ctypes
 import getpass
+import hashlib
 import logging
 import os
 import signal
@@ -12,7 +13,9 @@ import ssl
 import sys
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import replace
+from importlib.metadata import entry_points
 from pathlib import Path
+from typing import Protocol
 
 import trio
 
@@ -23,6 +26,7 @@ from server.importer import import_tree
 from server.jobs import Jobs, Kind
 from server.service import Service
 from vosfs import __version__, config, log, uri
+from vosfs.backends.backend import Backend
 from vosfs.backends.posix import PosixBackend
 from vosfs.config import Config
 from vosfs.errors import QuietError, VOSpaceError
@@ -57,7 +61,7 @@ def dev_config(args: argparse.Namespace) -> Config:
                 client_ca=file(args.client_ca), private_endpoints=args.allow_private_endpoints,
             ),
             config.DatabaseConfig(dsn=args.dsn),
-            config.StorageConfig(url=args.storage_url),
+            config.StorageConfig(objects=args.objects, endpoint=args.objects_endpoint, url=args.storage_url),
             args.dev.resolve(),
         )
     )  # fmt: skip
@@ -71,8 +75,26 @@ def invoking_user() -> str:
         return f"uid{os.getuid()}"
 
 
+class Keeper(Backend, Protocol):
+    """A backend as it is held here."""
+
+    def close(self) -> None:
+        """Give back what it holds."""
+
+
+def backend_of(cfg: Config) -> Keeper:
+    """The backend of a configuration: of this package, or one that another package registered for its kind of URL."""
+    scheme = cfg.storage.objects.partition(":")[0]
+    if not scheme:
+        return PosixBackend(cfg.base / cfg.storage.directory)
+    for plugin in entry_points(group="vosfs.backends", name=scheme):
+        made: Keeper = plugin.load()(cfg.storage, cfg.base)
+        return made
+    raise QuietError(f"[storage] objects: {cfg.storage.objects!r}: there is no backend for {scheme}:// here")
+
+
 @contextlib.contextmanager
-def opened(cfg: Config) -> Iterator[tuple[SqlStore, PosixBackend]]:
+def opened(cfg: Config) -> Iterator[tuple[SqlStore, Keeper]]:
     """Store and backend of a configuration."""
     store: SqlStore
     if cfg.database.dsn:
@@ -83,12 +105,18 @@ def opened(cfg: Config) -> Iterator[tuple[SqlStore, PosixBackend]]:
         store = SqliteStore(cfg.base / cfg.database.file)
     backend = None
     try:
-        backend = PosixBackend(cfg.base / cfg.storage.directory)
+        backend = backend_of(cfg)
         yield store, backend
     finally:
         if backend is not None:
             backend.close()
         store.close()
+
+
+async def check(store: SqlStore, backend: Backend) -> None:
+    """QuietError unless the backend can be used for this very space."""
+    name = hashlib.sha256(b"space" + await store.secret()).hexdigest()[:32]
+    await trio.to_thread.run_sync(backend.check, name)
 
 
 def _bound_memory() -> None:
@@ -105,6 +133,8 @@ async def serve(cfg: Config, ready: Callable[[Config, SqlStore], Awaitable[None]
     """Serve until SIGTERM or SIGINT.  ``ready`` is awaited once requests are answered."""
     with opened(cfg) as (store, backend):
         await store.begin_space(cfg.space.owner)
+        if cfg.server.role != "metadata":
+            await check(store, backend)
         try:
             sock = listen(cfg.server.host, cfg.server.port)
         except OSError as exc:
@@ -190,6 +220,11 @@ def _where(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dev", metavar="DIR", type=Path, help="the state directory of a --dev daemon")
     parser.add_argument("--config", metavar="FILE", type=Path, help=f"configuration (default {DEFAULT_CONFIG})")
     parser.add_argument("--dsn", default="", help="with --dev: a PostgreSQL database instead of SQLite")
+    parser.add_argument(
+        "--objects", metavar="URL", default="",
+        help="with --dev: keep blobs as objects of s3://BUCKET/PREFIX (or az://, gs://); the environment has the key",
+    )  # fmt: skip
+    parser.add_argument("--objects-endpoint", metavar="URL", default="", help="with --objects: where the service is")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -254,6 +289,8 @@ def _run_import(argv: list[str]) -> None:
     async def work() -> None:
         cfg = _configured(args)
         with opened(cfg) as (store, backend):
+            if not isinstance(backend, PosixBackend):
+                raise QuietError("vosfsd import registers files where they are, which needs [storage] directory")
             await store.begin_space(cfg.space.owner)
             path = tuple(os.fsencode(name) for name in args.container.strip("/").split("/") if name)
 
@@ -319,7 +356,10 @@ def _run_gc(argv: list[str]) -> None:
     args = parser.parse_args(argv)
 
     async def work() -> None:
-        with opened(_configured(args)) as (store, backend):
+        cfg = _configured(args)
+        with opened(cfg) as (store, backend):
+            await store.begin_space(cfg.space.owner)
+            await check(store, backend)
             nodes = await housekeeping.empty_trash(store)
             blobs = await housekeeping.collect(store, backend)
             orphans = await housekeeping.collect_orphans(store, backend)

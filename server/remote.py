@@ -225,14 +225,15 @@ def _segments(service: Service, extents: list[Extent], length: int, stack: ExitS
         if piece.locator:
             reader = readers.get(piece.locator)
             if reader is None:
-                reader = readers[piece.locator] = service.backend.open(piece.locator)
+                reader = service.backend.open(piece.locator, piece.offset, piece.offset + size)
+                readers[piece.locator] = reader
                 stack.callback(reader.close)
             if reader.fileno() >= 0:
                 result.append((reader.fileno(), piece.offset, piece.offset + size))
                 continue
-            for start in range(0, size, 1 << 20):
-                stop = min(start + (1 << 20), size)
-                os.pwrite(spool.fileno(), reader.read(piece.offset + start, piece.offset + stop), at + start)
+            filled = at
+            for data in reader.stream(piece.offset, piece.offset + size):
+                filled += os.pwrite(spool.fileno(), data, filled)
         elif piece.data:
             os.pwrite(spool.fileno(), piece.data, at)
         else:

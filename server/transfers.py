@@ -179,8 +179,8 @@ def _check_params(service: Service, transfer: documents.Transfer) -> None:
             raise InvalidArgument(f"{subject} has no parameter {uri[:200]} ({value[:100]})")
     length = transfer.params.get(CORE + "length", "").strip()
     if length.isascii() and length.isdigit() and service.keeps_bytes and transfer.direction in (PUSH, FETCH):
-        free = service.backend.space()[1]
-        if int(length[:20]) > free:
+        total, free = service.backend.space()
+        if total and int(length[:20]) > free:
             raise QuotaExceeded(f"{length[:20]} bytes are announced, {free} are free")
 
 

@@ -235,7 +235,7 @@ class _Unpacker:
             writer.abort()
         reader = backend.open(blob.locator)
         try:
-            with zipfile.ZipFile(_Seekable(reader)) as archive:
+            with zipfile.ZipFile(io.BufferedReader(_Seekable(reader), PIECE_BYTES)) as archive:
                 for info in archive.infolist():
                     yield from self._zip_member(archive, info)
         finally:

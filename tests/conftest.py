@@ -18,10 +18,14 @@ import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 from tests.vospace import conformance
+
+if TYPE_CHECKING:
+    from tests.services import azurite, rgw
 
 BIN = Path(sys.executable).parent
 START_S = 30
@@ -119,6 +123,31 @@ def database(postgres: str) -> Iterator[str]:
     yield postgres.rpartition("/")[0] + "/" + name
     with psycopg.connect(postgres, autocommit=True) as connection:
         connection.execute(f"DROP DATABASE {name} WITH (FORCE)")
+
+
+# -- object stores ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def s3() -> Iterator["rgw.S3"]:
+    """An S3 service with a bucket, if Ceph is installed."""
+    from tests.services import rgw
+
+    if absent := rgw.missing():
+        pytest.skip(f"no S3: {absent}")
+    with rgw.running() as service:
+        yield service
+
+
+@pytest.fixture(scope="session")
+def azure() -> Iterator["azurite.Azure"]:
+    """An Azure Blob service with a container, if Azurite is installed."""
+    from tests.services import azurite
+
+    if absent := azurite.missing():
+        pytest.skip(f"no Azure: {absent}")
+    with azurite.running() as service:
+        yield service
 
 
 # -- daemons and mounts ------------------------------------------------------------------------------------------------

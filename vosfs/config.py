@@ -69,6 +69,18 @@ class StorageConfig:
 
     directory: str = "storage"
     """Directory of the blobs, relative to the configuration file."""
+    objects: str = ""
+    """Keep blobs as objects of ``s3://BUCKET/PREFIX``, ``az://CONTAINER/PREFIX`` or ``gs://BUCKET/PREFIX``, not in
+    the directory.  The prefix is for one space: whatever looks like a blob there and is none of its blobs is removed."""
+    endpoint: str = ""
+    """URL of the object service, if it is not the cloud's own; default: ``AWS_ENDPOINT_URL``."""
+    endpoint_ca: str = ""
+    """PEM file with the authorities of the end-point's certificate, if they are not public ones."""
+    region: str = ""
+    """Region of an S3 bucket; default: ``AWS_REGION``, or us-east-1."""
+    credentials_file: str = ""
+    """File of lines ``NAME = value`` with the object service's key, named as in the environment
+    (``AWS_ACCESS_KEY_ID``, ``AWS_SECRET_ACCESS_KEY``); default: the environment."""
     url: str = ""
     """Public URL of the storage role, if it is another process; default: this one's."""
 
@@ -126,6 +138,13 @@ def check(config: Config) -> Config:
         raise QuietError("[server] client_ca needs a certificate of the server's own")
     if server.role != "all" and not config.database.dsn:
         raise QuietError("separate roles share a database: set [database] dsn to a PostgreSQL one")
+    storage = config.storage
+    if storage.endpoint and not storage.endpoint.startswith(("https://", "http://")):
+        raise QuietError(f"[storage] endpoint: {storage.endpoint!r} is not an http or https URL")
+    if not storage.objects:
+        for name in ("endpoint", "endpoint_ca", "region", "credentials_file"):
+            if getattr(storage, name):
+                raise QuietError(f"[storage] {name} is about an object store: set [storage] objects too")
     if server.role == "metadata" and not config.storage.url:
         raise QuietError("the metadata role must know where the storage role is: set [storage] url")
     return config

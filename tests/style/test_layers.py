@@ -15,9 +15,9 @@ LAYERS = [
     {"vosfs.uri", "vosfs.config", "vosfs.wire", "vosfs.metadata", "vosfs.backends", "vosfs.cache"},
     {"vosfs.client", "vosfs.metadata.node", "vosfs.metadata.job", "vosfs.cache.ranges", "vosfs.cache.readahead", "vosfs.cache.scratch", "vosfs.cache.journal"},
     {"vosfs.metadata.content", "vosfs.metadata.xattr", "vosfs.metadata.xml", "vosfs.metadata.store", "vosfs.backends.backend"},
-    {"vosfs.metadata.messages", "vosfs.metadata.sql", "vosfs.metadata.libpq", "vosfs.backends.memory", "vosfs.backends.posix"},
+    {"vosfs.metadata.messages", "vosfs.metadata.sql", "vosfs.metadata.libpq", "vosfs.backends.memory", "vosfs.backends.posix", "vosfs.backends.uploads"},
     {"vosfs.metadata.sqljobs", "vosfs.metadata.subtree", "vosfs.metadata.behind"},
-    {"vosfs.metadata.memory", "vosfs.metadata.sqlstore", "vosfs.metadata.gateway", "vosfs.session", "vosfs.backends.blobs"},
+    {"vosfs.metadata.memory", "vosfs.metadata.sqlstore", "vosfs.metadata.gateway", "vosfs.session", "vosfs.backends.blobs", "vosfs.backends.objects"},
     {"vosfs.metadata.sqlite", "vosfs.metadata.cached", "vosfs.metadata.vospace", "vosfs.cache.blocks"},
     {"vosfs.metadata.postgres", "vosfs.metadata.ahead", "vosfs.backends.transfer", "vosfs.cache.file"},
     {"vosfs.filesystem"},
@@ -34,16 +34,23 @@ DOORS = {
     "psycopg": {"vosfs.metadata.postgres", "vosfs.metadata.libpq"},
     "lxml": {"vosfs.metadata.xml", "vosfs.metadata.vospace"},
     "argon2": {"server.auth"},
+    "obstore": {"vosfs.backends.objects"},
     "sqlite3": {"vosfs.metadata.sqlite", "server.daemon"},
 }
 PORTS = {"vosfs.metadata.store", "vosfs.backends.backend"}
 ADAPTERS = {
     "vosfs.metadata.sqlite", "vosfs.metadata.postgres", "vosfs.metadata.memory", "vosfs.backends.posix",
-    "vosfs.backends.memory", "vosfs.backends.transfer", "vosfs.metadata.vospace",
+    "vosfs.backends.memory", "vosfs.backends.objects", "vosfs.backends.uploads", "vosfs.backends.transfer",
+    "vosfs.metadata.vospace",
 }  # fmt: skip
 COMPOSITION = {"vosfs.mount", "server.daemon", "server.importer"}
-KIN = {"vosfs.metadata.postgres": {"vosfs.metadata.sqlite"}, "vosfs.backends.transfer": {"vosfs.metadata.vospace"}}
-"""Adapters that lean on one another: PostgreSQL renders statements as SQLite does; transfers go by the tree's paths."""
+KIN = {
+    "vosfs.metadata.postgres": {"vosfs.metadata.sqlite"},
+    "vosfs.backends.transfer": {"vosfs.metadata.vospace"},
+    "vosfs.backends.objects": {"vosfs.backends.uploads"},
+}
+"""Adapters that lean on one another: PostgreSQL renders statements as SQLite does; transfers go by the tree's paths; of
+S3 there is one request that the library does not make."""
 
 
 def name_of(path: Path) -> str:

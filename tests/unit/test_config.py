@@ -35,11 +35,17 @@ def test_every_key_is_read(tmp_path: Path) -> None:
     dsn = "postgresql://h/d"
     [storage]
     url = "https://data/vos/"
+    objects = "s3://b/p"
+    endpoint = "https://h"
+    endpoint_ca = "ca.pem"
+    region = "r"
+    credentials_file = "k"
     """
     found = load(write(tmp_path, text))
     assert (found.space.authority, found.space.gateway, found.server.port) == ("a~b", False, 1)
     assert found.base_url == "https://[::1]:1/vos"
     assert found.data_url == "https://data/vos"
+    assert (found.storage.objects, found.storage.endpoint, found.storage.region) == ("s3://b/p", "https://h", "r")
 
 
 @pytest.mark.parametrize(
@@ -65,6 +71,9 @@ def test_every_key_is_read(tmp_path: Path) -> None:
         ("[server]\nlog = 'loud'", "log"),
         ("[server]\nrole = 'storage'", "dsn"),
         ("[server]\nrole = 'metadata'\n[database]\ndsn = 'x'", "url"),
+        ("[storage]\nendpoint = 'https://h'", "set [storage] objects"),
+        ("[storage]\ncredentials_file = 'f'", "set [storage] objects"),
+        ("[storage]\nobjects = 's3://b/p'\nendpoint = 'h:9000'", "not an http or https URL"),
         ("[config]\nbase = 'x'", "config"),
         ("base = 'x'", "base"),
         ("[server\n", "vosfs.toml"),

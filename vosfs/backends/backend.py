@@ -26,7 +26,7 @@ class BlobWriter(Protocol):
 
 
 class BlobReader(Protocol):
-    """An open blob; it stays readable while open, whatever happens to the backend's copy."""
+    """An open blob.  If it is removed meanwhile, reads give its bytes or DataCorrupt, and never anything else."""
 
     length: int
 
@@ -36,10 +36,19 @@ class BlobReader(Protocol):
     def read(self, start: int, stop: int) -> bytes:
         """Exactly these bytes.  DataCorrupt if the blob is shorter than it says."""
 
+    def stream(self, start: int, stop: int) -> Iterator[bytes]:
+        """The same in pieces of some MiB at most; a backend far away is asked once."""
+
     def close(self) -> None: ...
 
 
 PIECE_BYTES = 1 << 20
+
+
+def in_pieces(reader: BlobReader, start: int, stop: int) -> Iterator[bytes]:
+    """``stream`` for who has the bytes at hand: one ``read`` after the other, of PIECE_BYTES."""
+    for at in range(start, stop, PIECE_BYTES):
+        yield reader.read(at, min(at + PIECE_BYTES, stop))
 
 
 def pieces(backend: "Backend", extents: Iterable[Extent]) -> Iterator[bytes]:
@@ -49,24 +58,35 @@ def pieces(backend: "Backend", extents: Iterable[Extent]) -> Iterator[bytes]:
             yield e.data
             continue
         size = e.stop - e.start
-        reader = backend.open(e.locator) if e.locator else None
-        try:
+        if not e.locator:
             for at in range(0, size, PIECE_BYTES):
-                stop = min(at + PIECE_BYTES, size)
-                yield reader.read(e.offset + at, e.offset + stop) if reader else bytes(stop - at)
+                yield bytes(min(PIECE_BYTES, size - at))
+            continue
+        reader = backend.open(e.locator, e.offset, e.offset + size)
+        try:
+            yield from reader.stream(e.offset, e.offset + size)
         finally:
-            if reader is not None:
-                reader.close()
+            reader.close()
 
 
 class Backend(Protocol):
     """Where bytes are kept."""
 
+    def check(self, space: str) -> None:
+        """Look at the start whether it can be used, by a space of this name that nobody sees.
+
+        QuietError says what keeps it from that, and the cure.  Where two spaces could come to share blobs unawares, the
+        first one's name is kept: each would collect the other's.
+        """
+
     def create(self) -> BlobWriter:
         """Start a blob."""
 
-    def open(self, locator: str) -> BlobReader:
-        """Open a blob.  DataCorrupt if it is not there: a node says that it must be."""
+    def open(self, locator: str, start: int = 0, stop: int = 0) -> BlobReader:
+        """Open a blob.  DataCorrupt if it is not there: a node says that it must be.
+
+        ``start`` and ``stop`` tell what will be read first, so that a backend far away asks for it at once.
+        """
 
     def open_now(self, locator: str) -> BlobReader | None:
         """The same without waiting: None if that is not possible.  The one method for the event loop."""
@@ -84,4 +104,4 @@ class Backend(Protocol):
         """Remove what writers that no longer exist left behind before a time."""
 
     def space(self) -> tuple[int, int]:
-        """(total, free) bytes."""
+        """(total, free) bytes; zeros if nobody knows."""

@@ -85,9 +85,10 @@ class LocalBlobs:
 
     async def fetch(self, name: str, start: int, into: memoryview, arrived: Arrived) -> None:
         def read() -> None:
-            reader = self._backend.open(blob_of(name))
+            stop = start + len(into)
+            reader = self._backend.open(blob_of(name), start, stop)
             try:
-                into[:] = reader.read(start, start + len(into))
+                into[:] = reader.read(start, stop)
             finally:
                 reader.close()
 

@@ -5,6 +5,7 @@ import time
 import zlib
 from collections.abc import Iterable, Iterator
 
+from vosfs.backends.backend import in_pieces
 from vosfs.errors import DataCorrupt
 from vosfs.metadata.node import Blob
 
@@ -42,6 +43,9 @@ class _Reader:
             raise DataCorrupt(f"blob ends at {self.length}, not {stop}")
         return self._data[start:stop]
 
+    def stream(self, start: int, stop: int) -> Iterator[bytes]:
+        return in_pieces(self, start, stop)
+
     def close(self) -> None:
         pass
 
@@ -52,10 +56,13 @@ class MemoryBackend:
     def __init__(self) -> None:
         self._blobs: dict[str, tuple[bytes, int]] = {}
 
+    def check(self, space: str) -> None:
+        pass
+
     def create(self) -> _Writer:
         return _Writer(self._blobs)
 
-    def open(self, locator: str) -> _Reader:
+    def open(self, locator: str, start: int = 0, stop: int = 0) -> _Reader:
         try:
             return _Reader(self._blobs[locator][0])
         except KeyError:

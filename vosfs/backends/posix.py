@@ -17,6 +17,7 @@ from collections import OrderedDict
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from vosfs.backends.backend import in_pieces
 from vosfs.errors import DataCorrupt, StorageFull
 from vosfs.metadata.node import Blob
 
@@ -96,6 +97,9 @@ class _Reader:
             raise DataCorrupt(f"blob {self._locator} ends at {start + len(data)}, not {stop}")
         return data
 
+    def stream(self, start: int, stop: int) -> Iterator[bytes]:
+        return in_pieces(self, start, stop)
+
     def close(self) -> None:
         if self._fd >= 0:
             os.close(self._fd)
@@ -139,6 +143,9 @@ class PosixBackend:
         for directory in {d for path in paths for d in (path, path.parent, self.root / "blobs")}:
             _sync_directory(directory)
 
+    def check(self, space: str) -> None:
+        """Its directories are there by now."""
+
     def create(self) -> _Writer:
         return _Writer(self)
 
@@ -161,7 +168,7 @@ class PosixBackend:
         if old >= 0:
             os.close(old)
 
-    def open(self, locator: str) -> _Reader:
+    def open(self, locator: str, start: int = 0, stop: int = 0) -> _Reader:
         path = self.path(locator)
         kept = self.open_now(locator)
         if kept is not None:

@@ -1,0 +1,578 @@
+"""Blobs as objects of S3 (AWS, Ceph, MinIO, Swift), Azure Blob Storage or GCS, below a prefix of one bucket.
+
+A blob is one object that holds just its bytes, named by its locator.  CRC-32s of its blocks lie beside them and every
+block is checked when it is read: Ceph 16 ignores the checksums that S3 has for this, and TLS ends at a proxy as often
+as not.  A short blob is one conditional PUT with its sums as metadata.  A long one is a multipart upload, with parts
+in parallel; its sums are known last, so they are an object of their own, ``LOCATOR.sums``, which is made first and only
+if there is none: it also claims the name.
+
+What a service answered with success is durable there, so ``sync`` has nothing to do.
+"""
+
+import base64
+import contextlib
+import logging
+import os
+import re
+import secrets
+import struct
+import threading
+import time
+import zlib
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import obstore
+from obstore.exceptions import AlreadyExistsError, BaseError, UnknownConfigurationKeyError
+from obstore.store import from_url
+
+from vosfs.backends.uploads import Key, Uploads
+from vosfs.config import StorageConfig
+from vosfs.errors import (
+    DataCorrupt,
+    DuplicateNode,
+    InternalFault,
+    QuietError,
+    ServiceUnavailable,
+    StorageFull,
+    TimedOut,
+    TooLarge,
+    VOSpaceError,
+)
+from vosfs.metadata.node import Blob
+
+log = logging.getLogger(__name__)
+
+PART_BYTES = 16 << 20
+"""Longer blobs go in parts of this, two at a time: 64 MiB of memory each.  S3 takes 10 000 parts, 156 GiB."""
+PARTS_AT_ONCE = 2
+PARTS_MAX = 10_000
+BLOCK_BYTES = 128 << 10
+"""What one checksum covers: 16 MiB make 688 characters of metadata, where S3 has room for 2048."""
+DEADLINE_S = 60.0
+"""A request is repeated until this much time has passed; a service that is silent for half of it is asked again."""
+ATTEMPTS_MAX = 3
+SUMS_KEPT = 100
+"""Tables of sums remembered; a GiB has 32 KiB of them."""
+LIST_PAGE = 1000
+OWNER = "space"
+"""Key of the object that says whose blobs these are."""
+ALL_NS = 1 << 62
+"""A time after everything."""
+
+_LOCATOR = re.compile(r"[0-9a-f]{32}m?")
+_STATUS = re.compile(r"status code: (\d{3})")
+_CODE = re.compile(r"<Code>(\w{1,60})")
+_FOREIGN = (BaseError, OSError, ValueError)
+"""What obstore raises: its own errors, FileNotFoundError, and OSError from its writer."""
+_NO_BUCKET = ("NoSuchBucket", "ContainerNotFound", "ContainerBeingDeleted")
+_DAMAGED = ("XAmzContentSHA256Mismatch", "BadDigest", "InvalidDigest", "IncompleteBody", "RequestTimeout")
+"""What arrived was not what was sent: it is sent again."""
+_FULL = ("QuotaExceeded", "InsufficientCapacity", "XMinioStorageFull", "AccountQuotaExceeded")
+
+
+class _Damaged(Exception):
+    """What came back is not what was written; it may come back right when it is asked for again."""
+
+
+def _said(exc: Exception) -> tuple[int, str]:
+    """The HTTP status and the service's own code for a failure; 0 and nothing if there was no answer."""
+    text = str(exc)
+    status, code = _STATUS.search(text), _CODE.search(text)
+    return int(status.group(1)) if status else 0, code.group(1) if code else ""
+
+
+def _failure(exc: Exception, what: str) -> VOSpaceError:
+    """An error of obstore's as one of ours.
+
+    Its own text tells everything that was sent, which may be a signed URL: only status and code are taken over.
+    """
+    if isinstance(exc, _Damaged):
+        return DataCorrupt(str(exc))
+    status, code = _said(exc)
+    if code in _FULL or status == 507:
+        return StorageFull(f"{what}: the object store is full ({status} {code})")
+    if code in _NO_BUCKET:
+        return ServiceUnavailable(f"{what}: the bucket is not there ({code})")
+    if isinstance(exc, FileNotFoundError) or status in (404, 416):
+        return DataCorrupt(f"{what} is missing")
+    if status in (401, 403):
+        # Not PermissionDenied: the caller has every right, and a mount keeps what it could not save yet.
+        return ServiceUnavailable(f"{what}: the object store refuses the service's key ({status} {code})")
+    if status >= 500 or status == 429 or code in _DAMAGED:
+        return ServiceUnavailable(f"{what}: the object store answers {status} {code}".rstrip())
+    if status:
+        return InternalFault(f"{what}: the object store answers {status} {code}".rstrip())
+    text = str(exc)
+    if "kind: Timeout" in text or "operation timed out" in text:
+        return TimedOut(f"{what}: the object store does not answer")
+    return ServiceUnavailable(f"{what}: no connection to the object store")
+
+
+def _passing(exc: Exception, ours: VOSpaceError) -> bool:
+    """Whether the same request may do better in a moment."""
+    return isinstance(ours, ServiceUnavailable | TimedOut) and _said(exc)[0] not in (401, 403, 404)
+
+
+@contextlib.contextmanager
+def _translated(what: str) -> Iterator[None]:
+    try:
+        yield
+    except (*_FOREIGN, _Damaged) as exc:
+        raise _failure(exc, what) from None
+
+
+# -- sums ------------------------------------------------------------------------------------------------------------
+
+
+class _Sums:
+    """CRC-32s of the blocks of what is written, and of all of it."""
+
+    def __init__(self) -> None:
+        self.length = 0
+        self.crc32 = 0
+        self._table = bytearray()
+        self._open = 0
+
+    def add(self, view: memoryview) -> None:
+        self.crc32 = zlib.crc32(view, self.crc32)
+        while view:
+            part = view[: BLOCK_BYTES - self.length % BLOCK_BYTES]
+            self._open = zlib.crc32(part, self._open)
+            self.length += len(part)
+            if self.length % BLOCK_BYTES == 0:
+                self._table += struct.pack("<I", self._open)
+                self._open = 0
+            view = view[len(part) :]
+
+    def packed(self) -> bytes:
+        """The table, with a sum of its own."""
+        last = struct.pack("<I", self._open) if self.length % BLOCK_BYTES else b""
+        table = bytes(self._table) + last
+        return table + struct.pack("<I", zlib.crc32(table))
+
+
+def _checked(packed: bytes, length: int, what: str) -> bytes:
+    """The packed sums of a blob of ``length`` bytes, if that is what they are."""
+    table = packed[:-4]
+    if len(table) != 4 * -(-length // BLOCK_BYTES) or packed[-4:] != struct.pack("<I", zlib.crc32(table)):
+        raise _Damaged(f"{what}: its checksums do not belong to {length} bytes")
+    return packed
+
+
+# -- writing ---------------------------------------------------------------------------------------------------------
+
+
+class _Writer:
+    def __init__(self, backend: "ObjectsBackend") -> None:
+        # Dependencies
+        self._backend = backend
+        # Mutable state
+        self._locator = secrets.token_hex(16)
+        self._sums = _Sums()
+        self._pieces: list[bytes] = []
+        """All of a short blob; INVARIANT: at most PART_BYTES together."""
+        self._upload: Any = None
+        """The multipart upload, of a long blob."""
+        self._named = False
+        """There may be an object of this name, and it is ours."""
+
+    def write(self, data: bytes | memoryview) -> None:
+        # A copy, as obstore keeps what it is given until it is sent, and callers fill their buffer again.
+        piece = bytes(data)
+        self._sums.add(memoryview(piece))
+        if self._sums.length > PARTS_MAX * PART_BYTES:
+            raise TooLarge(f"a blob has at most {PARTS_MAX * PART_BYTES >> 30} GiB in an object store")
+        self._pieces.append(piece)
+        if self._upload is not None or self._sums.length > PART_BYTES:
+            self._send()
+
+    def _send(self) -> None:
+        with _translated(f"blob {self._locator}"):
+            if self._upload is None:
+                self._locator += "m"
+                self._upload = self._backend.upload(self._locator)
+            for piece in self._pieces:
+                self._upload.write(piece)
+        self._pieces.clear()
+
+    def finish(self, durable: bool) -> Blob:
+        backend, locator, sums = self._backend, self._locator, self._sums
+        if self._upload is None:
+            self._publish(locator, b"".join(self._pieces), {"sums": base64.b64encode(sums.packed()).decode()})
+        else:
+            self._publish(locator + ".sums", sums.packed(), {})
+            try:
+                with _translated(f"blob {locator}"):
+                    self._upload.close()
+            except VOSpaceError:
+                # It may have been done all the same, and the answer got lost.
+                if backend.size(locator) != sums.length:
+                    raise
+        found = backend.size(locator)
+        if found != sums.length:
+            raise DataCorrupt(f"blob {locator}: {sums.length} bytes were sent, {found} are there")
+        self._named, self._upload = False, None
+        self._pieces.clear()
+        return Blob(locator, sums.length, sums.crc32)
+
+    def _publish(self, key: str, data: bytes, attributes: dict[str, str]) -> None:
+        self._named = True
+        try:
+            self._backend.put(key, data, attributes)
+        except DuplicateNode:
+            self._named = False
+            raise
+
+    def abort(self) -> None:
+        upload, named = self._upload, self._named
+        self._upload, self._named = None, False
+        try:
+            if upload is not None:
+                with contextlib.suppress(*_FOREIGN):
+                    upload.__exit__(ValueError, ValueError("aborted"), None)
+                self._backend.drop_uploads(ALL_NS, self._locator)
+            if named:
+                self._backend.remove(self._locator)
+        except VOSpaceError as exc:
+            # The collector comes upon it in some hours.
+            log.info("blob %s, which is not wanted: %s", self._locator, exc)
+
+
+# -- reading ---------------------------------------------------------------------------------------------------------
+
+
+class _Reader:
+    def __init__(self, backend: "ObjectsBackend", locator: str, got: Any, sums: bytes) -> None:
+        # Dependencies
+        self._backend = backend
+        # Constants
+        self.length: int = got.meta["size"]
+        self._locator = locator
+        self._sums = sums
+        # Mutable state
+        self._got: Any = got
+        """An answer whose bytes nobody has taken yet."""
+
+    def fileno(self) -> int:
+        return -1
+
+    def read(self, start: int, stop: int) -> bytes:
+        return b"".join(self.stream(start, stop))
+
+    def stream(self, start: int, stop: int) -> Iterator[bytes]:
+        if stop > self.length:
+            raise DataCorrupt(f"blob {self._locator} ends at {self.length}, not {stop}")
+        at, end = _blocks(start, stop, self.length)
+        failures = 0
+        while start < stop and at < end:
+            try:
+                for data in self._whole_blocks(at, end):
+                    piece = data[max(start - at, 0) : stop - at]
+                    at += len(data)
+                    failures = 0
+                    yield piece
+            except (*_FOREIGN, _Damaged) as exc:
+                failures += 1
+                ours = _failure(exc, f"blob {self._locator}")
+                # The library has asked a silent service again by itself.
+                again = isinstance(exc, _Damaged) or (_passing(exc, ours) and not isinstance(ours, TimedOut))
+                if failures == ATTEMPTS_MAX or not again:
+                    raise ours from None
+                log.info("blob %s is read again from %d: %s", self._locator, at, ours)
+
+    def _whole_blocks(self, at: int, end: int) -> Iterator[bytes]:
+        """The bytes from ``at`` to ``end``, which are bounds of blocks, each block checked."""
+        got, self._got = self._got, None
+        if got is None or got.range != (at, end):
+            got = self._backend.get(self._locator, at, end)
+        rest = b""
+        for chunk in got.stream(min_chunk_size=BLOCK_BYTES):
+            data = rest + chunk if rest else bytes(chunk)
+            whole = len(data) if at + len(data) == end else len(data) - len(data) % BLOCK_BYTES
+            view = memoryview(data)
+            for low in range(0, whole, BLOCK_BYTES):
+                block = view[low : min(low + BLOCK_BYTES, whole)]
+                if zlib.crc32(block) != struct.unpack_from("<I", self._sums, 4 * ((at + low) // BLOCK_BYTES))[0]:
+                    raise _Damaged(f"blob {self._locator}: the block at {at + low} is not what was written")
+            if whole:
+                yield data[:whole]
+            at += whole
+            rest = data[whole:]
+        if at != end:
+            raise _Damaged(f"blob {self._locator}: {end - at} bytes of {end} are not there")
+
+    def close(self) -> None:
+        self._got = None
+
+
+def _blocks(start: int, stop: int, length: int) -> tuple[int, int]:
+    """The range of whole blocks around a range; the last block of a blob may be short."""
+    return start - start % BLOCK_BYTES, min(-(-stop // BLOCK_BYTES) * BLOCK_BYTES, length)
+
+
+# -- the backend -----------------------------------------------------------------------------------------------------
+
+
+class ObjectsBackend:
+    """Backend (see ``backend.py`` for every method's contract) below a prefix of a bucket."""
+
+    def __init__(self, url: str, store: Any, uploads: Uploads | None, deadline_s: float = DEADLINE_S) -> None:
+        # Dependencies
+        self._store = store
+        self._uploads = uploads
+        # Constants
+        self._url = url
+        self._deadline_s = deadline_s
+        # Mutable state
+        self._guard = threading.Lock()
+        self._kept: OrderedDict[str, bytes] = OrderedDict()
+        """Locator -> packed sums of long blobs; INVARIANT: at most SUMS_KEPT."""
+
+    def __repr__(self) -> str:
+        return f"ObjectsBackend({self._url})"
+
+    def check(self, space: str) -> None:
+        key = f"probe-{secrets.token_hex(8)}"
+        try:
+            obstore.put(self._store, key, b"vosfs", mode="create")
+            read = bytes(obstore.get(self._store, key).bytes())
+            obstore.delete(self._store, [key])
+        except _FOREIGN as exc:
+            raise QuietError(self._cure(exc)) from None
+        if read != b"vosfs":
+            raise QuietError(f"{self._url}: what is written there comes back as something else")
+        try:
+            self.put(OWNER, space.encode(), {})
+        except DuplicateNode:
+            raise QuietError(
+                f"{self._url}: the blobs of another space are there: choose another prefix in [storage] objects, or "
+                f"remove the object {OWNER!r} if that space is no more"
+            ) from None
+        except VOSpaceError as exc:
+            raise QuietError(f"{self._url}: {exc}") from None
+
+    def _cure(self, exc: Exception) -> str:
+        status, code = _said(exc)
+        if code in _NO_BUCKET:
+            return f"{self._url}: the bucket does not exist: make it, or correct [storage] objects"
+        if status in (401, 403):
+            return (
+                f"{self._url}: the key is refused ({status} {code}): see [storage] credentials_file, or the "
+                "environment's variables, and what the key may do"
+            )
+        if status == 0:
+            return (
+                f"{self._url}: no answer from the object store: see [storage] endpoint, its certificate's "
+                "endpoint_ca, and whether this host reaches it"
+            )
+        return f"{self._url}: the object store answers {status} {code}: blobs cannot be kept there"
+
+    @staticmethod
+    def _key(locator: str) -> str:
+        if not _LOCATOR.fullmatch(locator):
+            raise DataCorrupt(f"{locator[:80]!r} is not a locator")
+        return locator
+
+    def create(self) -> _Writer:
+        return _Writer(self)
+
+    def upload(self, key: str) -> Any:
+        """Begin a multipart upload."""
+        return obstore.open_writer(self._store, key, buffer_size=PART_BYTES, max_concurrency=PARTS_AT_ONCE)
+
+    def put(self, key: str, data: bytes, attributes: dict[str, str]) -> None:
+        """Make an object that is not there yet.  DuplicateNode if it is, with other content."""
+        end = time.monotonic() + self._deadline_s
+        for attempt in range(1, ATTEMPTS_MAX + 1):
+            try:
+                obstore.put(self._store, key, data, mode="create", attributes=attributes, use_multipart=False)
+                return
+            except AlreadyExistsError:
+                # Ours, if the answer to an earlier attempt got lost, here or in the library.
+                with _translated(f"object {key}"):
+                    if bytes(obstore.get(self._store, key).bytes()) == data:
+                        return
+                raise DuplicateNode(f"object {key} is there already") from None
+            except _FOREIGN as exc:
+                ours = _failure(exc, f"object {key}")
+                if not _passing(exc, ours) or attempt == ATTEMPTS_MAX or time.monotonic() > end:
+                    raise ours from None
+                log.info("%s; sent again", ours)
+
+    def size(self, key: str) -> int:
+        """Length of an object; -1 if there is none."""
+        try:
+            return obstore.head(self._store, key)["size"]
+        except FileNotFoundError:
+            return -1
+        except _FOREIGN as exc:
+            raise _failure(exc, f"object {key}") from None
+
+    def get(self, locator: str, start: int, stop: int) -> Any:
+        """An answer with bytes of a blob."""
+        return obstore.get(self._store, locator, options={"range": (start, stop)})
+
+    def open(self, locator: str, start: int = 0, stop: int = 0) -> _Reader:
+        key = self._key(locator)
+        with _translated(f"blob {locator}"):
+            for attempt in range(1, ATTEMPTS_MAX + 1):
+                got = self._first(key, start, stop)
+                try:
+                    return _Reader(self, locator, got, self._sums_of(locator, got))
+                except _Damaged:
+                    if attempt == ATTEMPTS_MAX:
+                        raise
+        raise AssertionError("unreachable")
+
+    def _first(self, key: str, start: int, stop: int) -> Any:
+        """The answer that says how long a blob is, with the blocks around a range if there is one."""
+        if start < stop:
+            try:
+                return self.get(key, start - start % BLOCK_BYTES, -(-stop // BLOCK_BYTES) * BLOCK_BYTES)
+            except BaseError as exc:
+                if _said(exc)[0] != 416:
+                    raise
+        return obstore.get(self._store, key, options={"head": True})
+
+    def _sums_of(self, locator: str, got: Any) -> bytes:
+        length, what = got.meta["size"], f"blob {locator}"
+        if not locator.endswith("m"):
+            try:
+                return _checked(base64.b64decode(got.attributes.get("sums", ""), validate=True), length, what)
+            except ValueError:
+                raise _Damaged(f"{what}: its checksums are not readable") from None
+        with self._guard:
+            packed = self._kept.get(locator)
+            if packed is not None:
+                self._kept.move_to_end(locator)
+        if packed is None:
+            packed = bytes(obstore.get(self._store, locator + ".sums").bytes())
+        _checked(packed, length, what)
+        with self._guard:
+            self._kept[locator] = packed
+            if len(self._kept) > SUMS_KEPT:
+                self._kept.popitem(last=False)
+        return packed
+
+    def open_now(self, locator: str) -> None:
+        return None
+
+    def sync(self, locators: Iterable[str]) -> None:
+        pass
+
+    def remove(self, locator: str) -> None:
+        key = self._key(locator)
+        keys = [key, key + ".sums"] if key.endswith("m") else [key]
+        with self._guard:
+            self._kept.pop(locator, None)
+        for name in keys:
+            try:
+                obstore.delete(self._store, name)
+            except FileNotFoundError:
+                continue
+            except _FOREIGN as exc:
+                raise _failure(exc, f"object {name}") from None
+
+    def locators(self, before_ns: int) -> Iterator[str]:
+        last = ""
+        with _translated(self._url):
+            for page in obstore.list(self._store, chunk_size=LIST_PAGE):
+                for found in page:
+                    # Sums without their blob are what a crash left of one.
+                    locator = found["path"].rpartition("/")[2].removesuffix(".sums")
+                    old = found["last_modified"].timestamp() * 1e9 < before_ns
+                    if old and locator != last and _LOCATOR.fullmatch(locator):
+                        last = locator
+                        yield locator
+
+    def sweep(self, before_ns: int) -> None:
+        self.drop_uploads(before_ns)
+
+    def drop_uploads(self, before_ns: int, locator: str = "") -> None:
+        """End multipart uploads that began before a time: all, or those of one blob."""
+        if self._uploads is not None and (dropped := self._uploads.drop(before_ns, locator)):
+            log.info("%d unfinished uploads dropped", dropped)
+
+    def space(self) -> tuple[int, int]:
+        return 0, 0
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+
+# -- configuration ---------------------------------------------------------------------------------------------------
+
+SCHEMES = ("s3", "az", "gs")
+
+
+def connect(storage: StorageConfig, base: Path, deadline_s: float = DEADLINE_S) -> ObjectsBackend:
+    """The backend that a configuration names.  QuietError for what cannot be meant; nothing is asked of the network."""
+    url = urlsplit(storage.objects)
+    if url.scheme not in SCHEMES or not url.netloc or url.query or "@" in url.netloc:
+        raise QuietError(f"[storage] objects: {storage.objects!r} is not like s3://BUCKET/PREFIX (or az://, gs://)")
+    settings = _credentials(base / storage.credentials_file) if storage.credentials_file else {}
+    known = os.environ | {name.upper(): value for name, value in settings.items()}
+    endpoint = storage.endpoint or known.get("AWS_ENDPOINT_URL", "") if url.scheme == "s3" else storage.endpoint
+    region = storage.region or known.get("AWS_REGION") or known.get("AWS_DEFAULT_REGION") or "us-east-1"
+    if endpoint:
+        settings.pop("aws_endpoint_url", None)
+        settings["endpoint"] = endpoint.rstrip("/")
+    if url.scheme == "s3":
+        settings["aws_region"] = region
+    seconds = timedelta(seconds=deadline_s)
+    # Any: each service has a type of its own for the same thing.
+    config: Any = settings
+    client: Any = {
+        "allow_http": endpoint.startswith("http:"), "connect_timeout": min(seconds, timedelta(seconds=5)),
+        "read_timeout": seconds / 2, "timeout": 10 * seconds,
+    }  # fmt: skip
+    retry: Any = {
+        "max_retries": ATTEMPTS_MAX - 1, "retry_timeout": seconds,
+        "backoff": {"init_backoff": timedelta(seconds=0.1), "max_backoff": timedelta(seconds=2), "base": 2},
+    }  # fmt: skip
+    authority = base / storage.endpoint_ca if storage.endpoint_ca else None
+    try:
+        if authority is not None:
+            client["root_certificate"] = _authority(authority)
+        store = from_url(storage.objects, config=config, client_options=client, retry_config=retry)
+    except UnknownConfigurationKeyError:
+        raise QuietError(f"{storage.credentials_file}: unknown name among {', '.join(sorted(settings))}") from None
+    except _FOREIGN as exc:
+        raise QuietError(f"[storage] objects: {storage.objects}: {str(exc).splitlines()[0][:300]}") from None
+    uploads = None
+    key = Key(*(known.get(f"AWS_{name}", "") for name in ("ACCESS_KEY_ID", "SECRET_ACCESS_KEY", "SESSION_TOKEN")))
+    if url.scheme == "s3" and key.id:
+        host = endpoint.rstrip("/") or f"https://s3.{region}.amazonaws.com"
+        prefix = url.path.strip("/")
+        uploads = Uploads(f"{host}/{url.netloc}", prefix + "/" if prefix else "", region, key, authority, deadline_s)
+    return ObjectsBackend(storage.objects, store, uploads, deadline_s)
+
+
+def _authority(file: Path) -> bytes:
+    try:
+        return file.read_bytes()
+    except OSError as exc:
+        raise QuietError(f"[storage] endpoint_ca: {file}: {exc.strerror}") from None
+
+
+def _credentials(file: Path) -> dict[str, str]:
+    """Lines ``NAME = value``, with the names that the services' own tools know from the environment."""
+    try:
+        lines = file.read_text().splitlines()
+    except (OSError, UnicodeDecodeError) as exc:
+        raise QuietError(f"[storage] credentials_file: {file}: {getattr(exc, 'strerror', 'not a text')}") from None
+    found = {}
+    for number, line in enumerate(lines, 1):
+        name, equals, value = line.partition("=")
+        if not line.strip() or line.lstrip().startswith("#"):
+            continue
+        if not equals:
+            # Not the line itself: it may be a secret.
+            raise QuietError(f"[storage] credentials_file: {file}: line {number} is not like NAME = value")
+        found[name.strip().lower()] = value.strip().strip("'\"")
+    return found
