@@ -292,7 +292,7 @@ class Gateway:
             return b""
 
         def read() -> bytes:
-            reader = backend.open(first.locator)
+            reader = backend.open(first.locator, first.offset, first.offset + stop)
             try:
                 return reader.read(first.offset, first.offset + stop)
             finally:
