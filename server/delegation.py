@@ -60,8 +60,8 @@ class Delegation:
         self._distrusted: dict[Holder, float] = {}
         self.on_recall: Callable[[], None] = lambda: None
         """Wakes the holder's poll of the change feed."""
-        self._gone: Callable[[], bool] = _here
-        """Whether the holder is seen to be gone."""
+        self._polls: dict[Holder, Callable[[], bool]] = {}
+        """Whether the other end of an open poll of the feed is seen to be gone."""
 
     def ask(self, who: Holder) -> bool:
         """Give the delegation to ``who``, if nobody has it and everybody else is quiet."""
@@ -89,7 +89,7 @@ class Delegation:
             self._worked(who)
 
     def _end(self) -> None:
-        self.holder, self._gone = None, _here
+        self.holder = None
         self._returned.set()
 
     async def recall(self) -> None:
@@ -97,7 +97,7 @@ class Delegation:
         who = self.holder
         if who is None:
             return
-        if self._gone():
+        if self._polls.get(who, _here)():
             log.info("a mount of %s went away with the delegation", who[0])
             self._end()
             return
@@ -117,14 +117,16 @@ class Delegation:
 
     @contextlib.contextmanager
     def polled(self, who: Holder, gone: Callable[[], bool]) -> Iterator[None]:
-        """While the holder's poll of the feed is open: how to see that its other end is not."""
-        if self.holder == who:
-            self._gone = gone
+        """While a poll of the feed is open: how to see that its other end is not.
+
+        Whoever holds it or not: who is given the delegation in the middle of a poll may die before the next one.
+        """
+        self._polls[who] = gone
         try:
             yield
         finally:
-            if self.holder == who:
-                self._gone = _here
+            if self._polls.get(who) is gone:
+                del self._polls[who]
 
     @contextlib.contextmanager
     def at_work(self, who: Holder = SOMEBODY) -> Iterator[None]:

@@ -34,6 +34,8 @@ EXAMPLES = int(os.environ.get("VOSFS_MODEL_EXAMPLES", "150"))
 STEPS = 40
 DEPTH = 3
 NAMES = "abc"
+NOWHERE = "nowhere"
+"""Where some symbolic links lead; made by who writes through one."""
 OLD_NS = 10**18
 """Times that are set are before this (2001); all others are of today."""
 View = dict[str, Any]
@@ -96,6 +98,10 @@ def sync_directory(path: Path) -> None:
         os.close(fd)
 
 
+def enter(path: Path) -> None:
+    os.close(os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW))
+
+
 def listing(path: Path) -> list[str]:
     return sorted(os.listdir(path))
 
@@ -124,10 +130,12 @@ def view(base: Path) -> View:
 
     def look(prefix: str, depth: int) -> None:
         seen[prefix] = listing(base / prefix)
-        for name in NAMES:
+        for name in (*NAMES, NOWHERE):
             path = prefix + name
             seen[path + " "] = fault, what = outcome(about, base / path)
             if fault:
+                # stat(2) may know that a node is gone before the kernel has forgotten its name.
+                seen[path + "/ "] = outcome(enter, base / path)
                 continue
             if what[0] == stat.S_IFDIR and depth < DEPTH:
                 look(path + "/", depth + 1)
@@ -248,6 +256,8 @@ class Twins(RuleBasedStateMachine):
         """Whether it may not have heard of the last change."""
         self.open: tuple[int, int] | None = None
         """A file that is open here and there."""
+        self.calls: list[str] = []
+        """What was done, for people: not every failure comes twice."""
         self.base.mkdir()
 
     @property
@@ -274,23 +284,35 @@ class Twins(RuleBasedStateMachine):
             return last == ("", expected)
 
         try:
-            eventually("the mounts agree", agrees, 5)
+            eventually("the mounts agree", agrees, 3)
         except AssertionError:
-            raise AssertionError(f"mount {self.at} {last[0]}:\n{difference(last[1] or {}, expected)}") from None
+            seen = difference(last[1] or {}, expected)
+            raise AssertionError(f"mount {self.at} {last[0]}:\n{seen}\n{self.story()}") from None
+        self.did("agreed")
         self.behind = False
+
+    def did(self, *what: object) -> None:
+        """Note it."""
+        self.calls.append(f"{self.at}: " + " ".join(str(word)[:30] for word in what))
+
+    def story(self) -> str:
+        """The last calls."""
+        return "\n".join(self.calls[-40:])
 
     def both(self, where: int, call: Callable[..., Any], path: str, *arguments: Any) -> None:
         """One call, here and there."""
         self.go(where)
         there = outcome(call, self.base / path, *arguments)
         here = outcome(call, self.local / path, *arguments)
-        assert there == here, f"{call.__name__} {path} {str(arguments)[:80]}: {str(there)[:200]}, not {str(here)[:200]}"
+        self.did(call.__name__, path, *arguments, here[0])
+        assert there == here, f"{str(there)[:200]}, not {str(here)[:200]}\n{self.story()}"
 
     def two_paths(self, where: int, call: Callable[..., Any], path: str, to: str) -> None:
         self.go(where)
         there = outcome(call, self.base / path, self.base / to)
         here = outcome(call, self.local / path, self.local / to)
-        assert there[0] == here[0], f"{call.__name__} {path} {to}: {there[0]}, not {here[0]}"
+        self.did(call.__name__, path, to, here[0])
+        assert there[0] == here[0], f"{there[0]}, not {here[0]}\n{self.story()}"
 
     @initialize(data=DATA)
     def plant(self, data: bytes) -> None:
@@ -343,7 +365,7 @@ class Twins(RuleBasedStateMachine):
         self.both(where, save, path, data)
         self.two_paths(0, os.rename, path, to)
 
-    @rule(where=WHERE, path=PATHS, to=st.sampled_from(["a", "b", "../a", "nowhere", "."]))
+    @rule(where=WHERE, path=PATHS, to=st.sampled_from(["a", "b", "../a", NOWHERE, "."]))
     def make_link(self, where: int, path: str, to: str) -> None:
         self.both(where, lambda p: os.symlink(to, p), path)
 
@@ -355,6 +377,7 @@ class Twins(RuleBasedStateMachine):
         assert there[0] == here[0]
         if not here[0]:
             self.open = there[1], here[1]
+            self.did("open", path)
 
     @precondition(lambda self: self.open is not None)
     @rule(at=OFFSETS, data=DATA)
@@ -393,6 +416,7 @@ class Twins(RuleBasedStateMachine):
             for fd in self.open:
                 os.close(fd)
             self.open = None
+            self.did("close")
 
     @rule()
     def ask_the_service(self) -> None:
@@ -400,17 +424,24 @@ class Twins(RuleBasedStateMachine):
         self.close_file()
         self.space.held += status(self.space.points[self.at])["delegation"] is True
         seen, expected = over_http(self.space.daemon, "/" + self.place), in_short(self.local)
-        assert seen == expected, difference(seen, expected)
+        self.did("GET")
+        assert seen == expected, f"{difference(seen, expected)}\n{self.story()}"
 
     @rule(path=PATHS, data=DATA)
     def upload(self, path: str, data: bytes) -> None:
         """Somebody else saves a file over HTTP."""
         there = self.local / path
-        if there.parent.resolve() != there.parent or not there.parent.is_dir() or there.is_dir() or there.is_symlink():
+        if (
+            os.path.realpath(there.parent) != str(there.parent)
+            or not there.parent.is_dir()
+            or there.is_dir()
+            or there.is_symlink()
+        ):
             return
         self.close_file()
         new = not there.exists()
         code, _, body = self.space.daemon.request("PUT", f"/files/{self.place}/{path}", data)
+        self.did("PUT", path)
         assert code in (200, 201), (code, body)
         there.write_bytes(data)
         if new:
@@ -421,10 +452,11 @@ class Twins(RuleBasedStateMachine):
     def delete(self, path: str) -> None:
         """Somebody else deletes a node over HTTP, and all below it."""
         there = self.local / path
-        if there.parent.resolve() != there.parent or not os.path.lexists(there):
+        if os.path.realpath(there.parent) != str(there.parent) or not os.path.lexists(there):
             return
         self.close_file()
         code, _, body = self.space.daemon.request("DELETE", f"/nodes/{self.place}/{path}")
+        self.did("DELETE", path)
         assert code in (200, 204), (code, body)
         if there.is_dir() and not there.is_symlink():
             shutil.rmtree(there)

@@ -207,6 +207,18 @@ async def test_who_asks_waits_for_nothing_but_changes(
     await behind.drain()
 
 
+async def test_who_asks_has_it_tried_again_at_once(
+    autojump_clock: MockClock, service: Service, behind: WriteBehind, caplog: pytest.LogCaptureFixture
+) -> None:
+    service.down = ServiceUnavailable("down")
+    behind.add(create(1))
+    await trio.sleep(100)
+    service.down, began = None, trio.current_time()
+    assert await behind.ordered(m.Properties(101)) == {"n": "1"}, "and is not told of the last try"
+    assert trio.current_time() == began and service.names == [b"1"]
+    caplog.clear()
+
+
 @pytest.mark.parametrize("at_ns", [2**63, 2**64, -(2**63) - 1])
 async def test_what_the_service_could_not_even_read_is_refused_at_once(
     autojump_clock: MockClock, service: Service, behind: WriteBehind, at_ns: int

@@ -117,6 +117,14 @@ async def test_who_does_not_answer_loses_it_and_is_not_given_it_again(
     assert delegation.ask(ALICE)
 
 
+async def test_nor_for_one_that_went_before_its_next_poll(autojump_clock: MockClock, delegation: Delegation) -> None:
+    with delegation.polled(ALICE, lambda: True):
+        assert delegation.ask(ALICE)
+        began = trio.current_time()
+        await delegation.recall()
+        assert trio.current_time() == began and delegation.holder is None
+
+
 async def test_nobody_waits_for_a_holder_that_is_gone(autojump_clock: MockClock, delegation: Delegation) -> None:
     assert delegation.ask(ALICE)
     with delegation.polled(ALICE, lambda: True):

@@ -176,8 +176,6 @@ class WriteBehind:
 
     async def ordered(self, request: m.Ordered) -> Any:
         """Send a request behind all that is owed, at once, and wait for its result."""
-        if self._trouble is not None:
-            raise self._trouble
         owed = _Owed(request, trio.Event())
         self._push(owed)
         self._hurry.set()
@@ -232,8 +230,9 @@ class WriteBehind:
         try:
             outcomes = await self._send(_batch([owed.raw for owed in batch], wanted, again))
         except VOSpaceError as exc:
-            # Too many for the service, or for something in between; or there is one among them that it cannot take.
-            self._batch_max = max(1, len(batch) // 2)
+            if not isinstance(exc, ServiceUnavailable):
+                # Too many for the service, or for something in between; or one among them that it cannot take.
+                self._batch_max = max(1, len(batch) // 2)
             if isinstance(exc, _AGAIN):
                 await self._undelivered(exc)
             elif len(batch) == 1:
@@ -255,9 +254,12 @@ class WriteBehind:
         told = [owed for owed in self._owed if owed.done is not None]
         self._settle(told, [], [(number, exc) for number in range(len(told))])
         if not self._owed:
-            self._trouble = None
+            self._trouble, self._pause_s = None, RETRY_S_MIN
             return
-        await trio.sleep(self._pause_s)
+        # Whoever asks for something meanwhile is not told of the last try, but has it tried again: the service may be back.
+        self._hurry = trio.Event()
+        with trio.move_on_after(self._pause_s):
+            await self._hurry.wait()
         self._pause_s = min(2 * self._pause_s, RETRY_S_MAX)
 
     def _settle(
