@@ -254,57 +254,25 @@ def _listens(port: int) -> bool:
     return False
 
 
-class Sshfs:
-    """sshfs with default caching, on an sshd of our own."""
+def _free_port() -> int:
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        return int(sock.getsockname()[1])
+
+
+class Mounted:
+    """What mounts have in common: a server, a client, a mount point, and their end."""
 
     remounts = True
 
     def __init__(self, directory: Path) -> None:
         self.processes = Processes(directory)
         self.point = directory / "mnt"
-        self._data = directory / "data"
-        self._keys = directory / "ssh"
-        self._port = 0
 
-    def start(self) -> None:
-        for path in (self.point, self._data, self._keys):
-            path.mkdir()
-        if AM_ROOT:
-            Path("/run/sshd").mkdir(exist_ok=True)  # for privilege separation; Debian's service makes it otherwise
-        for name in ("host", "user"):
-            _run("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", self._keys / name)
-        with socket.socket() as sock:
-            sock.bind(("127.0.0.1", 0))
-            self._port = sock.getsockname()[1]
-        config = self._keys / "sshd_config"
-        config.write_text(
-            f"Port {self._port}\nListenAddress 127.0.0.1\nHostKey {self._keys}/host\n"
-            f"AuthorizedKeysFile {self._keys}/user.pub\nPidFile none\nStrictModes no\nUsePAM no\nUseDNS no\n"
-            "PermitRootLogin prohibit-password\nPasswordAuthentication no\nMaxStartups 100\n"
-            "Subsystem sftp internal-sftp\n"
-        )
-        server = self.processes.spawn("server", shutil.which("sshd") or "/usr/sbin/sshd", "-D", "-e", "-f", config)
-        if not _until(lambda: server.poll() is not None or _listens(self._port), START_S_MAX) or server.poll():
-            raise BenchError(f"sshd does not start: {_last_line(self.processes.logs / 'server.log')}")
-        self._mount()
-
-    def _mount(self) -> None:
-        user = pwd.getpwuid(os.getuid()).pw_name
-        options = ["-o", "allow_other,default_permissions"] if AM_ROOT else []
-        client = self.processes.spawn(
-            "client", "sshfs", "-f", "-F", "/dev/null", "-p", self._port,
-            f"{user}@127.0.0.1:{self._data}", self.point,
-            "-o", f"IdentityFile={self._keys}/user,IdentitiesOnly=yes,BatchMode=yes",
-            "-o", "StrictHostKeyChecking=no,UserKnownHostsFile=/dev/null", *options,
-        )  # fmt: skip
-        if not _until(lambda: client.poll() is not None or _mounted_under(self.point), START_S_MAX) or client.poll():
-            raise BenchError(f"sshfs does not mount: {_last_line(self.processes.logs / 'client.log')}")
-        os.statvfs(self.point)
-
-    def remount(self) -> None:
-        """Data is cached in the kernel only, so this is all."""
-        self._unmount()
-        self._mount()
+    def _await(self, kind: str, process: subprocess.Popen[bytes], holds: Callable[[], object], fails: str) -> None:
+        """Wait until a process does its work.  BenchError with its last words if it ends before, or takes too long."""
+        if not _until(lambda: process.poll() is not None or holds(), START_S_MAX) or process.poll() is not None:
+            raise BenchError(f"{fails}: {_last_line(self.processes.logs / f'{kind}.log')}")
 
     def _unmount(self) -> None:
         self.processes.weigh()
@@ -323,14 +291,57 @@ class Sshfs:
                 self.processes.end("server")
 
 
-class Vosfs:
-    """The mount, on a daemon of our own with SQLite and a directory of files."""
-
-    remounts = True
+class Sshfs(Mounted):
+    """sshfs with default caching, on an sshd of our own."""
 
     def __init__(self, directory: Path) -> None:
-        self.processes = Processes(directory)
-        self.point = directory / "mnt"
+        super().__init__(directory)
+        self._data = directory / "data"
+        self._keys = directory / "ssh"
+        self._port = 0
+
+    def start(self) -> None:
+        for path in (self.point, self._data, self._keys):
+            path.mkdir()
+        if AM_ROOT:
+            Path("/run/sshd").mkdir(exist_ok=True)  # for privilege separation; Debian's service makes it otherwise
+        for name in ("host", "user"):
+            _run("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", self._keys / name)
+        self._port = _free_port()
+        config = self._keys / "sshd_config"
+        config.write_text(
+            f"Port {self._port}\nListenAddress 127.0.0.1\nHostKey {self._keys}/host\n"
+            f"AuthorizedKeysFile {self._keys}/user.pub\nPidFile none\nStrictModes no\nUsePAM no\nUseDNS no\n"
+            "PermitRootLogin prohibit-password\nPasswordAuthentication no\nMaxStartups 100\n"
+            "Subsystem sftp internal-sftp\n"
+        )
+        server = self.processes.spawn("server", shutil.which("sshd") or "/usr/sbin/sshd", "-D", "-e", "-f", config)
+        self._await("server", server, lambda: _listens(self._port), "sshd does not start")
+        self._mount()
+
+    def _mount(self) -> None:
+        user = pwd.getpwuid(os.getuid()).pw_name
+        options = ["-o", "allow_other,default_permissions"] if AM_ROOT else []
+        client = self.processes.spawn(
+            "client", "sshfs", "-f", "-F", "/dev/null", "-p", self._port,
+            f"{user}@127.0.0.1:{self._data}", self.point,
+            "-o", f"IdentityFile={self._keys}/user,IdentitiesOnly=yes,BatchMode=yes",
+            "-o", "StrictHostKeyChecking=no,UserKnownHostsFile=/dev/null", *options,
+        )  # fmt: skip
+        self._await("client", client, lambda: _mounted_under(self.point), "sshfs does not mount")
+        os.statvfs(self.point)
+
+    def remount(self) -> None:
+        """Data is cached in the kernel only, so this is all."""
+        self._unmount()
+        self._mount()
+
+
+class Vosfs(Mounted):
+    """The mount, on a daemon of our own with SQLite and a directory of files."""
+
+    def __init__(self, directory: Path) -> None:
+        super().__init__(directory)
         self._directory = directory
         self._url = self._token_file = ""
         self._mounts = 0
@@ -340,8 +351,7 @@ class Vosfs:
         command = [BIN / "vosfsd", "--dev", self._directory / "space", "--port", 0]
         log = self.processes.logs / "server.log"
         server = self.processes.spawn("server", *command)
-        if not _until(lambda: server.poll() is not None or _ready(log), START_S_MAX) or not _ready(log):
-            raise BenchError(f"vosfsd does not start: {_last_line(log)}")
+        self._await("server", server, lambda: _ready(log), "vosfsd does not start")
         fields = dict(part.split("=", 1) for part in _ready(log).split()[1:])
         self._url, self._token_file = fields["url"], fields["token_file"]
         self._mount()
@@ -376,26 +386,12 @@ class Vosfs:
         self.processes.wait("client")
         shutil.rmtree(self._cache(), ignore_errors=True)
 
-    def stop(self) -> None:
-        with _uninterrupted():
-            try:
-                if _mounted_under(self.point):
-                    self._unmount()
-            finally:
-                _detach(self.point)
-                self.processes.end("client")
-                self.processes.weigh()
-                self.processes.end("server")
 
-
-class Rclone:
+class Rclone(Mounted):
     """rclone mount with its full cache, over ``rclone serve webdav``: it acknowledges what only its cache has."""
 
-    remounts = True
-
     def __init__(self, directory: Path) -> None:
-        self.processes = Processes(directory)
-        self.point = directory / "mnt"
+        super().__init__(directory)
         self._data = directory / "data"
         self._cache = directory / "cache"
         self._port = 0
@@ -403,13 +399,10 @@ class Rclone:
     def start(self) -> None:
         for path in (self.point, self._data, self._cache):
             path.mkdir()
-        with socket.socket() as sock:
-            sock.bind(("127.0.0.1", 0))
-            self._port = sock.getsockname()[1]
+        self._port = _free_port()
         server = self._spawn("server", "serve", "webdav", self._data, "--addr", f"127.0.0.1:{self._port}",
                              "--dir-cache-time", "1s")  # fmt: skip
-        if not _until(lambda: server.poll() is not None or _listens(self._port), START_S_MAX) or server.poll():
-            raise BenchError(f"rclone does not serve: {_last_line(self.processes.logs / 'server.log')}")
+        self._await("server", server, lambda: _listens(self._port), "rclone does not serve")
         self._mount()
 
     def _spawn(self, kind: str, *words: object) -> subprocess.Popen[bytes]:
@@ -422,8 +415,7 @@ class Rclone:
             "--webdav-vendor", "other", "--vfs-cache-mode", "full", "--cache-dir", self._cache / "c",
             "--vfs-cache-max-size", "20G", "-q", *(["--allow-other", "--default-permissions"] if AM_ROOT else []),
         )  # fmt: skip
-        if not _until(lambda: client.poll() is not None or _mounted_under(self.point), START_S_MAX) or client.poll():
-            raise BenchError(f"rclone does not mount: {_last_line(self.processes.logs / 'client.log')}")
+        self._await("client", client, lambda: _mounted_under(self.point), "rclone does not mount")
         os.statvfs(self.point)
 
     def remount(self) -> None:
@@ -442,20 +434,7 @@ class Rclone:
 
     def _unmount(self) -> None:
         _until(self._clean, RCLONE_DRAIN_S_MAX)
-        self.processes.weigh()
-        _run(*UNMOUNT, self.point)
-        self.processes.wait("client")
-
-    def stop(self) -> None:
-        with _uninterrupted():
-            try:
-                if _mounted_under(self.point):
-                    self._unmount()
-            finally:
-                _detach(self.point)
-                self.processes.end("client")
-                self.processes.weigh()
-                self.processes.end("server")
+        super()._unmount()
 
 
 TARGETS: dict[str, Callable[[Path], Target]] = {"local": Local, "sshfs": Sshfs, "rclone": Rclone, "vosfs": Vosfs}

@@ -287,19 +287,11 @@ class Gateway:
         stop = min(length, m.HEAD_BYTES)
         if not self._service.keeps_bytes or not extents or extents[0].start or extents[0].stop < stop:
             return b""
-        first, backend = extents[0], self._service.backend
-        if not first.locator:
+        head = content.cut(extents[0], 0, stop)
+        if not head.locator:
             return b""
-
-        def read() -> bytes:
-            reader = backend.open(first.locator, first.offset, first.offset + stop)
-            try:
-                return reader.read(first.offset, first.offset + stop)
-            finally:
-                reader.close()
-
         try:
-            return await trio.to_thread.run_sync(read)
+            return await trio.to_thread.run_sync(lambda: b"".join(pieces(self._service.backend, [head])))
         except VOSpaceError as exc:
             # Whoever reads the file will be told.
             log.debug("no first bytes: %s", exc)

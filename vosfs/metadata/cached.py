@@ -5,10 +5,8 @@ is trusted for TTL_S.  Only what was asked for or made here is kept, in two boun
 synchronous steps between awaits; an answer that was under way while an invalidation came is used but not kept.
 """
 
-import logging
 import time
 from collections import OrderedDict
-from typing import TypeVar
 
 import msgspec
 
@@ -27,10 +25,6 @@ from vosfs.metadata.node import (
     Usage,
 )
 from vosfs.metadata.store import Tree
-
-log = logging.getLogger(__name__)
-
-T = TypeVar("T")
 
 TTL_S = 1.0
 """How long an unconfirmed answer is trusted: what NFS and sshfs users are used to."""
