@@ -53,17 +53,17 @@ def material(directory: Path) -> Path:
     return source
 
 
-def start_daemon(directory: Path) -> tuple[subprocess.Popen[str], str, str]:
-    """The daemon, its URL and its token file."""
+def start_daemon(directory: Path, *options: str) -> tuple[subprocess.Popen[str], str, str]:
+    """A daemon, its URL and its token file; ^C does not reach it."""
     with open(directory / "vosfsd.log", "w") as log:
         daemon = subprocess.Popen(
-            [BIN / "vosfsd", "--dev", directory / "space", "--port", "0"],
+            [BIN / "vosfsd", "--dev", directory / "space", "--port", "0", *options],
             stdout=subprocess.PIPE, stderr=log, text=True, start_new_session=True,
         )  # fmt: skip
     assert daemon.stdout is not None
     line = daemon.stdout.readline()
     if not line.startswith("READY"):
-        sys.exit(f"demo: the daemon did not start\n{(directory / 'vosfsd.log').read_text()}")
+        sys.exit(f"{Path(sys.argv[0]).stem}: the daemon did not start\n{(directory / 'vosfsd.log').read_text()}")
     fields = dict(part.split("=", 1) for part in line.split()[1:])
     return daemon, fields["url"], fields["token_file"]
 

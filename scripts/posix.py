@@ -14,25 +14,10 @@ import tempfile
 import time
 from pathlib import Path
 
-BIN = Path(sys.executable).parent
+from demo import BIN, start_daemon
+
 FILE_S_MAX = 600
 """One file of the suite makes 2 400 checks at most, at 20 ms each."""
-
-
-def start_daemon(directory: Path, dsn: str) -> tuple[subprocess.Popen[str], str, str]:
-    """The daemon, its URL and its token file."""
-    options = ["--dsn", dsn] if dsn else []
-    with open(directory / "vosfsd.log", "w") as log:
-        daemon = subprocess.Popen(
-            [BIN / "vosfsd", "--dev", directory / "space", "--port", "0", *options],
-            stdout=subprocess.PIPE, stderr=log, text=True,
-        )  # fmt: skip
-    assert daemon.stdout is not None
-    line = daemon.stdout.readline()
-    if not line.startswith("READY"):
-        sys.exit(f"posix: the daemon did not start\n{(directory / 'vosfsd.log').read_text()}")
-    fields = dict(part.split("=", 1) for part in line.split()[1:])
-    return daemon, fields["url"], fields["token_file"]
 
 
 def results(output: str) -> tuple[int, dict[int, str]]:
@@ -110,7 +95,7 @@ def main() -> None:
         if args.local:
             fine = run_all(files, tests, point)
         else:
-            daemon, url, token = start_daemon(directory, args.dsn)
+            daemon, url, token = start_daemon(directory, *(["--dsn", args.dsn] if args.dsn else []))
             try:
                 command = [BIN / "vosfs", "mount", url, point, "--token-file", token, "-o", "allow_other"]
                 subprocess.run([*command, "--cache-dir", directory / "cache"], check=True)
