@@ -49,15 +49,25 @@ ENTRIES_MAX = 32
 """Of a listing at a time: about what fits into the kernel's question (4 KiB)."""
 
 
+SET_ID = stat.S_ISUID | stat.S_ISGID
+
+
+def without_set_id(mode: int) -> int:
+    """A mode after a write or chown (write(2), chown(2)): set-group-ID without group execution is not one."""
+    return mode & ~(SET_ID if mode & stat.S_IXGRP else stat.S_ISUID)
+
+
 class FileHandle:
     """An open file description."""
 
-    __slots__ = ("file", "readahead", "writable", "losses")
+    __slots__ = ("file", "readahead", "writable", "privileged", "losses")
 
-    def __init__(self, file: CachedFile, writable: bool) -> None:
+    def __init__(self, file: CachedFile, writable: bool, privileged: bool) -> None:
         self.file = file
         self.readahead = ReadAhead()
         self.writable = writable
+        self.privileged = privileged
+        """Whether what it writes leaves set-ID bits alone."""
         self.losses = file.losses
         """How often unsaved bytes had been lost when this was opened: once more, and it may have lost some too."""
 
@@ -245,11 +255,18 @@ class FileSystem:
 
     # -- attributes --------------------------------------------------------------------------------------------------
 
-    async def set_attributes(self, id: int, change: Attributes, length: int | None = None) -> Node:
+    async def set_attributes(
+        self, id: int, change: Attributes, length: int | None = None, privileged: bool = True
+    ) -> Node:
         """chmod(2), chown(2), utimensat(2), truncate(2) in one."""
         self._writable()
         if length is not None:
             await self._truncate(id, length, change)
+        owned = (change.uid, change.gid) != (None, None)
+        if change.mode is None and (owned or (length is not None and not privileged)):
+            node = await self.attributes(id)
+            if node.kind != CONTAINER and node.mode & SET_ID:
+                change.mode = without_set_id(node.mode)
         if id in self._gone:
             self._gone[id] = changed(self._gone[id], change)
             return self._gone[id]
@@ -326,7 +343,7 @@ class FileSystem:
 
     # -- files ---------------------------------------------------------------------------------------------------------
 
-    async def open(self, id: int, flags: int) -> tuple[int, bool]:
+    async def open(self, id: int, flags: int, privileged: bool = True) -> tuple[int, bool]:
         """open(2): a handle, and whether the kernel may keep the pages it has."""
         writable = flags & os.O_ACCMODE != os.O_RDONLY
         if writable or flags & os.O_TRUNC:
@@ -342,13 +359,17 @@ class FileSystem:
         if flags & os.O_TRUNC:
             file.truncate(0)
             keep = False
-        handle = FileHandle(file, writable)
+            if not privileged:
+                await self._clear_set_id(file)
+        handle = FileHandle(file, writable, privileged)
         if not writable and (file.head or file.read_now(0, 1) is None):
             # Whoever opens a file reads its beginning.
             file.expect(0, 1)
         return self._new_handle(handle), keep
 
-    async def create(self, parent: int, name: bytes, mode: int, uid: int, gid: int, flags: int) -> tuple[int, Node]:
+    async def create(
+        self, parent: int, name: bytes, mode: int, uid: int, gid: int, flags: int, privileged: bool = True
+    ) -> tuple[int, Node]:
         """open(2) with O_CREAT of a name that did not exist: a handle and the new node."""
         self._writable()
         try:
@@ -357,11 +378,11 @@ class FileSystem:
             if flags & os.O_EXCL:
                 raise
             node = await self.tree.lookup(parent, name)
-            handle, _ = await self.open(node.id, flags)
+            handle, _ = await self.open(node.id, flags, privileged)
             return handle, await self.attributes(node.id)
         file = self.files.made(node)
         file.kernel_version = node.version
-        return self._new_handle(FileHandle(file, True)), node
+        return self._new_handle(FileHandle(file, True, privileged)), node
 
     def _new_handle(self, handle: FileHandle) -> int:
         number = self._next_handle
@@ -421,6 +442,8 @@ class FileSystem:
         if start + len(data) > LENGTH_MAX:
             raise TooLarge(f"{start + len(data)} bytes")
         file = handle.file
+        if not handle.privileged:
+            await self._clear_set_id(file)
         file.write(start, data)
         if file.dirty_bytes >= STREAM_BYTES:
             if self.files.dirty_bytes > self.files.limit_bytes // 2:
@@ -428,6 +451,13 @@ class FileSystem:
             else:
                 self._nursery.start_soon(self._upload, file)
         return len(data)
+
+    async def _clear_set_id(self, file: CachedFile) -> None:
+        """Somebody without privileges changes the bytes: what ran as another user must not any more."""
+        if file.node.mode & SET_ID or not file.fresh:
+            node = await self.attributes(file.node.id)
+            if (mode := without_set_id(node.mode)) != node.mode:
+                await self.set_attributes(node.id, Attributes(mode=mode))
 
     async def _upload(self, file: CachedFile) -> None:
         try:

@@ -20,6 +20,7 @@ from typing import Any, TypeVar, cast
 import pyfuse3
 import trio
 
+from vosfs import device
 from vosfs.errors import NodeNotFound, VOSpaceError
 from vosfs.filesystem import FileSystem
 from vosfs.metadata.node import (
@@ -83,6 +84,11 @@ def answers(method: F) -> F:
             raise pyfuse3.FUSEError(errno.EIO) from None
 
     return cast(F, handler)
+
+
+def _privileged(ctx: Any) -> bool:
+    """Whether a caller's writes leave set-ID bits alone (CAP_FSETID, capabilities(7)); the kernel tells the uid only."""
+    return ctx.uid == 0
 
 
 class Operations(pyfuse3.Operations):
@@ -162,7 +168,7 @@ class Operations(pyfuse3.Operations):
         if fields.update_mtime:
             change.mtime_ns = attr.st_mtime_ns
         length = attr.st_size if fields.update_size else None
-        return self._entry(await self._fs.set_attributes(inode, change, length))
+        return self._entry(await self._fs.set_attributes(inode, change, length, _privileged(ctx)))
 
     async def forget(self, inode_list: Any) -> None:
         """Nothing is kept per inode, whose number is the node's id, unless it lost its last name."""
@@ -216,14 +222,14 @@ class Operations(pyfuse3.Operations):
 
     @answers
     async def open(self, inode: int, flags: int, ctx: Any) -> pyfuse3.FileInfo:
-        handle, keep = await self._fs.open(inode, flags)
+        handle, keep = await self._fs.open(inode, flags, _privileged(ctx))
         return pyfuse3.FileInfo(fh=handle, keep_cache=keep)
 
     @answers
     async def create(
         self, parent: int, name: bytes, mode: int, flags: int, ctx: Any
     ) -> tuple[pyfuse3.FileInfo, pyfuse3.EntryAttributes]:
-        handle, node = await self._fs.create(parent, name, mode & ~ctx.umask, ctx.uid, ctx.gid, flags)
+        handle, node = await self._fs.create(parent, name, mode & ~ctx.umask, ctx.uid, ctx.gid, flags, _privileged(ctx))
         return pyfuse3.FileInfo(fh=handle, keep_cache=True), self._entry(node)
 
     @answers
@@ -289,7 +295,7 @@ class Operations(pyfuse3.Operations):
 
     async def getxattr(self, inode: int, name: bytes, ctx: Any) -> bytes:
         if name[:5] != b"user.":
-            # The kernel asks for security.capability before every write.  EOPNOTSUPP rather than ENODATA: ls then asks
+            # EOPNOTSUPP rather than ENODATA: ls then asks
             # for a label and an ACL once per file system, not once per file (0.57 s against 0.05 for 5 000 names).
             raise pyfuse3.FUSEError(errno.EOPNOTSUPP)
         return await self._get_property(inode, name)
@@ -400,7 +406,8 @@ takes 57 µs instead of 12, and there is one before every write)."""
 class _QuickWait:
     """Waits for the FUSE descriptor: by poll(2) while requests come thick, through trio when they do not."""
 
-    def __init__(self) -> None:
+    def __init__(self, handshake: device.Handshake) -> None:
+        self._handshake: device.Handshake | None = handshake
         self._poller = select.poll()
         self._fd = -1
         self._row = 0
@@ -408,6 +415,9 @@ class _QuickWait:
         """When the last request arrived."""
 
     async def __call__(self, fd: int) -> None:
+        if self._handshake is not None and self._handshake.complete():
+            # This was called for the first request after libfuse's reply, which it gives before it returns.
+            self._handshake = None
         if self._fd != fd:
             if self._fd >= 0:
                 self._poller.unregister(self._fd)
@@ -432,13 +442,13 @@ class _QuickWait:
                 return False
 
 
-def hasten() -> None:
+def hasten(wait: _QuickWait) -> None:
     """Give pyfuse3 the faster wait; before ``init``."""
     lowlevel = types.SimpleNamespace(
         current_task=trio.lowlevel.current_task,
         current_trio_token=trio.lowlevel.current_trio_token,
         notify_closing=trio.lowlevel.notify_closing,
-        wait_readable=_QuickWait(),
+        wait_readable=wait,
     )
     shim = types.ModuleType("trio_for_pyfuse3")
     shim.__getattr__ = lambda name: getattr(trio, name)  # type: ignore[method-assign]
@@ -450,26 +460,41 @@ def hasten() -> None:
 # -- mounting ------------------------------------------------------------------------------------------------------------
 
 
-def attach(operations: Operations, mountpoint: str, source: str, options: set[str]) -> None:
-    """Mount.  OSError or RuntimeError if the kernel or fusermount3 refuses."""
-    hasten()
-    wanted = {f"fsname={source}", "subtype=vosfs", "default_permissions", *options}
-    pyfuse3.init(operations, mountpoint, wanted)
+class Mount:
+    """A mount of this process: pyfuse3 knows one at a time."""
 
+    def __init__(self, operations: Operations, mountpoint: str, source: str, options: set[str]) -> None:
+        """Mount.  OSError or RuntimeError if the kernel, fusermount3 or libfuse refuses."""
+        # Constants
+        self._mountpoint = os.path.abspath(mountpoint)
+        # Mutable state
+        wanted = [f"fsname={source}", "subtype=vosfs", "default_permissions", *sorted(options)]
+        self._device = device.mount(self._mountpoint, wanted)
+        handshake = device.Handshake(self._device)
+        try:
+            hasten(_QuickWait(handshake))
+            pyfuse3.init(operations, f"/dev/fd/{handshake.descriptor}", set())
+            handshake.begin()
+        except BaseException:
+            handshake.close()
+            device.unmount(self._mountpoint, self._device)
+            raise
 
-async def serve() -> None:
-    """Answer the kernel until the mount goes away."""
-    await pyfuse3.main(4, TASKS_MAX)
+    async def serve(self) -> None:
+        """Answer the kernel until the mount goes away."""
+        await pyfuse3.main(4, TASKS_MAX)
 
+    def stop(self) -> None:
+        """Make ``serve`` return."""
+        pyfuse3.terminate()
 
-def stop() -> None:
-    """Make ``serve`` return."""
-    pyfuse3.terminate()
-
-
-def detach(unmount: bool) -> None:
-    """Close the session; with ``unmount``, also take the mount away."""
-    pyfuse3.close(unmount=unmount)
+    def close(self, unmount: bool) -> None:
+        """Close the session; with ``unmount``, also take the mount away."""
+        pyfuse3.close(unmount=False)
+        if unmount:
+            device.unmount(self._mountpoint, self._device)
+        else:
+            os.close(self._device)
 
 
 def tune(mountpoint: str) -> None:

@@ -106,12 +106,12 @@ async def run(options: Options, report: Callable[[str], None]) -> None:
             }  # fmt: skip
             operations = fuse.Operations(filesystem, options.uid, options.gid, about)
             try:
-                fuse.attach(operations, str(options.mountpoint), options.url, set(options.fuse))
+                mounted = fuse.Mount(operations, str(options.mountpoint), options.url, set(options.fuse))
             except (OSError, RuntimeError) as exc:
                 raise QuietError(f"cannot mount at {options.mountpoint}: {exc}") from exc
             clean = False
             try:
-                nursery.start_soon(_stop_on_signal)
+                nursery.start_soon(_stop_on_signal, mounted)
                 if cursor is not None and isinstance(tree, GatewayTree):
                     invalidator = fuse.Invalidator()
                     filesystem.on_invalid = invalidator
@@ -120,13 +120,13 @@ async def run(options: Options, report: Callable[[str], None]) -> None:
                     nursery.start_soon(invalidator.run)
                     nursery.start_soon(follow, tree, filesystem, cursor)
                     nursery.start_soon(_keep_leases, files)
-                nursery.start_soon(_announce, options, report)
-                await fuse.serve()
+                nursery.start_soon(_announce, options, mounted, report)
+                await mounted.serve()
                 clean = True
             finally:
                 # After a crash the mount point stays, answering ENOTCONN: an empty directory in its place would be
                 # taken for an empty space.
-                fuse.detach(unmount=clean)
+                mounted.close(unmount=clean)
                 if isinstance(tree, GatewayTree):
                     await _settle(tree, options.deadline_s)
                 nursery.cancel_scope.cancel()
@@ -317,15 +317,15 @@ async def _keep_leases(files: FileTable) -> None:
         await files.renew_leases()
 
 
-async def _stop_on_signal() -> None:
+async def _stop_on_signal(mounted: fuse.Mount) -> None:
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
         async for number in signals:
             log.info("stopping on %s", signal.Signals(number).name)
-            fuse.stop()
+            mounted.stop()
             return
 
 
-async def _announce(options: Options, report: Callable[[str], None]) -> None:
+async def _announce(options: Options, mounted: fuse.Mount, report: Callable[[str], None]) -> None:
     """Say that the mount works, when it does: its root was listed through the kernel."""
 
     def look() -> None:
@@ -338,7 +338,7 @@ async def _announce(options: Options, report: Callable[[str], None]) -> None:
             await trio.to_thread.run_sync(look, abandon_on_cancel=True)
     except (OSError, trio.TooSlowError) as exc:
         report(f"mounted, but the root cannot be listed: {exc}")
-        fuse.stop()
+        mounted.stop()
         return
     log.info("mounted %s at %s", options.url, options.mountpoint)
     report("")
