@@ -321,7 +321,7 @@ class Gateway:
         whole = len(changes) == 1 and changes[0].start == 0 and len(changes[0].data) == r.length
         md5 = hashlib.md5(changes[0].data, usedforsecurity=False).hexdigest() if whole else ""
         arguments = (r.id, r.base_version, r.length, changes, list(blobs.values()), r.mtime_ns, md5, r.atime_ns)
-        return Step("commit", arguments, _moment(r.at_ns))
+        return Step("commit", arguments, _moment(r.at_ns), version=r.version)
 
     async def _properties(self, r: m.Properties, subject: Subject, caller: Anyone) -> dict[str, str]:
         node = await self._store.get(r.id, caller)

@@ -10,15 +10,20 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import trio
 
 from vosfs import __version__, log
 from vosfs.errors import QuietError, VOSpaceError
 
+if TYPE_CHECKING:
+    from vosfs.cache.kept import KeptFile
+
 START_S_MAX = 90.0
 """A mount that has not answered by then is given up."""
 SIZE = re.compile(r"(\d+)([KMGT]?)", re.IGNORECASE)
+CACHE_HELP = "default: $XDG_CACHE_HOME/vosfs or ~/.cache/vosfs"
 UNITS = {"": 0, "K": 10, "M": 20, "G": 30, "T": 40}
 
 
@@ -49,7 +54,7 @@ def _parser() -> argparse.ArgumentParser:
     mount.add_argument("url", help="base URL of the space, such as http://127.0.0.1:8080/vos")
     mount.add_argument("mountpoint", type=Path)
     mount.add_argument("--token-file", type=Path, help="file with the bearer token; none: anonymous")
-    mount.add_argument("--cache-dir", type=Path, help="default: $XDG_CACHE_HOME/vosfs or ~/.cache/vosfs")
+    mount.add_argument("--cache-dir", type=Path, help=CACHE_HELP)
     mount.add_argument("-o", dest="options", action="append", default=[], metavar="OPT,...")
     mount.add_argument("--foreground", "-f", action="store_true", help="stay, and log to stderr")
     mount.add_argument("--log", choices=log.LEVELS, default="info", help="least level of log lines")
@@ -58,6 +63,23 @@ def _parser() -> argparse.ArgumentParser:
     status = commands.add_parser("status", help="show this host's mounts, or one of them")
     status.add_argument("mountpoint", type=Path, nargs="?")
     status.add_argument("--json", action="store_true", help="for programs")
+    recover = commands.add_parser(
+        "recover", help="get back what could not be saved",
+        description="List what mounts wrote and could not save (without NAME), or write one of them to a file.",
+    )  # fmt: skip
+    recover.add_argument("name", nargs="?", help="as listed")
+    recover.add_argument("file", type=Path, nargs="?", help="where to write it; it must not exist")
+    recover.add_argument("--drop", action="store_true", help="remove it (after FILE is written, if one is named)")
+    recover.add_argument("--partial", action="store_true", help="zeros for what only the service has")
+    recover.add_argument("--token-file", type=Path, help="to fetch the unchanged parts of the file")
+    recover.add_argument("--cache-dir", type=Path, help=CACHE_HELP)
+    recover.add_argument("--json", action="store_true", help="for programs")
+    fsck = commands.add_parser(
+        "fsck", help="check a cache directory",
+        description="Check a cache directory. Exit status: 0 all is well or was repaired, 1 something is to be repaired.",
+    )  # fmt: skip
+    fsck.add_argument("--cache-dir", type=Path, help=CACHE_HELP)
+    fsck.add_argument("--repair", action="store_true", help="put right what is wrong")
     return parser
 
 
@@ -99,10 +121,9 @@ def _mount(args: argparse.Namespace) -> None:
             raise QuietError(f"unknown option {option!r}; vosfs mount --help lists them")
     if "ro" in given:
         kernel.add("ro")
-    default_cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vosfs"
     try:
         options = mount.Options(
-            args.url, args.mountpoint.absolute(), (args.cache_dir or default_cache).absolute(),
+            args.url, args.mountpoint.absolute(), _cache_dir(args.cache_dir),
             _token(args.token_file), _size(given.get("cache_size", "10G")), float(given.get("deadline", "30")),
             "ro" in given, int(given.get("uid", os.getuid())), int(given.get("gid", os.getgid())),
             frozenset(kernel), "sync" in given, "plain" in given,
@@ -117,6 +138,11 @@ def _mount(args: argparse.Namespace) -> None:
         trio.run(mount.run, options, _complain)
         return
     _in_background(options, args.log)
+
+
+def _cache_dir(given: Path | None) -> Path:
+    default = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vosfs"
+    return (given or default).absolute()
 
 
 def _complain(reason: str) -> None:
@@ -258,6 +284,8 @@ def _show(point: str, status: dict[str, object]) -> None:
     print(
         f"  cache    {mib('cache_bytes')} of blocks, {mib('scratch_bytes')} of files being written, in {status['cache_dir']}"
     )
+    if status["kept"]:
+        print(f"  kept     {status['kept']} files could not be saved: vosfs recover --cache-dir {status['cache_dir']}")
     print(f"  process  {status['pid']}")
 
 
@@ -286,11 +314,65 @@ def _status(args: argparse.Namespace) -> None:
         print("nothing is mounted")
 
 
+# -- recover, fsck -------------------------------------------------------------------------------------------------------
+
+
+def _recover(args: argparse.Namespace) -> None:
+    from vosfs.cache.kept import Kept
+    from vosfs.mount import KEPT, Options
+    from vosfs.recover import restore
+
+    kept = Kept(_cache_dir(args.cache_dir) / KEPT)
+    if args.name is None:
+        _list_kept(list(kept.files()), args.json)
+        return
+    file = kept.find(args.name)
+    if file is None:
+        raise QuietError(f"there is no {args.name}: vosfs recover lists what there is")
+    if args.file is None and not args.drop:
+        raise QuietError("name a file to write it to, or --drop it")
+    if args.file is not None:
+        options = Options(file.record.url, Path(), Path(), _token(args.token_file))
+        lost = trio.run(restore, file, args.file, options, args.partial)
+        print(f"{args.file}: {file.record.length} bytes" + (f", {lost} of them zeros" if lost else ""))
+    if args.drop:
+        file.drop()
+
+
+def _list_kept(files: list["KeptFile"], as_json: bool) -> None:
+    if as_json:
+        print(json.dumps([
+            {"name": file.name, "bytes": file.size, **{
+                key: getattr(file.record, key) for key in ("url", "path", "node", "version", "length", "at_ns", "why")
+            }}
+            for file in files
+        ]))  # fmt: skip
+        return
+    for file in files:
+        when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(file.record.at_ns / 1e9))
+        print(f"{file.name}\n  {file.record.path} of {file.record.url}\n  {file.size} bytes, {when}: {file.record.why}")
+    if not files:
+        print("nothing is kept")
+
+
+def _fsck(args: argparse.Namespace) -> None:
+    from vosfs.recover import check, repair
+
+    findings = check(_cache_dir(args.cache_dir))
+    for finding in findings:
+        print(f"{finding.path}: {finding.what}")
+    if args.repair:
+        print(f"{repair(findings)} repaired")
+    elif any(finding.repair for finding in findings):
+        raise QuietError("something is to be repaired: --repair")
+
+
 def main() -> None:
     """Entry point of ``vosfs``."""
     args = _parser().parse_args()
     try:
-        {"mount": _mount, "umount": _umount, "status": _status}[args.command](args)
+        commands = {"mount": _mount, "umount": _umount, "status": _status, "recover": _recover, "fsck": _fsck}
+        commands[args.command](args)
     except (QuietError, VOSpaceError) as exc:
         print(f"vosfs: {exc}", file=sys.stderr)
         sys.exit(getattr(exc, "code", 1))

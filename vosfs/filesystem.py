@@ -74,7 +74,7 @@ class FileHandle:
     def check(self) -> None:
         """Stale if this handle may have written bytes that were then lost."""
         if self.writable and self.losses != self.file.losses:
-            raise Stale("somebody else changed the file first; what was written here is lost")
+            raise Stale("somebody else changed the file first; what was written here was not saved: see vosfs recover")
 
 
 class DirectoryHandle:
@@ -485,9 +485,9 @@ class FileSystem:
     async def _save(file: CachedFile, durable: bool) -> None:
         try:
             await file.sync(durable)
-        except Stale:
+        except Stale as exc:
             # Its base is gone: no later attempt can succeed, and every writer must learn of it.
-            file.discard()
+            file.discard(str(exc))
             raise
 
     async def release(self, number: int) -> None:
@@ -587,9 +587,9 @@ class FileSystem:
 
     def lost(self, request: Mutation, error: VOSpaceError) -> None:
         """The service refused a change that was acknowledged to a program."""
-        self.tree.lost(request)
         if isinstance(request, (Commit, Create)):
-            self.files.lost(request.id)
+            self.files.lost(request.id, request if isinstance(request, Commit) else None, str(error))
+        self.tree.lost(request)
         names = [(getattr(request, "parent", 0), getattr(request, "name", b""))]
         if isinstance(request, Rename):
             names.append((request.to_parent, request.to_name))
@@ -604,6 +604,7 @@ class FileSystem:
             "open_files": self.files.open_files(),
             "dirty_bytes": self.files.dirty_bytes,
             "scratch_bytes": self.files.local_bytes,
+            "kept": sum(1 for _ in self.files.kept.files()),
             "cache_bytes": self.blocks.used_bytes,
             "cache_limit_bytes": self.blocks.limit_bytes,
             "time": time.time(),

@@ -468,12 +468,15 @@ class Mount:
         # Constants
         self._mountpoint = os.path.abspath(mountpoint)
         # Mutable state
-        wanted = [f"fsname={source}", "subtype=vosfs", "default_permissions", *sorted(options)]
+        # libfuse itself keeps others than root out.
+        libfuse = options & {"allow_root", "debug"}
+        kernel = (options - libfuse) | ({"allow_other"} if "allow_root" in libfuse else set())
+        wanted = [f"fsname={source}", "subtype=vosfs", "default_permissions", *sorted(kernel)]
         self._device = device.mount(self._mountpoint, wanted)
         handshake = device.Handshake(self._device)
         try:
             hasten(_QuickWait(handshake))
-            pyfuse3.init(operations, f"/dev/fd/{handshake.descriptor}", set())
+            pyfuse3.init(operations, f"/dev/fd/{handshake.descriptor}", libfuse)
             handshake.begin()
         except BaseException:
             handshake.close()

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol, cast
 
+import msgspec
 import trio
 
 from vosfs import fuse
@@ -21,13 +22,14 @@ from vosfs.cache import journal
 from vosfs.cache.blocks import BlockCache
 from vosfs.cache.file import FileTable, Replacer
 from vosfs.cache.journal import Journal
+from vosfs.cache.kept import Kept
 from vosfs.client import HttpClient
 from vosfs.errors import QuietError, Stale, VOSpaceError
 from vosfs.filesystem import DEADLINE_S, FileSystem
 from vosfs.metadata.ahead import AheadTree
 from vosfs.metadata.cached import CachedTree
 from vosfs.metadata.gateway import GatewayTree
-from vosfs.metadata.messages import HELD, PROTOCOL, RECALLED, WAIT_S_MAX
+from vosfs.metadata.messages import HELD, PROTOCOL, RECALLED, WAIT_S_MAX, Commit, Ordered
 from vosfs.metadata.node import ROOT_ID, Cursor
 from vosfs.metadata.store import Tree
 from vosfs.session import NODES, Session
@@ -39,6 +41,8 @@ CACHE_BYTES = 10 << 30
 CLOSE_S = 2.0
 JOURNAL, LOCK = "journal", "lock"
 """Files of the private cache directory."""
+KEPT = "kept"
+"""Directory beside the private ones, of ``kept.py``."""
 RETRY_S_MIN, RETRY_S_MAX = 0.2, 5.0
 """Between attempts to reach the change feed."""
 
@@ -80,7 +84,7 @@ async def run(options: Options, report: Callable[[str], None]) -> None:
     sessions: list[Session] = []
     try:
         try:
-            tree, blobs, cursor, what = await _connect(options, clients, sessions)
+            tree, blobs, cursor, what = await connect(options, clients, sessions)
             cached = CachedTree(tree)
             if isinstance(tree, GatewayTree) and not options.sync:
                 cached = AheadTree(tree, tree.behind)
@@ -88,17 +92,18 @@ async def run(options: Options, report: Callable[[str], None]) -> None:
         except VOSpaceError as exc:
             raise QuietError(f"cannot mount {options.url}: {exc}") from exc
         limit = min(options.cache_bytes, shutil.disk_usage(cache).free // 2)
+        kept = Kept(options.cache_dir / KEPT, options.url)
         replacer = None if isinstance(blobs, GatewayBlobs) else cast(Replacer, blobs)
         if isinstance(tree, GatewayTree):
             whose = f"{options.url} {tree.behind.user}".encode()
             try:
-                await _replay(tree, options.cache_dir, whose)
+                await _replay(tree, options.cache_dir, whose, kept)
             except VOSpaceError as exc:
                 raise QuietError(f"cannot send what an earlier mount of {options.url} left: {exc}") from exc
             tree.behind.journal = Journal(cache / JOURNAL, whose)
         async with trio.open_nursery() as nursery:
             blocks = BlockCache(cache / "blocks", blobs, limit // 2, nursery)
-            files = FileTable(cached, blobs, blocks, cache / "scratch", limit // 2, replacer)
+            files = FileTable(cached, blobs, blocks, cache / "scratch", limit // 2, replacer, kept=kept)
             filesystem = FileSystem(cached, blocks, files, nursery, options.read_only)
             about = {
                 "url": options.url, "pid": os.getpid(), "binding": what, "mountpoint": str(options.mountpoint),
@@ -153,16 +158,17 @@ def alive(pid: int) -> bool:
 
 def unsent(directory: Path, pid: int) -> int:
     """How many changes a mount process that is gone has left in its journal."""
-    paths = [path for path in _private_caches(directory) if path.name.split("-")[1] == str(pid)]
+    paths = [path for path in private_caches(directory) if path.name.split("-")[1] == str(pid)]
     return sum(max(0, len(journal.records(path / JOURNAL)) - 1) for path in paths)
 
 
-def _private_caches(directory: Path) -> list[Path]:
+def private_caches(directory: Path) -> list[Path]:
+    """The directories of single mounts, running or dead."""
     return sorted(directory.glob("mount-*"))
 
 
 @contextlib.contextmanager
-def _claimed(old: Path) -> Iterator[bool]:
+def claimed(old: Path) -> Iterator[bool]:
     """Whether the process is gone whose private cache directory this is; for that long it is nobody else's.
 
     Told by a lock.  In a container the next mount has the number of the one that died, and a cache directory that
@@ -192,8 +198,8 @@ def _private_cache(directory: Path) -> tuple[Path, int]:
     """
     try:
         directory.mkdir(parents=True, exist_ok=True, mode=0o700)
-        for old in _private_caches(directory):
-            with _claimed(old) as gone:
+        for old in private_caches(directory):
+            with claimed(old) as gone:
                 if gone and not journal.records(old / JOURNAL):
                     shutil.rmtree(old, ignore_errors=True)
         cache, number = directory / f"mount-{os.getpid()}", 0
@@ -210,7 +216,7 @@ def _private_cache(directory: Path) -> tuple[Path, int]:
     return cache, lock
 
 
-async def _connect(
+async def connect(
     options: Options, clients: list[Closing], sessions: list[Session]
 ) -> tuple[Tree, Blobs, Cursor | None, str]:
     """The best tree and blobs that a service offers."""
@@ -285,16 +291,27 @@ async def follow(tree: GatewayTree, filesystem: FileSystem, cursor: Cursor) -> N
                     await trio.sleep(RETRY_S_MIN)
 
 
-async def _replay(tree: GatewayTree, directory: Path, whose: bytes) -> None:
+async def _replay(tree: GatewayTree, directory: Path, whose: bytes, kept: Kept) -> None:
     """Tell the service what mounts of this space and user acknowledged before they died."""
-    for old in _private_caches(directory):
-        with _claimed(old) as gone:
-            kept = journal.records(old / JOURNAL) if gone else []
-            if not kept or kept[0] != whose:
+
+    def refuse(record: bytes, why: str) -> None:
+        try:
+            request = msgspec.msgpack.decode(record, type=Ordered)
+        except msgspec.DecodeError:
+            # Of another version: there is nothing that this one could read in it.
+            return
+        if isinstance(request, Commit):
+            path = f"(node {request.id})"
+            kept.keep(path, request.id, request.base_version or 0, request.length, why, request.changes, [], None)
+
+    for old in private_caches(directory):
+        with claimed(old) as gone:
+            owed = journal.records(old / JOURNAL) if gone else []
+            if not owed or owed[0] != whose:
                 continue
-            refused = await tree.behind.replay(kept[1:])
+            refused = await tree.behind.replay(owed[1:], refuse)
             log.warning("a mount died before the service had its last %d changes: sent, %d of them refused",
-                        len(kept) - 1, refused)  # fmt: skip
+                        len(owed) - 1, refused)  # fmt: skip
             shutil.rmtree(old, ignore_errors=True)
 
 

@@ -95,6 +95,19 @@ class Rig:
             result += data
         return bytes(result)
 
+    async def kept(self) -> bytes | None:
+        """What was kept of the last unsaved bytes; it then is no more."""
+
+        async def fetch(name: str, start: int, stop: int) -> bytes:
+            return self.backend.open(name).read(start, stop)
+
+        for file in self.table.kept.files():
+            with tempfile.TemporaryFile() as target:
+                assert file.whole() and await file.restore(target.fileno(), fetch) == 0
+                file.drop()
+                return target.read()
+        return None
+
     async def elsewhere(self, data: bytes) -> None:
         """Another mount replaces the bytes."""
         writer = self.backend.create()
@@ -139,6 +152,7 @@ OPERATION = st.one_of(
 )
 
 
+@pytest.mark.expect_log
 @given(st.lists(OPERATION, max_size=20))
 @settings(max_examples=150, deadline=None)
 async def test_a_cached_file_is_a_bytearray(trace: list[tuple[Any, ...]]) -> None:
@@ -185,7 +199,10 @@ async def run(rig: Rig, trace: list[tuple[Any, ...]]) -> None:
             rig.table.release(file)
             file = await rig.open()
         elif name == "lose":
+            dirty = file.dirty_bytes
             rig.table.release(file)
+            kept = await rig.kept()
+            assert kept == model if dirty else kept in (None, model)
             file = await rig.open()
             model = bytearray(saved)
         elif not file.changed:
@@ -285,6 +302,7 @@ async def test_an_open_that_took_long_brings_no_older_version(rig: Rig) -> None:
     assert await rig.saved() == b"newer!"
 
 
+@pytest.mark.expect_log
 async def test_a_commit_elsewhere_makes_ours_stale_and_loses_nothing_of_theirs(rig: Rig) -> None:
     file = await rig.open()
     file.write(0, b"mine")
@@ -293,6 +311,7 @@ async def test_a_commit_elsewhere_makes_ours_stale_and_loses_nothing_of_theirs(r
         await file.sync(False)
     assert file.changed and await file.read(0, 10) == b"mine"
     rig.table.release(file)
+    assert await rig.kept() == b"mine"
     file = await rig.open()
     assert await file.read(0, 10) == b"theirs" == await rig.saved()
 

@@ -1,11 +1,13 @@
 """Several changes at once (``Store.apply``): all together if all can be done, else each that can."""
 
+import time
+
 import pytest
 
 from tests.store.conftest import AnyStore
-from vosfs.errors import DuplicateNode, NodeNotFound, Stale
+from vosfs.errors import DuplicateNode, InvalidArgument, NodeNotFound, Stale
 from vosfs.metadata.node import CONTAINER, DATA, ROOT_ID, Attributes, Content, Extent, NewNode, Node, Renamed, new_id
-from vosfs.metadata.store import Anyone, Step
+from vosfs.metadata.store import Anyone, Step, prepared_version
 
 BOX, FILE = NewNode(CONTAINER, 0o755), NewNode(DATA)
 AT_NS = 1_700_000_000_000_000_005
@@ -87,3 +89,36 @@ async def test_a_name_must_be_the_node_that_it_is_said_to_be(store: AnyStore, ca
     await getattr(store, call)(*arguments, id=node.id)
     with pytest.raises(NodeNotFound):
         await store.lookup(ROOT_ID, b"f")
+
+
+async def test_a_save_that_was_prepared_on_a_refused_one_does_not_fit_what_came_instead(store: AnyStore) -> None:
+    node = await store.create(ROOT_ID, b"f", NewNode(DATA))
+    now_ns = time.time_ns()
+    first, second = (
+        prepared_version(node.version, now_ns),
+        prepared_version(prepared_version(node.version, now_ns), now_ns + 5),
+    )
+    theirs = await store.commit(node.id, None, 6, [Extent(0, 6, data=b"theirs")], [])
+    steps = [
+        Step("commit", (node.id, node.version, 1, [Extent(0, 1, data=b"1")], [], None, "", None), now_ns, 0, first),
+        Step("commit", (node.id, first, 1, [Extent(0, 1, data=b"2")], [], None, "", None), now_ns + 5, 0, second),
+    ]
+    assert [type(outcome) for outcome in await store.apply(steps)] == [Stale, Stale]
+    assert await store.open(node.id) == theirs
+
+
+async def test_saves_that_follow_one_another_have_the_versions_they_were_promised(store: AnyStore) -> None:
+    node = await store.create(ROOT_ID, b"f", NewNode(DATA))
+    now_ns = time.time_ns()
+    first = prepared_version(node.version, now_ns)
+    second = prepared_version(first, now_ns - 10**12)
+    assert second == first + 1
+    steps = [
+        Step("commit", (node.id, node.version, 1, [Extent(0, 1, data=b"1")], [], None, "", None), now_ns, 0, first),
+        Step("commit", (node.id, first, 1, [Extent(0, 1, data=b"2")], [], None, "", None), now_ns, 0, second),
+        Step("commit", (node.id, second, 1, [Extent(0, 1, data=b"3")], [], None, "", None), now_ns, 0, second),
+    ]
+    one, two, three = await store.apply(steps)
+    assert isinstance(one, Content) and one.node.version == first
+    assert isinstance(two, Content) and two.node.version == second
+    assert isinstance(three, InvalidArgument)

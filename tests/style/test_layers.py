@@ -11,11 +11,11 @@ MODULES = sorted(p for folder in ("vosfs", "server") for p in (ROOT / folder).rg
 
 LAYERS = [
     {"vosfs"},
-    {"vosfs.errors", "vosfs.log"},
+    {"vosfs.errors", "vosfs.log", "vosfs.device"},
     {"vosfs.uri", "vosfs.config", "vosfs.wire", "vosfs.metadata", "vosfs.backends", "vosfs.cache"},
     {"vosfs.client", "vosfs.metadata.node", "vosfs.metadata.job", "vosfs.cache.ranges", "vosfs.cache.readahead", "vosfs.cache.scratch", "vosfs.cache.journal"},
     {"vosfs.metadata.content", "vosfs.metadata.xattr", "vosfs.metadata.xml", "vosfs.metadata.store", "vosfs.backends.backend"},
-    {"vosfs.metadata.messages", "vosfs.metadata.sql", "vosfs.metadata.libpq", "vosfs.backends.memory", "vosfs.backends.posix", "vosfs.backends.uploads"},
+    {"vosfs.metadata.messages", "vosfs.metadata.sql", "vosfs.metadata.libpq", "vosfs.backends.memory", "vosfs.backends.posix", "vosfs.backends.uploads", "vosfs.cache.kept"},
     {"vosfs.metadata.sqljobs", "vosfs.metadata.subtree", "vosfs.metadata.behind"},
     {"vosfs.metadata.memory", "vosfs.metadata.sqlstore", "vosfs.metadata.gateway", "vosfs.session", "vosfs.backends.blobs", "vosfs.backends.objects"},
     {"vosfs.metadata.sqlite", "vosfs.metadata.cached", "vosfs.metadata.vospace", "vosfs.cache.blocks"},
@@ -23,6 +23,7 @@ LAYERS = [
     {"vosfs.filesystem"},
     {"vosfs.fuse"},
     {"vosfs.mount"},
+    {"vosfs.recover"},
     {"vosfs.cli"},
 ]  # fmt: skip
 """A module imports from layers above its own only."""

@@ -385,12 +385,17 @@ def test_a_journal_is_no_longer_than_is_read_back(tmp_path: Path, monkeypatch: p
     written.close()
 
 
+def refused(record: bytes, why: str) -> None:
+    """Of replays that nothing is refused of."""
+    raise AssertionError(why)
+
+
 async def test_a_long_journal_goes_in_messages_of_bounded_length(
     autojump_clock: MockClock, service: Service, behind: WriteBehind, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     records = [_encode(create(number)) for number in range(100)]
     monkeypatch.setattr(behind_module, "REPLAY_BYTES_MAX", 10 * len(records[10]))
-    assert await behind.replay(records) == 0
+    assert await behind.replay(records, refused) == 0
     assert service.names == [b"%d" % n for n in range(100)]
     assert max(len(batch.requests) for batch in service.batches) <= 10
 
@@ -402,7 +407,7 @@ async def test_what_a_dead_mount_left_is_sent_marked_so(
     for number in range(3):
         written.add(_encode(create(number)))
     written.close()
-    assert await behind.replay(journal.records(tmp_path / "journal")[1:]) == 0
+    assert await behind.replay(journal.records(tmp_path / "journal")[1:], refused) == 0
     assert service.names == [b"0", b"1", b"2"] and service.batches[0].again
 
 
@@ -411,7 +416,10 @@ async def test_a_record_of_another_version_costs_no_other(
 ) -> None:
     records = [_encode(create(number)) for number in range(6)]
     behind = WriteBehind(strict(service), {}, 10.0)
-    assert await behind.replay([*records[:4], _encode(["Unheard-of", 1]), *records[4:]]) == 1
+    told: list[bytes] = []
+    unheard = _encode(["Unheard-of", 1])
+    assert await behind.replay([*records[:4], unheard, *records[4:]], lambda record, why: told.append(record)) == 1
+    assert told == [unheard]
     assert service.names == [b"%d" % n for n in range(6)]
     caplog.clear()
 

@@ -6,11 +6,11 @@ from pathlib import Path
 
 from vosfs.cache import journal
 from vosfs.cache.journal import Journal
-from vosfs.mount import JOURNAL, LOCK, _claimed, _private_cache
+from vosfs.mount import JOURNAL, LOCK, _private_cache, claimed
 
 
 def _gone(directory: Path) -> bool:
-    with _claimed(directory) as gone:
+    with claimed(directory) as gone:
         return gone
 
 

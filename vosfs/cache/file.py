@@ -19,12 +19,14 @@ import trio
 
 from vosfs.backends.blobs import Blobs
 from vosfs.cache.blocks import BlockCache, Fetch
+from vosfs.cache.kept import Kept
 from vosfs.cache.ranges import Ranges
 from vosfs.cache.scratch import Scratch
 from vosfs.client import Segment
 from vosfs.errors import NodeNotFound, Stale, VOSpaceError
 from vosfs.metadata import content
 from vosfs.metadata.cached import CachedTree
+from vosfs.metadata.messages import Commit
 from vosfs.metadata.node import Attributes, Blob, Content, Extent, Node
 
 replace = msgspec.structs.replace
@@ -265,8 +267,14 @@ class CachedFile:
         self._extents, self.head = found.extents, found.head
         self.fresh = True
 
-    def discard(self) -> None:
-        """Forget what was not committed: the space keeps what it has."""
+    def discard(self, why: str) -> None:
+        """Give up saving what was not committed: the space keeps what it has, and the bytes go to ``kept.py``."""
+        if self._local or any(e.locator or e.data for e in self._changes):
+            path = self._table.tree.path_of(self.node.id)
+            self._table.kept.keep(
+                path, self.node.id, self.node.version, self.length, why, self._extents, list(self._local), self._scratch
+            )
+            self._scratch = None
         self.close()
         self.losses += 1
         self._changes.clear()
@@ -488,6 +496,11 @@ class CachedFile:
         self._count()
 
     @property
+    def has_local(self) -> bool:
+        """Whether scratch has any bytes of this file."""
+        return bool(self._local)
+
+    @property
     def dirty_bytes(self) -> int:
         """Bytes in no blob yet."""
         return self._dirty.size
@@ -525,12 +538,13 @@ class FileTable:
 
     def __init__(
         self, tree: CachedTree, blobs: Blobs, blocks: BlockCache, directory: Path, limit_bytes: int,
-        replacer: Replacer | None = None, local: bool = False,
+        replacer: Replacer | None = None, local: bool = False, kept: Kept | None = None,
     ) -> None:  # fmt: skip
         # Dependencies
         self.tree = tree
         self.blobs = blobs
         self.blocks = blocks
+        self.kept = kept or Kept(directory.parent / "kept")
         # Constants
         self._directory = directory
         self.limit_bytes = limit_bytes
@@ -604,14 +618,15 @@ class FileTable:
         file.handles -= 1
         if file.handles:
             return
-        if file.changed:
-            # Its last flush failed, and said so.
-            file.discard()
         if file.unlinked or file.node.nlink == 0:
             self._drop(file)
-        elif not file.scratch_file:
-            # Few bytes, quickly fetched again; memory is for open files.
-            file.close()
+        else:
+            if file.changed:
+                # Its last flush failed, and said so.
+                file.discard("the service did not take it")
+            if not file.scratch_file:
+                # Few bytes, quickly fetched again; memory is for open files.
+                file.close()
         self.trim()
 
     def _drop(self, file: CachedFile) -> None:
@@ -676,11 +691,14 @@ class FileTable:
             file.fresh = False
             file.kernel_version = 0
 
-    def lost(self, id: int) -> None:
+    def lost(self, id: int, commit: Commit | None, why: str) -> None:
         """The service refused a change of this node that was acknowledged here: what is open has lost bytes."""
         file = self._files.get(id)
+        if commit is not None and (file is None or not file.has_local):
+            path = self.tree.path_of(id)
+            self.kept.keep(path, id, commit.base_version or 0, commit.length, why, commit.changes, [], None)
         if file is not None:
-            file.discard()
+            file.discard(why)
             # Older than any: the next open takes what the service has.
             file.node = Node(*(getattr(file.node, name) for name in Node.__struct_fields__))
             file.node.version = 0

@@ -77,11 +77,27 @@ def _framed(records: list[bytes]) -> bytes:
 
 def records(path: Path) -> list[bytes]:
     """The records of a journal that nobody writes, up to the first broken one; the first says whose they are."""
+    return _read(path)[0]
+
+
+def broken(path: Path) -> bool:
+    """Whether something follows the last whole record."""
+    _, end, length = _read(path)
+    return end != length
+
+
+def mend(path: Path) -> None:
+    """Cut what follows the last whole record."""
+    os.truncate(path, _read(path)[1])
+
+
+def _read(path: Path) -> tuple[list[bytes], int, int]:
+    """The whole records, where they end, and how long the file is."""
     try:
         with open(path, "rb") as file:
             data = file.read(RECORDS_BYTES_MAX)
     except FileNotFoundError:
-        return []
+        return [], 0, 0
     found, at = [], 0
     while at + _HEADER.size <= len(data):
         length, crc = _HEADER.unpack_from(data, at)
@@ -90,4 +106,4 @@ def records(path: Path) -> list[bytes]:
             break
         found.append(record)
         at += _HEADER.size + length
-    return found
+    return found, at, len(data)

@@ -77,6 +77,13 @@ class Scratch:
             self._spill()
         return self._fd
 
+    def move_to(self, path: Path) -> None:
+        """Leave the bytes in a file of their own, on the same file system, and forget them here."""
+        fd = self.descriptor()
+        os.rename(self._path, path)
+        os.close(fd)
+        self._fd, self._memory = -1, None
+
     def punch(self, start: int, stop: int) -> None:
         """Give the space of ``[start, stop)`` back to the disk."""
         if self._fd >= 0:

@@ -17,7 +17,7 @@ from vosfs.metadata import messages as m
 from vosfs.metadata.behind import WriteBehind
 from vosfs.metadata.cached import CachedTree
 from vosfs.metadata.node import CONTAINER, DATA, Attributes, Extent, NewNode, Node, Renamed, made, new_id
-from vosfs.metadata.store import Tree
+from vosfs.metadata.store import Tree, prepared_version
 
 log = logging.getLogger(__name__)
 
@@ -164,11 +164,12 @@ class AheadTree(CachedTree):
             return None
         now_ns = self._behind.now_ns()
         mtime_ns = now_ns if mtime_ns is None else mtime_ns
-        self._owe(m.Commit(id, base_version, length, changes, mtime_ns, False, now_ns, atime_ns))
+        version = prepared_version(base_version, now_ns)
+        self._owe(m.Commit(id, base_version, length, changes, mtime_ns, False, now_ns, atime_ns, version))
         self._contents.pop(id, None)
         atime_ns = node.atime_ns if atime_ns is None else atime_ns
         return self.remember(replace(
-            node, version=base_version + 1, length=length, mtime_ns=mtime_ns, atime_ns=atime_ns, ctime_ns=now_ns, md5="",
+            node, version=version, length=length, mtime_ns=mtime_ns, atime_ns=atime_ns, ctime_ns=now_ns, md5="",
         ))  # fmt: skip
 
     def _lost(self) -> int:

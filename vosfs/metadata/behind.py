@@ -90,7 +90,7 @@ class WriteBehind:
         self.user = ""
         """Who the service takes this mount for."""
         self.offset_ns = 0
-        """The service's clock less this one."""
+        """The service's clock less ``clock_ns``."""
         # Mutable state
         self.held = False
         """Whether changes may be made here first."""
@@ -135,7 +135,7 @@ class WriteBehind:
 
     def now_ns(self) -> int:
         """The service's time."""
-        return time.time_ns() + self.offset_ns
+        return clock_ns() + self.offset_ns
 
     def delegated(self, held: bool) -> None:
         """Whether this mount has the delegation, as the service says."""
@@ -300,8 +300,11 @@ class WriteBehind:
             # It has more than it needs, which is no loss: what was done is not done again.
             log.warning("the journal of changes stays as long as it is: %s", exc.strerror)
 
-    async def replay(self, records: list[bytes]) -> int:
-        """Send what a mount that died had acknowledged; how many changes the service refused."""
+    async def replay(self, records: list[bytes], refuse: Callable[[bytes, str], None]) -> int:
+        """Send what a mount that died had acknowledged; returns how many changes the service refused.
+
+        ``refuse`` is told each of them, as it was recorded, and why.
+        """
         refused = at = 0
         most = m.BATCH_MAX
         while at < len(records):
@@ -325,9 +328,15 @@ class WriteBehind:
             for number, why in outcomes.failures:
                 log.error("a change that a mount acknowledged before it died is lost: %d: %s: %s",
                           at + number, why.error, why.message)  # fmt: skip
+                refuse(batch[number], f"{why.error}: {why.message}")
             refused += len(outcomes.failures)
             at += len(batch)
         return refused
+
+
+def clock_ns() -> int:
+    """A clock that nobody sets."""
+    return time.clock_gettime_ns(time.CLOCK_BOOTTIME)
 
 
 def _batch(requests: list[bytes], wanted: list[int], again: bool) -> m.Batch:

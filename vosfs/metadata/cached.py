@@ -5,6 +5,7 @@ is trusted for TTL_S.  Only what was asked for or made here is kept, in two boun
 synchronous steps between awaits; an answer that was under way while an invalidation came is used but not kept.
 """
 
+import os
 import time
 from collections import OrderedDict
 
@@ -14,6 +15,7 @@ from vosfs.errors import NodeNotFound, Stale, VOSpaceError
 from vosfs.metadata import messages as m
 from vosfs.metadata.node import (
     CONTAINER,
+    ROOT_ID,
     Attributes,
     Blob,
     Change,
@@ -37,6 +39,8 @@ COMPLETE_MAX = 20_000
 """Longest listing that is kept whole."""
 CONTENTS_MAX = 256
 """Contents that look-ups brought along: 4 MiB at most."""
+DEPTH_MAX = 100
+"""Containers above a node that its path shows."""
 NAMES_MAX = 100_000
 """Names remembered in all containers together."""
 
@@ -209,6 +213,19 @@ class CachedTree:
         if names is None or names.expires < self._now():
             return None
         return names.ids.get(name, 0 if names.complete else None)
+
+    def path_of(self, id: int) -> str:
+        """Where a node is, for people, as far as that is remembered."""
+        parts: list[str] = []
+        while id != ROOT_ID and len(parts) < DEPTH_MAX:
+            parent, name = next(
+                ((p, name) for p, names in self._names.items() for name, of in names.ids.items() if of == id), (0, b"")
+            )
+            parts.append(os.fsdecode(name) if parent else f"(node {id})")
+            if not parent:
+                break
+            id = parent
+        return "/".join(reversed(parts))
 
     # -- what a tree that changes first adds (``ahead.py``) ------------------------------------------------------------
 

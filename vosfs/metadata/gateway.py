@@ -9,7 +9,7 @@ import msgspec
 from vosfs.client import HttpClient
 from vosfs.errors import BY_NAME, NotAuthenticated, ProtocolError, ServiceUnavailable
 from vosfs.metadata import messages as m
-from vosfs.metadata.behind import WriteBehind
+from vosfs.metadata.behind import WriteBehind, clock_ns
 from vosfs.metadata.node import (
     Attributes,
     Blob,
@@ -84,7 +84,7 @@ class GatewayTree:
                 f"{exc}; get a new one with vosfsd token, or from whoever runs the service"
             ) from None
         self.behind.user = greeting.user
-        self.behind.offset_ns = greeting.now_ns - time.time_ns() if greeting.now_ns else 0
+        self.behind.offset_ns = (greeting.now_ns or time.time_ns()) - clock_ns()
         return greeting
 
     async def lookup(self, parent: int, name: bytes, caller: Caller = ANYONE) -> Node:

@@ -58,6 +58,7 @@ from vosfs.metadata.store import (
     Step,
     check_guard,
     check_same,
+    next_version,
     right_to_guard,
 )
 
@@ -292,8 +293,8 @@ class MemoryStore:
         for step in steps:
             self._at_ns = step.at_ns
             try:
-                id = {"id": step.id} if step.id else {}
-                outcomes.append(await getattr(self, step.operation)(*step.arguments, caller=caller, **id))
+                chosen = {key: value for key, value in (("id", step.id), ("version", step.version)) if value}
+                outcomes.append(await getattr(self, step.operation)(*step.arguments, caller=caller, **chosen))
             except VOSpaceError as exc:
                 outcomes.append(exc)
             finally:
@@ -322,13 +323,14 @@ class MemoryStore:
     async def commit(
         self, id: int, base_version: int | None, length: int, changes: list[Extent], blobs: list[Blob],
         mtime_ns: int | None = None, md5: str = "", atime_ns: int | None = None, durable: bool = False,
-        caller: Caller = ANYONE,
+        caller: Caller = ANYONE, version: int = 0,
     ) -> Content:  # fmt: skip
         node = self._changeable(id, caller, WRITE)
         if node.kind != DATA:
             raise IsContainer(f"node {id} holds no bytes")
         if base_version is not None and node.version != base_version:
             raise Stale(f"node {id} is at version {node.version}, not {base_version}")
+        version = next_version(node.version, version)
         old = self._extents.get(id, []) if node.length else []
         if not content.locators(changes) <= content.locators(old) | {b.locator for b in blobs}:
             raise InvalidArgument("an extent names a blob that was not uploaded for it")
@@ -339,7 +341,7 @@ class MemoryStore:
         self._release(content.locators(old) | {b.locator for b in blobs})
         now = self._now()
         self._nodes[id] = replace(
-            node, length=length, version=node.version + 1, mtime_ns=now if mtime_ns is None else mtime_ns,
+            node, length=length, version=version, mtime_ns=now if mtime_ns is None else mtime_ns,
             ctime_ns=now, md5=md5, atime_ns=node.atime_ns if atime_ns is None else atime_ns,
         )  # fmt: skip
         self._log(caller, id)

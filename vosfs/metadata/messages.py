@@ -123,6 +123,8 @@ class Commit(Request):
     durable: bool
     at_ns: Time = 0
     atime_ns: Time | None = None
+    version: Size = 0
+    """What the new version is to be, of a commit that others follow; 0: the service says."""
 
 
 class Properties(Request):

@@ -61,6 +61,7 @@ from vosfs.metadata.store import (
     Step,
     check_guard,
     check_same,
+    next_version,
     right_to_guard,
 )
 
@@ -586,14 +587,14 @@ def set_properties(f: Frame, id: int, change: dict[str, str | None], clear: bool
 
 def commit(
     f: Frame, id: int, base_version: int | None, length: int, changes: list[Extent], blobs: list[Blob],
-    mtime_ns: int | None, md5: str, atime_ns: int | None = None,
-    log: bool = True,
+    mtime_ns: int | None, md5: str, atime_ns: int | None = None, version: int = 0, log: bool = True,
 ) -> Transaction[Content]:  # fmt: skip
     node = yield from _changeable(f, id, WRITE)
     if node.kind != DATA:
         raise IsContainer(f"node {id} holds no bytes")
     if base_version is not None and node.version != base_version:
         raise Stale(f"node {id} is at version {node.version}, not {base_version}")
+    version = next_version(node.version, version)
     old = (yield from extents_of(f, id)) if node.length else []
     known = content.locators(old) | {b.locator for b in blobs}
     if not content.locators(changes) <= known:
@@ -611,14 +612,14 @@ def commit(
     mtime_ns = f.now_ns if mtime_ns is None else mtime_ns
     atime_ns = node.atime_ns if atime_ns is None else atime_ns
     yield (
-        "UPDATE node SET length = ?, version = version + 1, atime_ns = ?, mtime_ns = ?, ctime_ns = ?, md5 = ?"
+        "UPDATE node SET length = ?, version = ?, atime_ns = ?, mtime_ns = ?, ctime_ns = ?, md5 = ?"
         " WHERE space = ? AND id = ?",
-        (length, atime_ns, mtime_ns, f.now_ns, md5, f.space, id),
+        (length, version, atime_ns, mtime_ns, f.now_ns, md5, f.space, id),
     )
     if log:
         yield from log_change(f, id)
     node = msgspec.structs.replace(
-        node, length=length, version=node.version + 1, atime_ns=atime_ns, mtime_ns=mtime_ns, ctime_ns=f.now_ns, md5=md5
+        node, length=length, version=version, atime_ns=atime_ns, mtime_ns=mtime_ns, ctime_ns=f.now_ns, md5=md5
     )
     return Content(node, new)
 
@@ -677,8 +678,8 @@ def update(f: Frame, id: int, attributes: Attributes, change: dict[str, str | No
 def apply(f: Frame, steps: list[Step]) -> Transaction[list[Outcome]]:
     outcomes: list[Outcome] = []
     for step in steps:
-        id = (step.id,) if step.id else ()
-        outcomes.append((yield from _STEPS[step.operation](f._replace(now_ns=step.at_ns), *step.arguments, *id)))
+        chosen = {key: value for key, value in (("id", step.id), ("version", step.version)) if value}
+        outcomes.append((yield from _STEPS[step.operation](f._replace(now_ns=step.at_ns), *step.arguments, **chosen)))
     return outcomes
 
 

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple, Protocol
 from vosfs.errors import (
     Immutable,
     InternalFault,
+    InvalidArgument,
     NodeLocked,
     ServiceUnavailable,
     Stale,
@@ -104,6 +105,22 @@ class Anyone:
 ANYONE = Anyone()
 
 
+def next_version(version: int, wanted: int) -> int:
+    """What follows a content's version: what its maker chose (``prepared_version``), else the next number."""
+    if wanted and wanted <= version:
+        raise InvalidArgument(f"version {wanted} does not follow {version}")
+    return wanted or version + 1
+
+
+def prepared_version(version: int, now_ns: int) -> int:
+    """The version of a save that the service has not heard of: the time, unless that is not later.
+
+    Not the next number.  If somebody else saves first and this one is refused, the save prepared on top of it must not find
+    theirs under the number that it counts on.
+    """
+    return max(version + 1, now_ns)
+
+
 class Step(NamedTuple):
     """One change of a tree, among several that are applied together."""
 
@@ -115,6 +132,8 @@ class Step(NamedTuple):
     """When it happened: what the times of the nodes become."""
     id: int = 0
     """The ``id`` of create, remove and rename."""
+    version: int = 0
+    """Of a commit: what the new version is to be; 0: the next."""
 
 
 Outcome = Node | Renamed | Content | VOSpaceError
