@@ -338,3 +338,14 @@ async def test_a_blob_that_turns_out_longer_while_it_is_fetched(cache: BlockCach
             await trio.testing.wait_all_tasks_blocked()
             blobs.open.set()
     assert results == {100: expected(0, 100), 300: expected(0, 300)}
+
+
+async def test_a_blob_of_which_less_is_asked_than_before(cache: BlockCache, blobs: Gate) -> None:
+    """Its end seemed to be in the same block, and further: that block is kept as any other."""
+    blobs.open.set()
+    await cache.read("b", 2 * BLOCK_BYTES - 10, 0, 10)
+    with trio.fail_after(10):
+        data = await cache.read("b", BLOCK_BYTES + 50, BLOCK_BYTES - 20, BLOCK_BYTES + 50)
+    assert data == expected(BLOCK_BYTES - 20, BLOCK_BYTES + 50)
+    assert cache.read_now("b", BLOCK_BYTES - 20, BLOCK_BYTES + 50) == data
+    assert cache.used_bytes == 2 * BLOCK_BYTES - 10

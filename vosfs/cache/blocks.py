@@ -304,7 +304,8 @@ class BlockCache:
             key = (blob, first // _SEGMENT_BLOCKS)
             segment = self._segment(key)
             segment.extend(length)
-            fetch = Fetch(first * BLOCK_BYTES, min(last * BLOCK_BYTES, length))
+            # Up to where the blob is known to reach: a file may have been cut, and know of less of it than before.
+            fetch = Fetch(first * BLOCK_BYTES, min(last * BLOCK_BYTES, segment.reach))
             for block in range(first, last):
                 segment.filling[block % _SEGMENT_BLOCKS] = fetch
             self._nursery.start_soon(self._run, name, key, segment, fetch)
