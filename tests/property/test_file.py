@@ -284,6 +284,33 @@ async def test_a_read_goes_on_when_the_file_is_cut_meanwhile(rig: Rig) -> None:
     assert await file.read(0, BIG) == b""
 
 
+async def test_a_read_finds_what_is_given_up_while_it_waits(rig: Rig) -> None:
+    """Saved bytes leave scratch when there are too many: who was about to read them takes them from their blob."""
+    file = await rig.open()
+    file.write(0, b"x" * BIG)
+    await file.sync(False)
+    rig.table.release(file)
+    rig.table.close()
+    rig.blocks.close()
+    file = await rig.open()
+    file.write(BIG, b"y" * LIMIT_BYTES)
+    gate = rig.blobs.gate = trio.Event()
+    found: list[bytes] = []
+
+    async def read() -> None:
+        found.append(await file.read(0, BIG + LIMIT_BYTES))
+
+    with trio.fail_after(10):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(read)
+            await trio.testing.wait_all_tasks_blocked()
+            rig.blobs.gate = None
+            await file.sync(False)
+            assert rig.table.local_bytes == 0, "nothing was given up"
+            gate.set()
+    assert found == [b"x" * BIG + b"y" * LIMIT_BYTES]
+
+
 async def test_an_open_that_took_long_brings_no_older_version(rig: Rig) -> None:
     file = await rig.open()
     file.write(0, b"old")

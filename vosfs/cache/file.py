@@ -171,13 +171,20 @@ class CachedFile:
         stop = min(stop, self.length)
         if start >= stop:
             return b""
-        parts = []
+        parts = await self._parts(start, stop)
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    async def _parts(self, start: int, stop: int) -> list[bytes]:
+        parts: list[bytes] = []
         for low, high, local in self._local.split(start, stop):
-            if local and self._scratch is not None:
+            if not local:
+                parts += [await self._piece(piece) for piece in content.slices(self._extents, low, high)]
+            elif self._scratch is not None and self._local.covers(low, high):
                 parts.append(self._scratch.read(low, high))
             else:
-                parts += [await self._piece(piece) for piece in content.slices(self._extents, low, high)]
-        return parts[0] if len(parts) == 1 else b"".join(parts)
+                # It was given up while this read waited for what is before it: a blob has it by now.
+                parts += await self._parts(low, high)
+        return parts
 
     async def _piece(self, piece: Extent) -> bytes:
         if piece.data:
