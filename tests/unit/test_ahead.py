@@ -77,6 +77,8 @@ class Line:
         self.cut = False
         self.held: dict[type, trio.Event] = {}
         """Answers to such requests wait for that."""
+        self.lost: set[type] = set()
+        """Answers to such requests never come."""
 
     def head(self, *about: object) -> bytes:
         return b""
@@ -89,6 +91,8 @@ class Line:
         assert isinstance(answer.body, bytes)
         message = _decode(body)
         for request in [message, *getattr(message, "requests", [])]:
+            if type(request) in self.lost:
+                raise ServiceUnavailable("the answer is lost")
             if type(request) in self.held:
                 await self.held[type(request)].wait()
         return Answer(answer.status, {}, answer.body)
@@ -305,3 +309,39 @@ async def test_an_answer_undoes_nothing_that_happened_since(rig: Rig, kind: type
     there = await rig.store.get(id)
     assert seen.length == there.length == 11
     assert (seen.mode, seen.nlink, seen.version) == (there.mode, there.nlink, there.version)
+
+
+async def test_a_save_whose_answer_was_lost_is_no_one_elses(rig: Rig) -> None:
+    """fsync(2) fails as often as the network does; tried again it saves, also what was written since."""
+    data = b"new bytes"
+    id = await rig.file(b"f", b"old")
+    handle, _ = await rig.fs.open(id, OPEN_RW)
+    await rig.fs.write(handle, 0, data)
+    rig.line.lost.add(m.Commit)
+    for _ in range(2):
+        with pytest.raises(ServiceUnavailable):
+            await rig.fs.sync(handle)
+    await rig.fs.write(handle, len(data), b"er")
+    rig.line.lost.clear()
+    await rig.fs.sync(handle)
+    assert (await rig.store.open(id)).node.length == len(data) + 2
+    assert await rig.fs.read(handle, 0, len(data) + 2) == data + b"er"
+    await rig.fs.release(handle)
+
+
+async def test_a_save_whose_answer_was_lost_does_not_hide_somebody_elses(
+    rig: Rig, caplog: pytest.LogCaptureFixture
+) -> None:
+    id = await rig.file(b"f", b"old")
+    handle, _ = await rig.fs.open(id, OPEN_RW)
+    await rig.fs.write(handle, 0, b"mine")
+    rig.line.lost.add(m.Commit)
+    with pytest.raises(ServiceUnavailable):
+        await rig.fs.sync(handle)
+    rig.line.lost.clear()
+    await rig.store.commit(id, None, 6, [Extent(0, 6, data=b"theirs")], [])
+    with pytest.raises(Stale):
+        await rig.fs.sync(handle)
+    assert (await rig.store.open(id)).node.length == 6
+    await rig.fs.release(handle)
+    caplog.clear()

@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 
 from vosfs.client import HttpClient
-from vosfs.errors import BY_NAME, NotAuthenticated, ProtocolError, ServiceUnavailable
+from vosfs.errors import BY_NAME, NotAuthenticated, ProtocolError, ServiceUnavailable, Stale, TimedOut
 from vosfs.metadata import messages as m
 from vosfs.metadata.behind import WriteBehind, clock_ns
 from vosfs.metadata.node import (
@@ -23,7 +23,7 @@ from vosfs.metadata.node import (
     Renamed,
     Usage,
 )
-from vosfs.metadata.store import ANYONE, CHANGES_MAX, Caller
+from vosfs.metadata.store import ANYONE, CHANGES_MAX, Caller, prepared_version
 
 _encode = msgspec.msgpack.Encoder().encode
 _DECODERS = {kind: msgspec.msgpack.Decoder(result).decode for kind, result in m.RESULTS.items()}
@@ -36,6 +36,9 @@ _READS = (
 ALONE_S = 0.5
 """After this long without another, what is looked up is likely to be read next: its first bytes come along.  They save the
 round trip that the first read waits for, 1 ms even on one host; with many look-ups in a row they would be in the way."""
+
+IN_DOUBT_MAX = 1_000
+"""Nodes of which it is remembered that a save may have been made."""
 
 
 class GatewayTree:
@@ -54,6 +57,8 @@ class GatewayTree:
         # Mutable state
         self._looked_up = -ALONE_S
         """When something was last looked up."""
+        self._in_doubt: dict[int, set[int]] = {}
+        """Of nodes, the versions that saves would have made whose answers did not come: who tries again knows them."""
         self.behind = WriteBehind(self._send, _DECODERS, client.deadline_s)
 
     async def _call(self, request: m.Ordered) -> Any:
@@ -128,7 +133,25 @@ class GatewayTree:
         mtime_ns: int | None = None, md5: str = "", atime_ns: int | None = None, durable: bool = False,
         caller: Caller = ANYONE,
     ) -> Content:  # fmt: skip
-        return await self._call(m.Commit(id, base_version, length, changes, mtime_ns, durable, 0, atime_ns))
+        version = 0 if base_version is None else prepared_version(base_version, self.behind.now_ns())
+        request = m.Commit(id, base_version, length, changes, mtime_ns, durable, 0, atime_ns, version)
+        try:
+            try:
+                done: Content = await self._call(request)
+            except Stale:
+                # Perhaps an answer was lost: then what is there is of this mount, and the changes are made once more on top.
+                base = (await self.open(id)).node.version
+                if base not in self._in_doubt.get(id, ()):
+                    raise
+                request.base_version, request.version = base, prepared_version(base, self.behind.now_ns())
+                done = await self._call(request)
+        except (ServiceUnavailable, TimedOut):
+            self._in_doubt.setdefault(id, set()).add(request.version)
+            if len(self._in_doubt) > IN_DOUBT_MAX:
+                del self._in_doubt[next(iter(self._in_doubt))]
+            raise
+        self._in_doubt.pop(id, None)
+        return done
 
     async def properties(self, id: int, caller: Caller = ANYONE) -> dict[str, str]:
         return await self._call(m.Properties(id))
