@@ -404,7 +404,8 @@ async def blobs(service: Service, request: Request, name: str) -> Response:
         subject, _ = await service.caller(request)
         if subject.anonymous:
             raise PermissionDenied("anonymous may not upload")
-        blob = await _store(service, request, "durable=1" in request.query.split("&"))
+        # Who commits it makes it durable first; who commits elsewhere cannot.
+        blob = await _store(service, request, durable=service.role != "all")
         signer = service.signer
         return packed(Stored(signer.receipt(blob, subject.user), signer.lease(blob.locator)), 201)
     locator = service.signer.leased(name)

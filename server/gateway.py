@@ -121,8 +121,8 @@ class Gateway:
         root = await self._store.get(ROOT_ID, caller)
         subject.permit(root, READ)
         return m.Greeting(
-            subject.user, self._service.data_url, await self._store.cursor(), not self._service.keeps_bytes,
-            time.time_ns(),
+            subject.user, self._service.data_url, await self._store.cursor(),
+            content.CARRIED_BYTES_MAX if self._service.keeps_bytes else content.INLINE_BYTES_MAX, time.time_ns(),
         )  # fmt: skip
 
     async def _delegate(self, r: m.Delegate, subject: Subject, caller: Anyone) -> bool:
@@ -144,12 +144,39 @@ class Gateway:
 
     async def _do(self, changes: list[tuple[m.Mutation, Step]], caller: Anyone) -> list[Outcome]:
         """Make changes together, durably if one of them has to be."""
-        durable = [step for request, step in changes if isinstance(request, m.Commit) and request.durable]
-        locators = [blob.locator for step in durable for blob in step.arguments[4]]
-        if locators and self._service.keeps_bytes:
-            # Where bytes are kept elsewhere, every upload was durable (``Greeting.durable_uploads``).
-            await trio.to_thread.run_sync(self._service.backend.sync, locators)
-        return await self._store.apply([step for _, step in changes], caller, bool(durable))
+        durable = any(isinstance(request, m.Commit) and request.durable for request, _ in changes)
+        steps = [step for _, step in changes]
+        if self._service.keeps_bytes:
+            steps = await self._stored(steps)
+        return await self._store.apply(steps, caller, durable)
+
+    async def _stored(self, steps: list[Step]) -> list[Step]:
+        """The same steps with blobs for bytes that are too many for the database, and all blobs durable.
+
+        Before anything names them: else a power cut could leave a node of a blob that is not, where its old bytes were.
+        """
+        commits = [number for number, step in enumerate(steps) if step.operation == "commit"]
+        long = [n for n in commits if inline_bytes(steps[n].arguments[3]) > content.INLINE_BYTES_MAX]
+        if not long and not any(steps[n].arguments[4] for n in commits):
+            return steps
+        backend = self._service.backend
+
+        def store() -> list[Step]:
+            done = list(steps)
+            for number in long:
+                id, base, length, changes, blobs, mtime_ns, md5, atime_ns = done[number].arguments
+                inline = [e for e in changes if e.data]
+                blob = joined(backend, inline, durable=False)
+                if len(changes) == 1 and inline_bytes(changes) == length:
+                    md5 = hashlib.md5(changes[0].data, usedforsecurity=False).hexdigest()
+                slices = iter(laid_out(inline, blob))
+                changes = [next(slices) if e.data else e for e in changes]
+                arguments = (id, base, length, changes, [*blobs, blob], mtime_ns, md5, atime_ns)
+                done[number] = done[number]._replace(arguments=arguments)
+            backend.sync([blob.locator for n in commits for blob in done[n].arguments[4]])
+            return done
+
+        return await trio.to_thread.run_sync(store)
 
     async def _shown(self, outcome: Outcome, caller: Anyone) -> object:
         """What a change gave, as the mount gets it."""
@@ -318,7 +345,7 @@ class Gateway:
             elif e.data and len(e.data) != e.stop - e.start:
                 raise InvalidArgument("an inline extent's length is not its data's")
             changes.append(e)
-        whole = len(changes) == 1 and changes[0].start == 0 and len(changes[0].data) == r.length
+        whole = len(changes) == 1 and len(changes[0].data) == r.length <= content.INLINE_BYTES_MAX
         md5 = hashlib.md5(changes[0].data, usedforsecurity=False).hexdigest() if whole else ""
         arguments = (r.id, r.base_version, r.length, changes, list(blobs.values()), r.mtime_ns, md5, r.atime_ns)
         return Step("commit", arguments, _moment(r.at_ns), version=r.version)
@@ -347,13 +374,6 @@ class Gateway:
         return msgspec.structs.replace(usage, total_bytes=total, free_bytes=free)
 
     async def _sync(self, r: m.Sync, subject: Subject, caller: Anyone) -> None:
-        if r.id:
-            # Whoever may write may ask that it lasts; nothing of the content is told.
-            found = await self._store.open(r.id, Anyone())
-            subject.permit(found.node, WRITE)
-            locators = content.locators(found.extents)
-            if locators and self._service.keeps_bytes:
-                await trio.to_thread.run_sync(self._service.backend.sync, locators)
         await self._store.sync()
 
     async def _renew(self, r: m.Renew, subject: Subject, caller: Anyone) -> list[str]:
@@ -423,15 +443,12 @@ async def compact(service: Service, found: Content, caller: Anyone) -> Content |
     node = found.node
     inline = [e for e in found.extents if e.data]
     many = len(content.locators(found.extents)) + len(inline) > content.EXTENTS_MAX
-    if node.kind != DATA or not (many or sum(len(e.data) for e in inline) > content.INLINE_TOTAL_MAX):
+    if node.kind != DATA or not (many or inline_bytes(inline) > content.INLINE_TOTAL_MAX):
         return None
     extents = found.extents if many else inline
     try:
-        blob = await trio.to_thread.run_sync(_joined, service.backend, extents)
-        offset, changes = 0, []
-        for e in extents:
-            changes.append(Extent(e.start, e.stop, blob.locator, offset))
-            offset += e.stop - e.start
+        blob = await trio.to_thread.run_sync(joined, service.backend, extents)
+        changes = laid_out(extents, blob)
         return await service.store.commit(
             node.id, node.version, node.length, changes, [blob], node.mtime_ns, node.md5, caller=Anyone(caller.origin)
         )
@@ -440,12 +457,26 @@ async def compact(service: Service, found: Content, caller: Anyone) -> Content |
         return None
 
 
-def _joined(backend: Backend, extents: list[Extent]) -> Blob:
+def inline_bytes(extents: list[Extent]) -> int:
+    """How many bytes extents hold themselves."""
+    return sum(len(e.data) for e in extents)
+
+
+def laid_out(extents: list[Extent], blob: Blob) -> list[Extent]:
+    """The same runs as slices of a blob that has them one after the other (``joined``)."""
+    slices, offset = [], 0
+    for e in extents:
+        slices.append(Extent(e.start, e.stop, blob.locator, offset))
+        offset += e.stop - e.start
+    return slices
+
+
+def joined(backend: Backend, extents: list[Extent], durable: bool = True) -> Blob:
     """One blob of all the bytes that extents hold."""
     writer = backend.create()
     try:
         for data in pieces(backend, extents):
             writer.write(data)
-        return writer.finish(True)
+        return writer.finish(durable)
     finally:
         writer.abort()

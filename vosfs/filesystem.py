@@ -14,7 +14,7 @@ from collections.abc import Callable
 import trio
 
 from vosfs.cache.blocks import BlockCache
-from vosfs.cache.file import EVERY, STREAM_BYTES, CachedFile, FileTable, changed
+from vosfs.cache.file import STREAM_BYTES, CachedFile, FileTable, changed
 from vosfs.cache.readahead import ReadAhead
 from vosfs.errors import (
     DuplicateNode,
@@ -205,7 +205,6 @@ class FileSystem:
         """link(2)."""
         self._writable()
         node = await self.tree.link(id, parent, self._name(name))
-        self.files.committed(id, False, False)
         file = self.files.get(id)
         if file is not None:
             file.renew(node)
@@ -246,10 +245,7 @@ class FileSystem:
         """rename(2)."""
         self._writable()
         self._not_too_long(name)
-        moved = self.tree.peek_name(parent, name), self.tree.peek_name(to_parent, to_name)
         gone = await self.tree.rename(parent, name, to_parent, self._name(to_name), flag)
-        for id in moved if flag == "exchange" else moved[:1]:
-            self.files.committed(id or EVERY, False, False)
         if gone is not None:
             self._dropped(gone)
 
@@ -280,7 +276,6 @@ class FileSystem:
             change.mtime_ns = change.atime_ns = None
         if change != Attributes():
             node = await self.tree.set_attributes(id, change)
-            self.files.committed(id, False, False)
             if file is not None:
                 file.renew(node)
         return await self.attributes(id)
@@ -326,7 +321,6 @@ class FileSystem:
             if flags & os.XATTR_REPLACE and not present:
                 raise PropertyNotFound(name)
         await self.tree.set_properties(id, {uri: xattr.text_of(value)})
-        self.files.committed(id, False, False)
 
     async def remove_property(self, id: int, name: str) -> None:
         """removexattr(2).  PropertyNotFound."""
@@ -335,7 +329,6 @@ class FileSystem:
         if uri not in await self.tree.properties(id):
             raise PropertyNotFound(name)
         await self.tree.set_properties(id, {uri: None})
-        self.files.committed(id, False, False)
 
     async def property_names(self, id: int) -> list[str]:
         """listxattr(2)."""

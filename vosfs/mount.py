@@ -26,10 +26,10 @@ from vosfs.cache.kept import Kept
 from vosfs.client import HttpClient
 from vosfs.errors import QuietError, Stale, VOSpaceError
 from vosfs.filesystem import DEADLINE_S, FileSystem
+from vosfs.metadata import messages as m
 from vosfs.metadata.ahead import AheadTree
 from vosfs.metadata.cached import CachedTree
 from vosfs.metadata.gateway import GatewayTree
-from vosfs.metadata.messages import HELD, PROTOCOL, RECALLED, WAIT_S_MAX, Commit, Ordered
 from vosfs.metadata.node import ROOT_ID, Cursor
 from vosfs.metadata.store import Tree
 from vosfs.session import NODES, Session
@@ -84,7 +84,7 @@ async def run(options: Options, report: Callable[[str], None]) -> None:
     sessions: list[Session] = []
     try:
         try:
-            tree, blobs, cursor, what = await connect(options, clients, sessions)
+            tree, blobs, greeting = await connect(options, clients, sessions)
             cached = CachedTree(tree)
             if isinstance(tree, GatewayTree) and not options.sync:
                 cached = AheadTree(tree, tree.behind)
@@ -104,9 +104,11 @@ async def run(options: Options, report: Callable[[str], None]) -> None:
         async with trio.open_nursery() as nursery:
             blocks = BlockCache(cache / "blocks", blobs, limit // 2, nursery)
             files = FileTable(cached, blobs, blocks, cache / "scratch", limit // 2, replacer, kept=kept)
+            if greeting is not None:
+                files.inline_bytes_max = greeting.inline_bytes_max
             filesystem = FileSystem(cached, blocks, files, nursery, options.read_only)
             about = {
-                "url": options.url, "pid": os.getpid(), "binding": what, "mountpoint": str(options.mountpoint),
+                "url": options.url, "pid": os.getpid(), "binding": "gateway" if greeting else "plain VOSpace", "mountpoint": str(options.mountpoint),
                 "cache_dir": str(options.cache_dir), "since": time.time(),
             }  # fmt: skip
             operations = fuse.Operations(filesystem, options.uid, options.gid, about)
@@ -117,13 +119,13 @@ async def run(options: Options, report: Callable[[str], None]) -> None:
             clean = False
             try:
                 nursery.start_soon(_stop_on_signal, mounted)
-                if cursor is not None and isinstance(tree, GatewayTree):
+                if greeting is not None and isinstance(tree, GatewayTree):
                     invalidator = fuse.Invalidator()
                     filesystem.on_invalid = invalidator
                     tree.behind.on_lost = filesystem.lost
                     nursery.start_soon(tree.behind.run)
                     nursery.start_soon(invalidator.run)
-                    nursery.start_soon(follow, tree, filesystem, cursor)
+                    nursery.start_soon(follow, tree, filesystem, greeting.cursor)
                     nursery.start_soon(_keep_leases, files)
                 nursery.start_soon(_announce, options, mounted, report)
                 await mounted.serve()
@@ -218,8 +220,8 @@ def _private_cache(directory: Path) -> tuple[Path, int]:
 
 async def connect(
     options: Options, clients: list[Closing], sessions: list[Session]
-) -> tuple[Tree, Blobs, Cursor | None, str]:
-    """The best tree and blobs that a service offers."""
+) -> tuple[Tree, Blobs, m.Greeting | None]:
+    """The best tree and blobs that a service offers; a greeting only where it speaks the gateway binding."""
     session = Session(options.url, options.token, options.deadline_s)
     sessions.append(session)
     offered = await session.capabilities()
@@ -233,11 +235,11 @@ async def connect(
         clients.append(made)
         return made, url.removeprefix(made.origin)
 
-    if PROTOCOL in offered and not options.plain:
-        tree = GatewayTree(*client(offered[PROTOCOL]), options.token)
+    if m.PROTOCOL in offered and not options.plain:
+        tree = GatewayTree(*client(offered[m.PROTOCOL]), options.token)
         greeting = await tree.hello()
         data, path = client(greeting.data_url + "/blobs")
-        return tree, GatewayBlobs(data, path, options.token, greeting.durable_uploads), greeting.cursor, "gateway"
+        return tree, GatewayBlobs(data, path, options.token), greeting
     if NODES not in offered:
         raise QuietError(f"{options.url} offers neither nodes nor the gateway binding")
     # Imported here: lxml costs 10 MiB that a mount with the gateway binding does not need.
@@ -249,7 +251,7 @@ async def connect(
     transfers = TransferBlobs(plain, options.deadline_s)
     clients.append(transfers)
     log.warning("plain VOSpace: mode, owner and times are not kept, and changes elsewhere show after a second")
-    return plain, transfers, None, "plain VOSpace"
+    return plain, transfers, None
 
 
 async def follow(tree: GatewayTree, filesystem: FileSystem, cursor: Cursor) -> None:
@@ -258,7 +260,7 @@ async def follow(tree: GatewayTree, filesystem: FileSystem, cursor: Cursor) -> N
     pause = RETRY_S_MIN
     while True:
         try:
-            page = await tree.feed(cursor, WAIT_S_MAX)
+            page = await tree.feed(cursor, m.WAIT_S_MAX)
         except Stale:
             log.warning("the change log was trimmed while the feed was down: everything is asked for again")
             filesystem.tree.forget_all()
@@ -282,8 +284,8 @@ async def follow(tree: GatewayTree, filesystem: FileSystem, cursor: Cursor) -> N
                 if change.origin != tree.origin:
                     filesystem.changed_elsewhere(change)
             # After the changes: who acts first must know all that others did.
-            tree.behind.delegated(page.delegation == HELD)
-            if page.delegation == RECALLED:
+            tree.behind.delegated(page.delegation == m.HELD)
+            if page.delegation == m.RECALLED:
                 try:
                     await tree.give_back()
                 except VOSpaceError as exc:
@@ -296,11 +298,11 @@ async def _replay(tree: GatewayTree, directory: Path, whose: bytes, kept: Kept) 
 
     def refuse(record: bytes, why: str) -> None:
         try:
-            request = msgspec.msgpack.decode(record, type=Ordered)
+            request = msgspec.msgpack.decode(record, type=m.Ordered)
         except msgspec.DecodeError:
             # Of another version: there is nothing that this one could read in it.
             return
-        if isinstance(request, Commit):
+        if isinstance(request, m.Commit):
             path = f"(node {request.id})"
             kept.keep(path, request.id, request.base_version or 0, request.length, why, request.changes, [], None)
 

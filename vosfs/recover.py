@@ -44,7 +44,7 @@ async def _with_the_service(file: KeptFile, fd: int, options: Options) -> int:
     clients: list[Closing] = []
     sessions: list[Session] = []
     try:
-        _, blobs, _, _ = await connect(options, clients, sessions)
+        _, blobs, _ = await connect(options, clients, sessions)
 
         async def fetch(name: str, start: int, stop: int) -> bytes:
             buffer = bytearray(stop - start)

@@ -46,11 +46,11 @@ class GatedBlobs(LocalBlobs):
         await self._wait()
         await super().fetch(name, start, into, arrived)
 
-    async def store(self, segments: list[Segment], durable: bool) -> Stored:
+    async def store(self, segments: list[Segment]) -> Stored:
         await self._wait()
         if self.fail:
             raise TransferFailed("told to")
-        return await super().store(segments, durable)
+        return await super().store(segments)
 
 
 class GatedStore(MemoryStore):

@@ -396,7 +396,7 @@ def test_a_durable_commit_on_two_processes(make_daemon: Callable[..., Daemon], d
     receipt = msgspec.msgpack.decode(body, type=m.Stored).receipt
     done = ask(meta, m.Commit(made.id, 1, 100_000, [Extent(0, 100_000, receipt)], None, True))
     assert not isinstance(done, m.Failure), done
-    assert ask(meta, m.Sync(made.id)) is None
+    assert ask(meta, m.Sync()) is None
     assert storage.request("GET", f"/blobs/{done.extents[0].locator}")[2] == content(100_000)
 
 

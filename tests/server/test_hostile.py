@@ -497,7 +497,6 @@ def _messages(made: Node, top: Node) -> list[m.Request]:
             m.Children(n, b"", 10),
             m.Open(n),
             m.Properties(n),
-            m.Sync(n or -2),
             m.Commit(made.id, n, 0, [], None, False) if n else m.Get(0),
             m.Commit(n, None, 0, [], None, False),
             m.Link(n, top.id, b"l"),

@@ -27,25 +27,19 @@ class Blobs(Protocol):
     async def fetch(self, name: str, start: int, into: memoryview, arrived: Arrived) -> None:
         """Fill ``into`` with a blob's bytes from ``start`` on, telling ``arrived``.  Stale if the lease has ended."""
 
-    async def store(self, segments: list[Segment], durable: bool) -> Stored:
-        """Make one blob of runs of local files, one after the other."""
+    async def store(self, segments: list[Segment]) -> Stored:
+        """Make one blob of runs of local files, one after the other; it survives a power cut once it is committed."""
 
 
 class GatewayBlobs:
     """Blobs of a daemon, over HTTP ranges."""
 
-    def __init__(self, client: HttpClient, path: str, token: str, always_durable: bool = False) -> None:
+    def __init__(self, client: HttpClient, path: str, token: str) -> None:
         # Dependencies
         self._client = client
         # Constants
         self._path = path
-        self._always_durable = always_durable
-        self._put = {
-            durable: client.head(
-                "PUT", f"{path}{'?durable=1' if durable else ''}", [("Authorization", f"Bearer {token}")]
-            )
-            for durable in (False, True)
-        }
+        self._put = client.head("PUT", path, [("Authorization", f"Bearer {token}")])
 
     async def fetch(self, name: str, start: int, into: memoryview, arrived: Arrived) -> None:
         head = self._client.head("GET", f"{self._path}/{name}", [("Range", f"bytes={start}-{start + len(into) - 1}")])
@@ -57,8 +51,8 @@ class GatewayBlobs:
         if answer.status != 206:
             raise _error(answer)
 
-    async def store(self, segments: list[Segment], durable: bool) -> Stored:
-        answer = await self._client.upload(self._put[durable or self._always_durable], segments)
+    async def store(self, segments: list[Segment]) -> Stored:
+        answer = await self._client.upload(self._put, segments)
         if answer.status != 201:
             raise _error(answer)
         return msgspec.msgpack.decode(answer.body, type=Stored)
@@ -95,7 +89,7 @@ class LocalBlobs:
         await trio.to_thread.run_sync(read)
         arrived(len(into))
 
-    async def store(self, segments: list[Segment], durable: bool) -> Stored:
+    async def store(self, segments: list[Segment]) -> Stored:
         def write() -> Stored:
             writer = self._backend.create()
             try:
@@ -106,7 +100,7 @@ class LocalBlobs:
                             raise ProtocolError("file ended before its length")
                         writer.write(data)
                         start += len(data)
-                blob = writer.finish(durable)
+                blob = writer.finish(True)
             finally:
                 writer.abort()
             return Stored(f"{blob.locator}.{blob.length}.{blob.crc32}", blob.locator)

@@ -37,9 +37,8 @@ BLOB_BYTES_MAX = 256 << 20
 """Longest blob: a failed upload repeats at most this."""
 CLOSED_FILES_MAX = 1_000
 """Files whose content is remembered after their last close; each may hold a descriptor."""
-UNSYNCED_MAX = 20_000
-"""Nodes that are told apart as not yet durable; beyond, all are taken to be."""
-EVERY = 0
+AHEAD_INLINE_MAX = 4 << 20
+"""Bytes of an open file that were committed and are still in memory: more wait for the service, which has blobs of them."""
 WHOLE_STEP_BYTES = 4 << 20
 """How much of a file is brought here at a time before it is sent whole."""
 LIST_INLINE_MAX = 64
@@ -302,14 +301,14 @@ class CachedFile:
         try:
             async with self._lock:
                 try:
-                    await self._upload(False, 0)
+                    await self._upload(0)
                 except VOSpaceError as exc:
                     self._upload_error = exc
                     raise
         finally:
             self._uploading = False
 
-    async def _upload(self, durable: bool, keep_inline: int) -> list[Extent]:
+    async def _upload(self, keep_inline: int) -> list[Extent]:
         """Upload dirty runs; runs of up to ``keep_inline`` bytes in all are returned as inline extents instead."""
         ranges = list(self._dirty)
         if not ranges or self._scratch is None:
@@ -318,10 +317,10 @@ class CachedFile:
         if total <= keep_inline and len(ranges) <= LIST_INLINE_MAX:
             return [Extent(start, stop, data=self._scratch.read(start, stop)) for start, stop in ranges]
         for group in _groups(ranges):
-            await self._upload_group(group, durable)
+            await self._upload_group(group)
         return []
 
-    async def _upload_group(self, group: list[tuple[int, int]], durable: bool) -> None:
+    async def _upload_group(self, group: list[tuple[int, int]]) -> None:
         assert self._scratch is not None
         # No longer dirty from here on: a write during the upload makes its range dirty again, on top of the blob.
         for start, stop in group:
@@ -329,7 +328,7 @@ class CachedFile:
         self._count()
         fd = os.dup(self._scratch.descriptor())
         try:
-            stored = await self._table.blobs.store([(fd, start, stop) for start, stop in group], durable)
+            stored = await self._table.blobs.store([(fd, start, stop) for start, stop in group])
         except BaseException:
             for start, stop in group:
                 for low, high, local in self._local.split(start, stop):
@@ -376,18 +375,17 @@ class CachedFile:
                 raise error
             if self.unlinked:
                 return
-            changed = self.changed
             if self.changed and self._table.replacer is not None:
                 await self._replace(self._table.replacer)
             elif self.changed:
                 await self._commit(durable)
-            if durable and self._table.needs_sync(self.node.id, changed):
-                await self._table.sync_node(self.node.id)
+            if durable:
+                await self._table.tree.sync()
 
     async def _commit(self, durable: bool) -> None:
         tree = self._table.tree
         await tree.room()
-        inline = await self._upload(durable, content.INLINE_BYTES_MAX)
+        inline = await self._upload(self._table.inline_bytes_max)
         taken = [(e.start, e.stop) for e in inline]
         for start, stop in taken:
             self._dirty.remove(start, stop)
@@ -397,7 +395,8 @@ class CachedFile:
         receipts = {} if self._table.local else self._receipts
         changes = [content.relocated(e, receipts.get(e.locator, e.locator)) for e in (*pending, *inline)]
         blobs = [_blob(self._receipts[e.locator]) for e in pending if e.locator and self._table.local]
-        done = None if durable else self._commit_ahead(inline, length, changes, mtime_ns, atime_ns)
+        # A durable one too: the request that makes it so travels behind it, in the same batch.
+        done = self._commit_ahead(inline, length, changes, mtime_ns, atime_ns)
         try:
             if done is None:
                 done = await tree.commit(
@@ -429,14 +428,15 @@ class CachedFile:
             self._change(change)
         kept = {e.locator for e in rest}
         self._receipts = {name: receipt for name, receipt in self._receipts.items() if name in kept}
-        self._table.committed(self.node.id, durable, bool(blobs or any(e.locator for e in pending)))
 
     def _commit_ahead(
         self, inline: list[Extent], length: int, changes: list[Extent], mtime_ns: int | None, atime_ns: int | None
     ) -> Content | None:
         """The content after a commit that the service hears of later, if that can be."""
         extents = content.apply(self._extents, inline, length)
-        if len(extents) > content.EXTENTS_MAX or sum(len(e.data) for e in extents) > content.INLINE_TOTAL_MAX:
+        sizes = [len(e.data) for e in extents]
+        few = sum(size for size in sizes if size <= content.INLINE_BYTES_MAX) <= content.INLINE_TOTAL_MAX
+        if len(extents) > content.EXTENTS_MAX or not few or sum(sizes) > AHEAD_INLINE_MAX:
             # The service makes one blob of many pieces, and answers with it.
             return None
         node = self._table.tree.commit_ahead(self.node.id, self.node.version, length, changes, mtime_ns, atime_ns)
@@ -502,6 +502,13 @@ class CachedFile:
         self._dirty.clear()
         self._count()
 
+    def rest(self) -> None:
+        """Nobody has it open: what is in memory is quickly fetched again."""
+        if not self.scratch_file:
+            self.close()
+        if sum(len(e.data) for e in self._extents) > content.INLINE_TOTAL_MAX:
+            self._extents, self.fresh = [], False
+
     @property
     def has_local(self) -> bool:
         """Whether scratch has any bytes of this file."""
@@ -546,6 +553,7 @@ class FileTable:
     def __init__(
         self, tree: CachedTree, blobs: Blobs, blocks: BlockCache, directory: Path, limit_bytes: int,
         replacer: Replacer | None = None, local: bool = False, kept: Kept | None = None,
+        inline_bytes_max: int = content.INLINE_BYTES_MAX,
     ) -> None:  # fmt: skip
         # Dependencies
         self.tree = tree
@@ -556,6 +564,8 @@ class FileTable:
         self._directory = directory
         self.limit_bytes = limit_bytes
         """Of scratch bytes, clean and dirty together."""
+        self.inline_bytes_max = inline_bytes_max
+        """The longest bytes that go with the commit."""
         self.replacer = replacer
         """Set where the space cannot change parts of files."""
         self.local = local
@@ -566,10 +576,6 @@ class FileTable:
         self.local_bytes = 0
         """INVARIANT: sum over the files of their bytes in scratch."""
         self._opening: dict[int, trio.Event] = {}
-        self._unsynced: set[int] = set()
-        """Nodes made, committed, renamed or changed here and not yet durable."""
-        self._unsynced_blobs: set[int] = set()
-        """Those of them whose blobs are not."""
         self._serial = 0
         directory.mkdir(parents=True, exist_ok=True, mode=0o700)
 
@@ -613,7 +619,6 @@ class FileTable:
         """A file that was just created: nothing to ask for."""
         file = self._files[node.id] = CachedFile(self, Content(node, []))
         file.handles = 1
-        self.committed(node.id, False, False)
         return file
 
     def _current(self, file: CachedFile) -> bool:
@@ -631,9 +636,7 @@ class FileTable:
             if file.changed:
                 # Its last flush failed, and said so.
                 file.discard("the service did not take it")
-            if not file.scratch_file:
-                # Few bytes, quickly fetched again; memory is for open files.
-                file.close()
+            file.rest()
         self.trim()
 
     def _drop(self, file: CachedFile) -> None:
@@ -659,37 +662,6 @@ class FileTable:
         if self.local_bytes > self.limit_bytes // 2:
             for start, stop in group:
                 file.drop_local(start, stop)
-
-    def committed(self, id: int, durable: bool, blobs: bool) -> None:
-        """A node's bytes, attributes or name changed here: keep account of what fsync(2) still has to do.
-
-        A durable commit takes all metadata before it along, but not the blobs of earlier, non-durable ones.
-        """
-        if durable:
-            self._unsynced.discard(id)
-            return
-        for owed in (self._unsynced, self._unsynced_blobs) if blobs else (self._unsynced,):
-            if len(owed) >= UNSYNCED_MAX:
-                owed.clear()
-                owed.add(EVERY)
-            owed.add(id)
-
-    def needs_sync(self, id: int, committed: bool) -> bool:
-        """Whether a node has bytes, or if nothing was just ``committed`` durably a name, that are not durable yet."""
-        if id in self._unsynced_blobs or EVERY in self._unsynced_blobs:
-            return True
-        return not committed and (id in self._unsynced or EVERY in self._unsynced)
-
-    async def sync_node(self, id: int) -> None:
-        """Make a node's committed bytes durable."""
-        covered = set(self._unsynced)
-        await getattr(self.tree.inner, "sync_node", self._sync_all)(id)
-        # All metadata, and the bytes of this one.
-        self._unsynced -= covered
-        self._unsynced_blobs.discard(id)
-
-    async def _sync_all(self, id: int) -> None:
-        await self.tree.sync()
 
     def changed_elsewhere(self, id: int) -> None:
         """The feed says so."""

@@ -184,11 +184,7 @@ class GatewayTree:
         return (await self.hello()).cursor
 
     async def sync(self) -> None:
-        await self._call(m.Sync(0))
-
-    async def sync_node(self, id: int) -> None:
-        """Make a node's present bytes durable."""
-        await self._call(m.Sync(id))
+        await self._call(m.Sync())
 
     async def renew(self, names: list[str]) -> list[str]:
         """Fresh leases for blobs that are still being read, in the same order."""

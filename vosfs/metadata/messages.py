@@ -141,9 +141,7 @@ class SpaceUsage(Request):
 
 
 class Sync(Request):
-    """Make a node's present bytes, and all metadata, durable; 0: metadata alone."""
-
-    id: Id
+    """Make all that was changed durable."""
 
 
 class Renew(Request):
@@ -192,8 +190,8 @@ class Greeting(msgspec.Struct, array_like=True):
     data_url: str
     """Base of blob uploads and reads."""
     cursor: Cursor
-    durable_uploads: bool
-    """Whether every upload must be durable, because who commits cannot make it so."""
+    inline_bytes_max: Size
+    """Longest bytes that a commit may carry itself, rather than as an uploaded blob."""
     now_ns: Time = 0
     """The service's clock."""
 
