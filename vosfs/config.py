@@ -166,3 +166,21 @@ def load(path: Path) -> Config:
             raise QuietError(f"{path}: no table [{name}]; there are: {', '.join(tables)}")
         made[name] = _table(tables[name], name, table)
     return check(Config(**made, base=path.resolve().parent))
+
+
+def credentials(file: Path) -> dict[str, str]:
+    """``[storage] credentials_file``: lines ``NAME = value``, the names in small letters; comments begin with ``#``."""
+    try:
+        lines = file.read_text().splitlines()
+    except (OSError, UnicodeDecodeError) as exc:
+        raise QuietError(f"[storage] credentials_file: {file}: {getattr(exc, 'strerror', 'not a text')}") from None
+    found = {}
+    for number, line in enumerate(lines, 1):
+        name, equals, value = line.partition("=")
+        if not line.strip() or line.lstrip().startswith("#"):
+            continue
+        if not equals:
+            # Not the line itself: it may be a secret.
+            raise QuietError(f"[storage] credentials_file: {file}: line {number} is not like NAME = value")
+        found[name.strip().lower()] = value.strip().strip("'\"")
+    return found

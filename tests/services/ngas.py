@@ -18,7 +18,6 @@ import socketserver
 import struct
 import sys
 import threading
-import time
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field

@@ -1,0 +1,476 @@
+"""Blobs as files of NGAS, the archive system of ALMA, the MWA and others: one or several servers, below one prefix.
+
+A blob is one file, made once under an id of its own: two writers of one id lose data there.  Its locator, which is part
+of the id, holds length and CRC-32, so nothing that a server says of a file is relied on: what comes back is checked
+against what was sent.  A blob of more than a block has the CRC-32s of its blocks in a file beside it, made first; every
+block is checked before a byte of it is given out.  NGAS itself checks when a file arrives and never when it is read.
+
+It wants to know a file's length first, so blobs are written to a nameless local file and sent when they are whole.
+Nothing is lost then if a server fails in the middle: the next one gets it, under another id.  Empty blobs, which it
+does not take, are their locators alone.
+"""
+
+import errno
+import logging
+import os
+import re
+import secrets
+import tempfile
+import threading
+import time
+import zlib
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator
+from datetime import UTC, datetime
+from hashlib import sha256
+from pathlib import Path
+from typing import IO, NamedTuple
+from urllib.parse import urlsplit
+
+from vosfs.backends.backend import PIECE_BYTES
+from vosfs.backends.ngams import ATTEMPTS_MAX, DEADLINE_S, Exchange, Server, Servers
+from vosfs.backends.sums import Damaged, Sums, blocks, checked, packed_bytes, verify
+from vosfs.config import StorageConfig, credentials
+from vosfs.errors import (
+    DataCorrupt,
+    InternalFault,
+    QuietError,
+    ServiceUnavailable,
+    StorageFull,
+    TimedOut,
+    TooLarge,
+    VOSpaceError,
+)
+from vosfs.metadata.node import Blob
+
+log = logging.getLogger(__name__)
+
+BLOCK_BYTES = 256 << 10
+"""What one checksum covers: what a mount asks for at least."""
+BLOB_BYTES_MAX = 1 << 40
+"""The sums of this much are 16 MiB."""
+SUMS_KEPT = 100
+"""Tables of sums remembered; a GiB has 16 KiB of them."""
+PROMISES_MAX = 10_000
+"""Removals that caches promised and that are looked after; the collector comes upon what is forgotten here."""
+PROMISE_S = 15.0
+"""When a promised removal is looked after, and asked for again."""
+DEFAULT_PREFIX = "vosfs"
+DEFAULT_PORT = 7777
+
+# NGAS keeps ids of 64 characters at most: 12 + 1 + 45 + 5.  It finds out the type of what it sends on by the extension.
+_PREFIX = re.compile(r"[a-z0-9][a-z0-9-]{0,11}")
+_LOCATOR = re.compile(r"([0-9a-f]{24})-([0-9a-f]{1,11})-([0-9a-f]{8})")
+_SUMS, _EXTENSION = "s", ".bin"
+
+
+class _Parts(NamedTuple):
+    """What a locator says."""
+
+    length: int
+    crc32: int
+
+
+def _parts(locator: str) -> _Parts:
+    """DataCorrupt for what this backend never issued."""
+    found = _LOCATOR.fullmatch(locator)
+    if not found:
+        raise DataCorrupt(f"{locator[:80]!r} is not a locator")
+    return _Parts(int(found.group(2), 16), int(found.group(3), 16))
+
+
+# -- writing ---------------------------------------------------------------------------------------------------------
+
+
+class _Writer:
+    def __init__(self, backend: "NgasBackend") -> None:
+        # Dependencies
+        self._backend = backend
+        # Mutable state
+        self._sums = Sums(BLOCK_BYTES)
+        self._spool: IO[bytes] | None = None
+        """A file without a name: it goes with the process."""
+        self._tried: list[str] = []
+        """Locators under which something may have arrived that nobody wants."""
+
+    def write(self, data: bytes | memoryview) -> None:
+        view = memoryview(data).cast("B")
+        if self._sums.length + len(view) > BLOB_BYTES_MAX:
+            raise TooLarge(f"a blob has at most {BLOB_BYTES_MAX >> 40} TiB in NGAS")
+        self._sums.add(view)
+        try:
+            if self._spool is None:
+                self._spool = self._backend.spool()
+            while view:
+                view = view[self._spool.write(view) :]
+        except OSError as exc:
+            if exc.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise StorageFull("[storage] directory, where blobs wait to be sent, is full") from exc
+            raise
+
+    def finish(self, durable: bool) -> Blob:
+        sums, servers = self._sums, self._backend.servers
+
+        def send(server: Server) -> str:
+            # An id is never used twice: an attempt that failed may still be going on there.
+            locator = f"{secrets.token_hex(12)}-{sums.length:x}-{sums.crc32:08x}"
+            self._tried.append(locator)
+            if sums.length > BLOCK_BYTES:
+                packed = sums.packed()
+                server.archive(self._backend.file_id(locator, _SUMS), packed, len(packed), zlib.crc32(packed))
+            assert self._spool is not None
+            server.archive(self._backend.file_id(locator), self._spool, sums.length, sums.crc32)
+            return locator
+
+        if sums.length:
+            locator = servers.tried(send, f"a blob of {sums.length} bytes", damaged=ServiceUnavailable)
+            self._tried.remove(locator)
+        else:
+            locator = f"{secrets.token_hex(12)}-0-00000000"
+        self.abort()
+        return Blob(locator, sums.length, sums.crc32)
+
+    def abort(self) -> None:
+        if self._spool is not None:
+            self._spool.close()
+            self._spool = None
+        while self._tried:
+            locator = self._tried.pop()
+            try:
+                self._backend.remove(locator, patient=False)
+            except VOSpaceError as exc:
+                # The collector comes upon it in some hours.
+                log.info("blob %s, which is not wanted: %s", locator, exc)
+
+
+# -- reading ---------------------------------------------------------------------------------------------------------
+
+
+class _Reader:
+    def __init__(self, backend: "NgasBackend", locator: str, got: Exchange | None, at: int) -> None:
+        # Dependencies
+        self._backend = backend
+        # Constants
+        self.length = _parts(locator).length
+        self._locator = locator
+        self._what = f"blob {locator}"
+        # Mutable state
+        self._got = got
+        """An answer whose bytes nobody has taken yet."""
+        self._at = at
+        """The byte that it begins with."""
+
+    def fileno(self) -> int:
+        return -1
+
+    def read(self, start: int, stop: int) -> bytes:
+        return b"".join(self.stream(start, stop))
+
+    def stream(self, start: int, stop: int) -> Iterator[bytes]:
+        if stop > self.length:
+            raise DataCorrupt(f"{self._what} ends at {self.length}, not {stop}")
+        at, end = blocks(start, stop, self.length, BLOCK_BYTES)
+        if start >= stop:
+            return
+        failures = 0
+        while at < end:
+            got = self._take(at)
+            try:
+                for data in self._checked(got, at, end):
+                    piece = data[max(start - at, 0) : stop - at]
+                    at += len(data)
+                    failures = 0
+                    yield piece
+            except (Damaged, ServiceUnavailable, TimedOut) as exc:
+                # Another server may have it right.
+                got.server.failed()
+                failures += 1
+                if failures == ATTEMPTS_MAX + len(self._backend.servers.all) - 1:
+                    raise (DataCorrupt(str(exc)) if isinstance(exc, Damaged) else exc) from None
+                log.info("%s is read again from %d: %s", self._what, at, exc)
+            finally:
+                got.close()
+
+    def _take(self, at: int) -> Exchange:
+        """An answer that begins at a byte."""
+        got, self._got = self._got, None
+        if got is not None and self._at == at:
+            return got
+        if got is not None:
+            got.close()
+        return self._backend.retrieve(self._locator, at)
+
+    def _checked(self, got: Exchange, at: int, end: int) -> Iterator[bytes]:
+        """The bytes from ``at`` to ``end``, which are bounds of blocks, each block checked."""
+        packed = self._backend.sums(self._locator)
+        buffer = memoryview(bytearray(min(PIECE_BYTES, end - at)))
+        while at < end:
+            view = buffer[: end - at]
+            if got.server.fill(got, view) < len(view):
+                raise ServiceUnavailable(f"{self._what}: {got.server} breaks off")
+            verify(view, at, packed, BLOCK_BYTES, self._what)
+            yield bytes(view)
+            at += len(view)
+
+    def close(self) -> None:
+        if self._got is not None:
+            self._got.close()
+            self._got = None
+
+
+# -- the backend -----------------------------------------------------------------------------------------------------
+
+
+class NgasBackend:
+    """Backend (see ``backend.py`` for every method's contract) of files whose ids begin with a prefix."""
+
+    def __init__(self, servers: Servers, prefix: str, spool: Path) -> None:
+        # Dependencies
+        self.servers = servers
+        # Constants
+        self._prefix = prefix
+        self._spool = spool
+        # Mutable state
+        self._guard = threading.Lock()
+        self._kept: OrderedDict[str, bytes] = OrderedDict()
+        """Locator -> packed sums of long blobs; INVARIANT: at most SUMS_KEPT."""
+        self._promises: OrderedDict[tuple[Server, str], float] = OrderedDict()
+        """Server and file id -> when its cache promised to remove it; INVARIANT: at most PROMISES_MAX, oldest first."""
+
+    def __repr__(self) -> str:
+        return f"NgasBackend({', '.join(map(repr, self.servers.all))}, {self._prefix})"
+
+    def file_id(self, locator: str, kind: str = "") -> str:
+        """What a blob, or its sums, is called there."""
+        return f"{self._prefix}-{locator}{kind}{_EXTENSION}"
+
+    def spool(self) -> IO[bytes]:
+        """A new file for what is written, which has no name and so cannot be left over."""
+        self._spool.mkdir(parents=True, exist_ok=True, mode=0o700)
+        return tempfile.TemporaryFile(dir=self._spool, buffering=0)
+
+    # -- the start ---------------------------------------------------------------------------------------------------
+
+    def check(self, space: str) -> None:
+        states, failure = self.servers.reachable(Server.status)
+        online = [state for state in states if state.get("State") == "ONLINE"]
+        if not online:
+            why = "none of them is ONLINE" if states else str(failure)
+            raise QuietError(f"{self}: {why}: see [storage] objects, and [storage] credentials_file for a password")
+        if failure is not None or len(online) < len(self.servers.all):
+            log.warning("%s: not all servers can be used: %s", self, failure or "one is OFFLINE")
+        try:
+            self._own(space)
+            self._probe()
+        except VOSpaceError as exc:
+            raise QuietError(f"{self}: blobs cannot be kept there: {exc}") from None
+
+    def _own(self, space: str) -> None:
+        """Keep the space's name in the id of a file, as two ids need no order: of one id's two writers one may vanish."""
+        name = sha256(space.encode()).hexdigest()[:32]
+        mark = f"{self._prefix}-space-{name}{_EXTENSION}"
+        is_mark = re.compile(rf"{self._prefix}-space-[0-9a-f]{{32}}{re.escape(_EXTENSION)}")
+
+        def marked(server: Server) -> set[str]:
+            rows = server.query("files_like", like=f"{self._prefix}-space-%") or []
+            return {name for row in rows if is_mark.fullmatch(name := str(row.get("file_id")))}
+
+        def make(server: Server) -> None:
+            found = marked(server)
+            made = not found
+            if made:
+                server.archive(mark, name.encode(), len(name), zlib.crc32(name.encode()))
+                found = marked(server)
+            if others := sorted(found - {mark}):
+                if made:
+                    server.remove(mark)
+                raise QuietError(
+                    f"{self}: the blobs of another space are there: choose another prefix in [storage] objects, or "
+                    f"remove the file {others[0]!r} if that space is no more"
+                )
+
+        done, failure = self.servers.reachable(make)
+        if not done and failure is not None:
+            raise failure
+
+    def _probe(self) -> None:
+        writer = self.create()
+        writer.write(b"vosfs")
+        blob = writer.finish(False)
+        reader = self.open(blob.locator, 0, blob.length)
+        try:
+            if reader.read(0, blob.length) != b"vosfs":
+                raise InternalFault("what is written there comes back as something else")
+        finally:
+            reader.close()
+        self.remove(blob.locator)
+
+    # -- blobs -------------------------------------------------------------------------------------------------------
+
+    def create(self) -> _Writer:
+        return _Writer(self)
+
+    def open(self, locator: str, start: int = 0, stop: int = 0) -> _Reader:
+        length, crc32 = _parts(locator)
+        got, at = None, blocks(start, stop, length, BLOCK_BYTES)[0]
+        if 0 <= start < min(stop, length):
+            got = self.retrieve(locator, at)
+        elif length:
+            name = self.file_id(locator)
+            self.servers.tried(lambda server: server.confirm(name, length, crc32), f"blob {locator}")
+        return _Reader(self, locator, got, at)
+
+    def retrieve(self, locator: str, at: int) -> Exchange:
+        """An answer with a blob's bytes from ``at`` on."""
+        name, length = self.file_id(locator), _parts(locator).length
+        return self.servers.tried(lambda server: server.retrieve(name, at, length), f"blob {locator}")
+
+    def sums(self, locator: str) -> bytes:
+        """The packed sums of a blob."""
+        length, crc32 = _parts(locator)
+        if length <= BLOCK_BYTES:
+            return crc32.to_bytes(4, "little")
+        with self._guard:
+            if locator in self._kept:
+                self._kept.move_to_end(locator)
+                return self._kept[locator]
+        name, size = self.file_id(locator, _SUMS), packed_bytes(length, BLOCK_BYTES)
+
+        def fetch(server: Server) -> bytes:
+            exchange = server.retrieve(name, 0, size)
+            buffer = bytearray(size)
+            try:
+                got = server.fill(exchange, memoryview(buffer))
+            finally:
+                exchange.close()
+            return checked(bytes(buffer[:got]), length, BLOCK_BYTES, f"blob {locator}")
+
+        packed = self.servers.tried(fetch, f"checksums of blob {locator}")
+        with self._guard:
+            self._kept[locator] = packed
+            if len(self._kept) > SUMS_KEPT:
+                self._kept.popitem(last=False)
+        return packed
+
+    def open_now(self, locator: str) -> None:
+        return None
+
+    def sync(self, locators: Iterable[str]) -> None:
+        """NGAS has no command for it."""
+
+    # -- the end of blobs --------------------------------------------------------------------------------------------
+
+    def remove(self, locator: str, patient: bool = True) -> None:
+        """Without patience, servers that were silent a moment ago are not asked."""
+        length = _parts(locator).length
+        with self._guard:
+            self._kept.pop(locator, None)
+        names = [self.file_id(locator), self.file_id(locator, _SUMS)]
+        self._keep_promises()
+        for name in names[: (length > 0) + (length > BLOCK_BYTES)]:
+            self._remove(name, [s for s in self.servers.all if patient or not (s.silent and s.failing())])
+
+    def _remove(self, name: str, servers: Iterable[Server]) -> None:
+        """Remove a file at servers.  The last failure, when all were asked: one that does not answer may have a copy."""
+
+        def drop(server: Server) -> None:
+            if server.remove(name):
+                self._promised(server, name)
+
+        _, failure = Servers(tuple(servers)).reachable(drop)
+        if failure is not None:
+            raise failure
+
+    def _promised(self, server: Server, name: str) -> None:
+        with self._guard:
+            self._promises[server, name] = time.monotonic()
+            self._promises.move_to_end((server, name))
+            if len(self._promises) > PROMISES_MAX:
+                self._promises.popitem(last=False)
+
+    def _keep_promises(self) -> None:
+        """See that caches removed what they promised to, and ask again for what is still there."""
+        late = time.monotonic() - PROMISE_S
+        with self._guard:
+            due = [key for key, at in self._promises.items() if at <= late]
+            for key in due:
+                del self._promises[key]
+        for server, name in due:
+            try:
+                self._remove(name, [server])
+            except VOSpaceError as exc:
+                # The collector comes upon it in some hours.
+                log.info("%s, which a cache was to remove: %s", name, exc)
+
+    def locators(self, before_ns: int) -> Iterator[str]:
+        self._keep_promises()
+        return self._listed("", before_ns)
+
+    def _listed(self, start: str, before_ns: int) -> Iterator[str]:
+        """Blobs whose locators begin so; page by page, where a page is what begins with one more digit."""
+        newest: dict[str, int] = {}
+        pages, failure = self.servers.reachable(lambda server: server.files_like(f"{self._prefix}-{start}%"))
+        if not pages and failure is not None:
+            raise failure
+        if None in pages:
+            for digit in "0123456789abcdef":
+                yield from self._listed(start + digit, before_ns)
+            return
+        for row in (row for page in pages for row in page or ()):
+            name = str(row.get("file_id"))
+            locator = name.removeprefix(self._prefix + "-").removesuffix(_EXTENSION).removesuffix(_SUMS)
+            if _LOCATOR.fullmatch(locator) and name in (self.file_id(locator), self.file_id(locator, _SUMS)):
+                newest[locator] = max(newest.get(locator, 0), _time_ns(row.get("ingestion_date")))
+        for locator, at_ns in newest.items():
+            if at_ns < before_ns:
+                yield locator
+
+    def sweep(self, before_ns: int) -> None:
+        self._keep_promises()
+
+    def space(self) -> tuple[int, int]:
+        return 0, 0
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+
+def _time_ns(date: object) -> int:
+    """A time as NGAS writes it, which is UTC; what is not readable is young."""
+    try:
+        return int(datetime.fromisoformat(str(date)).replace(tzinfo=UTC).timestamp() * 1e9)
+    except ValueError:
+        return 1 << 62
+
+
+# -- configuration ---------------------------------------------------------------------------------------------------
+
+
+def connect(storage: StorageConfig, base: Path, deadline_s: float = DEADLINE_S) -> NgasBackend:
+    """The backend that a configuration names.  QuietError for what cannot be meant; nothing is asked of the network."""
+    likeness = f"[storage] objects: {storage.objects!r} is not like ngas://HOST:PORT,HOST:PORT/PREFIX"
+    for name in ("endpoint", "endpoint_ca", "region"):
+        if getattr(storage, name):
+            raise QuietError(f"[storage] {name} is about S3; NGAS servers are named in objects: ngas://HOST:PORT,...")
+    url = urlsplit(storage.objects)
+    prefix = url.path.strip("/") or DEFAULT_PREFIX
+    if "@" in url.netloc:
+        raise QuietError("[storage] objects: a password for NGAS belongs into credentials_file")
+    if url.query or url.fragment or not _PREFIX.fullmatch(prefix):
+        raise QuietError(f"{likeness}, with a PREFIX of up to 12 small letters, digits and hyphens")
+    login = credentials(base / storage.credentials_file) if storage.credentials_file else {}
+    if unknown := login.keys() - {"ngas_user", "ngas_password"}:
+        raise QuietError(f"{storage.credentials_file}: unknown name among {', '.join(sorted(unknown))}")
+    user = login.get("ngas_user") or os.environ.get("NGAS_USER", "")
+    password = login.get("ngas_password") or os.environ.get("NGAS_PASSWORD", "")
+    servers = []
+    for part in url.netloc.split(","):
+        try:
+            address = urlsplit(f"//{part}")
+            host, port = address.hostname, address.port or DEFAULT_PORT
+        except ValueError:
+            raise QuietError(likeness) from None
+        if not host:
+            raise QuietError(likeness)
+        servers.append(Server(host, port, (user, password), deadline_s))
+    return NgasBackend(Servers(servers, deadline_s), prefix, base / storage.directory)
