@@ -125,7 +125,7 @@ class Exchange:
             name, _, value = line.partition(":")
             self.headers.setdefault(name.lower(), value.strip())
 
-    def fill(self, view: memoryview) -> int:
+    def receive(self, view: memoryview) -> int:
         """Read until it is full, or to the end; returns how many bytes came."""
         self.more_time()
         at = min(len(self._rest), len(view))
@@ -147,7 +147,7 @@ class Exchange:
         if size > bytes_max:
             raise Damaged(f"{self.server} answers with {size} bytes")
         buffer = bytearray(size)
-        got = self.fill(memoryview(buffer))
+        got = self.receive(memoryview(buffer))
         if length and got < size:
             raise Damaged(f"{self.server}: its answer breaks off")
         return bytes(buffer[:got])
@@ -237,10 +237,11 @@ class Server:
                 raise
         return exchange
 
-    def fill(self, exchange: Exchange, view: memoryview) -> int:
-        """``Exchange.fill`` with errors of ours."""
+    def fill(self, exchange: Exchange, view: memoryview) -> None:
+        """Read so many bytes of an answer."""
         with self._translated():
-            return exchange.fill(view)
+            if exchange.receive(view) < len(view):
+                raise ConnectionError
 
     def _judged(self, exchange: Exchange) -> str:
         """The document of an answer that means success."""

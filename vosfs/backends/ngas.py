@@ -20,7 +20,7 @@ import threading
 import time
 import zlib
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import UTC, datetime
 from hashlib import sha256
 from pathlib import Path
@@ -172,11 +172,12 @@ class _Reader:
         at, end = blocks(start, stop, self.length, BLOCK_BYTES)
         if start >= stop:
             return
+        packed = self._backend.sums(self._locator)
         failures = 0
         while at < end:
             got = self._take(at)
             try:
-                for data in self._checked(got, at, end):
+                for data in self._checked(got, at, end, packed):
                     piece = data[max(start - at, 0) : stop - at]
                     at += len(data)
                     failures = 0
@@ -200,14 +201,12 @@ class _Reader:
             got.close()
         return self._backend.retrieve(self._locator, at)
 
-    def _checked(self, got: Exchange, at: int, end: int) -> Iterator[bytes]:
+    def _checked(self, got: Exchange, at: int, end: int, packed: bytes) -> Iterator[bytes]:
         """The bytes from ``at`` to ``end``, which are bounds of blocks, each block checked."""
-        packed = self._backend.sums(self._locator)
         buffer = memoryview(bytearray(min(PIECE_BYTES, end - at)))
         while at < end:
             view = buffer[: end - at]
-            if got.server.fill(got, view) < len(view):
-                raise ServiceUnavailable(f"{self._what}: {got.server} breaks off")
+            got.server.fill(got, view)
             verify(view, at, packed, BLOCK_BYTES, self._what)
             yield bytes(view)
             at += len(view)
@@ -303,7 +302,7 @@ class NgasBackend:
                 raise InternalFault("what is written there comes back as something else")
         finally:
             reader.close()
-        self.remove(blob.locator)
+        self._remove([self.file_id(blob.locator)], [server for server in self.servers.all if not server.failing()])
 
     # -- blobs -------------------------------------------------------------------------------------------------------
 
@@ -340,10 +339,10 @@ class NgasBackend:
             exchange = server.retrieve(name, 0, size)
             buffer = bytearray(size)
             try:
-                got = server.fill(exchange, memoryview(buffer))
+                server.fill(exchange, memoryview(buffer))
             finally:
                 exchange.close()
-            return checked(bytes(buffer[:got]), length, BLOCK_BYTES, f"blob {locator}")
+            return checked(bytes(buffer), length, BLOCK_BYTES, f"blob {locator}")
 
         packed = self.servers.tried(fetch, f"checksums of blob {locator}")
         with self._guard:
@@ -367,17 +366,18 @@ class NgasBackend:
             self._kept.pop(locator, None)
         names = [self.file_id(locator), self.file_id(locator, _SUMS)]
         self._keep_promises()
-        for name in names[: (length > 0) + (length > BLOCK_BYTES)]:
-            self._remove(name, [s for s in self.servers.all if patient or not (s.silent and s.failing())])
+        servers = [s for s in self.servers.all if patient or not (s.silent and s.failing())]
+        self._remove(names[: (length > 0) + (length > BLOCK_BYTES)], servers)
 
-    def _remove(self, name: str, servers: Iterable[Server]) -> None:
-        """Remove a file at servers.  The last failure, when all were asked: one that does not answer may have a copy."""
+    def _remove(self, names: Sequence[str], servers: Sequence[Server]) -> None:
+        """Remove files at servers.  The last failure, when all were asked: one that does not answer may have a copy."""
 
         def drop(server: Server) -> None:
-            if server.remove(name):
-                self._promised(server, name)
+            for name in names:
+                if server.remove(name):
+                    self._promised(server, name)
 
-        _, failure = Servers(tuple(servers)).reachable(drop)
+        _, failure = Servers(servers).reachable(drop)
         if failure is not None:
             raise failure
 
@@ -397,7 +397,7 @@ class NgasBackend:
                 del self._promises[key]
         for server, name in due:
             try:
-                self._remove(name, [server])
+                self._remove([name], [server])
             except VOSpaceError as exc:
                 # The collector comes upon it in some hours.
                 log.info("%s, which a cache was to remove: %s", name, exc)
