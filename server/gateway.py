@@ -442,7 +442,7 @@ async def compact(service: Service, found: Content, caller: Anyone) -> Content |
 
 def _joined(backend: Backend, extents: list[Extent]) -> Blob:
     """One blob of all the bytes that extents hold."""
-    writer = backend.create()
+    writer = backend.create(sum(e.stop - e.start for e in extents))
     try:
         for data in pieces(backend, extents):
             writer.write(data)

@@ -17,7 +17,8 @@ from tests.services.ngas import Ngas, running, subscribe
 from tests.services.unreliable import ALWAYS, Fault, Unreliable
 from vosfs.backends import ngams
 from vosfs.backends import ngas as driver
-from vosfs.backends.ngas import BLOB_BYTES_MAX, BLOCK_BYTES, NgasBackend, connect
+from vosfs.backends.ngas import NgasBackend, connect
+from vosfs.backends.ngasblobs import BLOB_BYTES_MAX, BLOCK_BYTES, MEMORY_BYTES
 from vosfs.config import StorageConfig
 from vosfs.errors import (
     DataCorrupt,
@@ -29,9 +30,11 @@ from vosfs.errors import (
     TooLarge,
     VOSpaceError,
 )
+from vosfs.metadata.node import Blob
 
 SHORT = os.urandom(200_000)
 LONG = os.urandom(2 * BLOCK_BYTES + 200_000)
+HUGE = LONG * (MEMORY_BYTES // len(LONG) + 1)
 DONE = None
 """The outcome of what succeeds."""
 DEADLINE_S = 2
@@ -99,6 +102,12 @@ def ids(*servers: Ngas) -> list[str]:
     return sorted(file.id for server in servers for file in server.files())
 
 
+def ending(data: bytes, what: str) -> str:
+    """How the id of a blob's file, or of its sums, ends."""
+    crc32 = f"-{zlib.crc32(data):08x}" if len(data) <= BLOCK_BYTES else ""
+    return f"-{len(data):x}{crc32}{'s' if what == 'sums' else ''}.bin"
+
+
 def name(fault: object) -> str:
     """What a test with this fault is called."""
     return f"{fault.how} {fault.target} {fault.at}" if isinstance(fault, Fault) else ""
@@ -140,7 +149,7 @@ def test_a_blob_is_there_or_is_not(
     expected: type[VOSpaceError] | None,
 ) -> None:  # fmt: skip
     data = SHORT if what == "short" else LONG
-    fault = replace(fault, target=f"{zlib.crc32(data):08x}{'s' if what == 'sums' else ''}.bin")
+    fault = replace(fault, target=ending(data, what))
     if what == "sums" and fault.how in ("wrong upload", "cut upload"):
         fault = replace(fault, at=5)
     network.faults = [replace(fault)]
@@ -190,7 +199,7 @@ def test_a_full_spool_is_a_full_storage(direct: NgasBackend, monkeypatch: pytest
     monkeypatch.setattr(direct, "spool", lambda: io.FileIO("/dev/full", "r+"))
     writer = direct.create()
     with pytest.raises(StorageFull, match="directory, where blobs wait to be sent, is full"):
-        writer.write(SHORT)
+        writer.write(HUGE)
     writer.abort()
 
 
@@ -221,10 +230,90 @@ def test_an_empty_blob_is_its_locator_alone(server: Ngas, direct: NgasBackend) -
 
 def test_nothing_of_an_upload_is_left_in_the_spool(server: Ngas, direct: NgasBackend, tmp_path: Path) -> None:
     writer = direct.create()
-    writer.write(LONG)
+    writer.write(HUGE)
     assert list((tmp_path / "spool").iterdir()) == []
     assert server.seen == []
     writer.abort()
+
+
+# -- long blobs whose length is known --------------------------------------------------------------------------------
+
+
+def send(backend: NgasBackend, data: bytes, announced: int) -> Blob:
+    """A blob whose length is announced, in pieces."""
+    writer = backend.create(announced)
+    try:
+        for at in range(0, len(data), 1 << 20):
+            writer.write(memoryview(data)[at : at + (1 << 20)])
+        return writer.finish(True)
+    finally:
+        writer.abort()
+
+
+@pytest.mark.parametrize(
+    "fault, expected",
+    [
+        # It is on its way while it comes, so what was sent is gone when the server says at the end that it was in vain.
+        (Fault("refused", at=503), ServiceUnavailable),
+        (Fault("refused", at=507), StorageFull),
+        (Fault("refused", at=400), InternalFault),
+        (Fault("cut upload", at=1 << 20), DONE),
+        (Fault("cut upload", at=1 << 20, times=ALWAYS), ServiceUnavailable),
+        (Fault("wrong upload", at=MEMORY_BYTES + 5), ServiceUnavailable),
+        (Fault("lost"), DONE),
+        (Fault("failed"), DONE),
+        (Fault("twice"), DONE),
+        (Fault("cut", at=200), ServiceUnavailable),
+        (Fault("silent"), TimedOut),
+    ],
+    ids=name,
+)
+def test_a_long_blob_on_its_way_is_there_or_is_not(
+    server: Ngas, network: Unreliable, direct: NgasBackend, open_ngas: Open, fault: Fault,
+    expected: type[VOSpaceError] | None,
+) -> None:  # fmt: skip
+    network.faults = [replace(fault, target=ending(HUGE, "huge"))]
+    behind = open_ngas(network.url.removeprefix("http://"), deadline_s=2 * DEADLINE_S)
+    blobs = []
+    assert outcome(lambda: blobs.append(send(behind, HUGE, len(HUGE)))) is expected
+    assert network.faults[0].times < fault.times
+    if expected is DONE:
+        assert (blobs[0].length, blobs[0].crc32) == (len(HUGE), zlib.crc32(HUGE))
+        assert get(direct, blobs[0].locator) == HUGE
+        direct.remove(blobs[0].locator)
+    assert ids(server) == []
+
+
+@pytest.mark.parametrize("what", ["offline", "busy", "gone"])
+def test_the_next_server_takes_a_long_blob_that_the_first_refuses(tmp_path: Path, open_ngas: Open, what: str) -> None:
+    with running(tmp_path, {}, {}, shared=False) as (first, second):
+        first.online = what != "offline"
+        first.requests_max = 0 if what == "busy" else 50
+        address = f"127.0.0.1:{free_port()}" if what == "gone" else first.address
+        backend = open_ngas(address, second.address, deadline_s=2 * DEADLINE_S)
+        blob = send(backend, HUGE, len(HUGE))
+        assert get(backend, blob.locator) == HUGE
+        assert (ids(first), len(ids(second))) == ([], 2)
+
+
+def test_what_was_announced_is_held_to(server: Ngas, direct: NgasBackend) -> None:
+    assert outcome(lambda: send(direct, HUGE, len(HUGE) - 1)) is TooLarge
+    assert outcome(lambda: send(direct, HUGE, len(HUGE) + 1)) is InternalFault
+    assert outcome(lambda: send(direct, SHORT, len(SHORT) + 1)) is InternalFault
+    assert ids(server) == []
+
+
+@pytest.mark.parametrize("times", [1, ALWAYS])
+def test_a_long_blob_in_the_spool_is_sent_again(
+    server: Ngas, network: Unreliable, direct: NgasBackend, open_ngas: Open, times: int
+) -> None:
+    network.faults = [Fault("refused", target=ending(HUGE, "huge"), at=503, times=times)]
+    behind = open_ngas(network.url.removeprefix("http://"), deadline_s=2 * DEADLINE_S)
+    if times == 1:
+        assert get(direct, put(behind, HUGE[:99], HUGE[99:]).locator) == HUGE
+    else:
+        assert refusal_of(behind, HUGE) is ServiceUnavailable
+        assert ids(server) == []
 
 
 # -- reading through a bad network -----------------------------------------------------------------------------------
@@ -258,7 +347,7 @@ def test_what_is_read_is_what_was_written(
 ) -> None:  # fmt: skip
     data = SHORT if what == "short" else LONG
     blob = put(direct, data)
-    network.faults = [replace(fault, target=f"{blob.crc32:08x}{'s' if what == 'sums' else ''}.bin")]
+    network.faults = [replace(fault, target=ending(data, what))]
     start, stop = 5, len(data) - 7
     read = bytearray()
 
@@ -582,7 +671,15 @@ def test_sums_without_their_blob_are_collected(server: Ngas, direct: NgasBackend
 
 
 @pytest.mark.parametrize(
-    "locator", [*TRAVERSALS, "0" * 32, "0" * 24 + "-5-" + "0" * 8 + "s", "_" * 24 + "-5-" + "0" * 8]
+    "locator",
+    [
+        *TRAVERSALS,
+        "0" * 32,
+        "0" * 24 + "-5",
+        "0" * 24 + "-5-" + "0" * 8 + "s",
+        "0" * 24 + "-fffffff-" + "0" * 8,
+        "_" * 24 + "-5-" + "0" * 8,
+    ],
 )
 def test_what_is_no_locator_is_refused(server: Ngas, direct: NgasBackend, locator: str) -> None:
     for call in (direct.open, direct.remove, lambda text: direct.open(text, 0, 9)):

@@ -668,10 +668,9 @@ class _Handler(socketserver.StreamRequestHandler):
             words[411] = "Length Required"
             line = f"{exc.status} {words.get(exc.status, 'Bad Request')}"
             self._send(line, [("Content-Type", "text/xml"), ("Content-Length", str(len(body)))], body)
-            # What nobody read would reset the connection, and take the answer with it.
+            # What nobody read resets the connection, and may take the answer with it: not that of short bodies.
             self.connection.shutdown(socket.SHUT_WR)
-            while self.rfile.read1(BUFFER_BYTES):
-                pass
+            self.rfile.read(min(request.length, BUFFER_BYTES))
         except Redirected as exc:
             if ngas.proxy:
                 self._pass_on(str(exc), request)

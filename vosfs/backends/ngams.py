@@ -9,6 +9,7 @@ import base64
 import html
 import json
 import re
+import select
 import socket
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -77,6 +78,8 @@ class Exchange:
         """What arrived behind the head."""
         self._sock = socket.create_connection((server.host, server.port), min(CONNECT_S, server.deadline_s))
         self._sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self._poll = select.poll()
+        self._poll.register(self._sock, select.POLLIN)
         self.more_time()
 
     def more_time(self) -> None:
@@ -89,23 +92,29 @@ class Exchange:
             raise TimeoutError
         self._sock.settimeout(min(left, self.server.deadline_s / 2))
 
-    def send(self, head: bytes, body: bytes | IO[bytes], length: int) -> None:
-        """Send a request.  A server that refuses one says so and closes before it has read all: then that is read."""
+    def send(self, body: bytes | memoryview | IO[bytes], length: int) -> None:
+        """Send bytes.  A server that refuses closes before it has read all: then its answer is there already."""
         try:
-            self._limit()
-            self._sock.sendall(head)
-            if isinstance(body, bytes):
-                self._sock.sendall(body)
-            else:
-                for at in range(0, length, SEND_BYTES):
-                    self.more_time()
-                    self._limit()
-                    self._sock.sendfile(body, at, min(SEND_BYTES, length - at))
+            for at in range(0, length, SEND_BYTES):
+                size = min(SEND_BYTES, length - at)
+                if self._poll.poll(0):
+                    # It refuses, without reading all.
+                    return self.answer()
+                self.more_time()
+                self._limit()
+                if isinstance(body, bytes | memoryview):
+                    self._sock.sendall(memoryview(body)[at : at + size])
+                else:
+                    self._sock.sendfile(body, at, size)
         except (BrokenPipeError, ConnectionResetError):
+            self.answer()
+        return None
+
+    def answer(self) -> None:
+        """Wait for status and headers."""
+        if not self.status:
+            self.more_time()
             self._head()
-            return
-        self.more_time()
-        self._head()
 
     def _head(self) -> None:
         data = b""
@@ -162,6 +171,10 @@ def _attributes(document: str, element: str) -> dict[str, str]:
     return {name: html.unescape(value) for name, value in _ATTRIBUTE.findall(found.group(1))} if found else {}
 
 
+def _archiving(file_id: str) -> dict[str, str]:
+    return {"filename": file_id, "mime_type": MIME, "crc_variant": "crc32"}
+
+
 class Server:
     """One NGAS server, as far as is known of it."""
 
@@ -210,18 +223,19 @@ class Server:
         body: bytes | IO[bytes] = b"", length: int = 0,
     ) -> Iterator[Exchange]:  # fmt: skip
         """The answer to one command, whatever it says, while the block lasts."""
-        exchange = self.begin(command, pars, headers, body, length)
+        exchange = self.begin(command, pars, headers, length)
         try:
             with self._translated():
+                exchange.send(body, length)
+                exchange.answer()
                 yield exchange
         finally:
             exchange.close()
 
     def begin(
-        self, command: str, pars: dict[str, str], headers: dict[str, str] | None = None,
-        body: bytes | IO[bytes] = b"", length: int = 0,
-    ) -> Exchange:  # fmt: skip
-        """The same for whoever closes it."""
+        self, command: str, pars: dict[str, str], headers: dict[str, str] | None = None, length: int = 0
+    ) -> Exchange:
+        """A request whose body, of ``length`` bytes, is still to be sent, for whoever closes it."""
         fields = {"Host": f"{self.host}:{self.port}", "Connection": "close"} | (headers or {})
         if length:
             fields |= {"Content-Length": str(length)}
@@ -231,11 +245,19 @@ class Server:
         with self._translated():
             exchange = Exchange(self)
             try:
-                exchange.send(head.encode(), body, length)
+                exchange.send(head.encode(), len(head))
             except OSError:
                 exchange.close()
                 raise
         return exchange
+
+    def send(self, exchange: Exchange, data: memoryview) -> None:
+        """Send some bytes of a body."""
+        with self._translated():
+            exchange.send(data, len(data))
+            if exchange.status:
+                self._judged(exchange)
+                raise ConnectionError
 
     def fill(self, exchange: Exchange, view: memoryview) -> None:
         """Read so many bytes of an answer."""
@@ -310,17 +332,27 @@ class Server:
 
     def archive(self, file_id: str, body: bytes | IO[bytes], length: int, crc32: int) -> None:
         """Make a file, once.  Damaged if the server got anything else than these bytes."""
-        pars = {"filename": file_id, "mime_type": MIME, "crc_variant": "crc32"}
-        with self.ask("QARCHIVE", pars, {"NGAS-File-CRC": str(crc32)}, body, length) as exchange:
+        with self.ask("QARCHIVE", _archiving(file_id), {"NGAS-File-CRC": str(crc32)}, body, length) as exchange:
             self._same(self._judged(exchange), file_id, length, crc32)
 
-    def confirm(self, file_id: str, length: int, crc32: int) -> None:
+    def archiving(self, file_id: str, length: int) -> Exchange:
+        """The same for bytes that come one after the other: ``send`` and ``archived``."""
+        return self.begin("QARCHIVE", _archiving(file_id), length=length)
+
+    def archived(self, exchange: Exchange, file_id: str, length: int, crc32: int) -> None:
+        """All bytes were sent."""
+        with self._translated():
+            exchange.answer()
+            self._same(self._judged(exchange), file_id, length, crc32)
+
+    def confirm(self, file_id: str, length: int, crc32: int | None) -> None:
         """Missing if nobody in its cluster has a file, Damaged if it has another."""
         self._same(self.command("STATUS", file_id=file_id), file_id, length, crc32)
 
-    def _same(self, document: str, file_id: str, length: int, crc32: int) -> None:
+    def _same(self, document: str, file_id: str, length: int, crc32: int | None) -> None:
         got = _attributes(document, "FileStatus")
-        if (got.get("FileId"), got.get("FileSize"), got.get("Checksum")) != (file_id, str(length), str(crc32)):
+        checksum = got.get("Checksum") if crc32 is None else str(crc32)
+        if (got.get("FileId"), got.get("FileSize"), got.get("Checksum")) != (file_id, str(length), checksum):
             raise Damaged(f"{self}: file {file_id} is not what was written")
 
     def retrieve(self, file_id: str, start: int, length: int) -> Exchange:
@@ -329,8 +361,9 @@ class Server:
         assert start < length
         exchange = self.begin("RETRIEVE", {"file_id": file_id}, {"Range": f"bytes={start}-"} if start else None)
         try:
-            if exchange.status != 200:
-                with self._translated():
+            with self._translated():
+                exchange.answer()
+                if exchange.status != 200:
                     self._judged(exchange)
             ranges = exchange.headers.get("content-range", f"bytes {start}-{length - 1}/{length}" if not start else "")
             if exchange.headers.get("content-length") != str(length - start) or ranges != (

@@ -1,20 +1,17 @@
 """Blobs as files of NGAS, the archive system of ALMA, the MWA and others: one or several servers, below one prefix.
 
 A blob is one file, made once under an id of its own: two writers of one id lose data there.  Its locator, which is part
-of the id, holds length and CRC-32, so nothing that a server says of a file is relied on: what comes back is checked
-against what was sent.  A blob of more than a block has the CRC-32s of its blocks in a file beside it, made first; every
-block is checked before a byte of it is given out.  NGAS itself checks when a file arrives and never when it is read.
+of the id, holds its length, and the CRC-32 if it is one block; the CRC-32s of the blocks of longer ones are in a file
+beside it.  Every block is checked before a byte of it is given out: NGAS itself checks when a file arrives and never when
+it is read.
 
-It wants to know a file's length first, so blobs are written to a nameless local file and sent when they are whole.
-Nothing is lost then if a server fails in the middle: the next one gets it, under another id.  Empty blobs, which it
-does not take, are their locators alone.
+It wants to know a file's length first.  A long blob whose length nobody announced waits in a nameless local file until it
+is whole.  Empty blobs, which NGAS does not take, are their locators alone.
 """
 
-import errno
 import logging
 import os
 import re
-import secrets
 import tempfile
 import threading
 import time
@@ -24,31 +21,21 @@ from collections.abc import Iterable, Iterator, Sequence
 from datetime import UTC, datetime
 from hashlib import sha256
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import IO
 from urllib.parse import urlsplit
 
-from vosfs.backends.backend import PIECE_BYTES
-from vosfs.backends.ngams import ATTEMPTS_MAX, DEADLINE_S, Exchange, Server, Servers
-from vosfs.backends.sums import Damaged, Sums, blocks, checked, packed_bytes, verify
+from vosfs.backends.ngams import DEADLINE_S, Exchange, Server, Servers
+from vosfs.backends.ngasblobs import BLOCK_BYTES, LOCATOR, SUMS, Reader, Writer, parts
+from vosfs.backends.sums import blocks, checked, packed_bytes
 from vosfs.config import StorageConfig, credentials
 from vosfs.errors import (
-    DataCorrupt,
     InternalFault,
     QuietError,
-    ServiceUnavailable,
-    StorageFull,
-    TimedOut,
-    TooLarge,
     VOSpaceError,
 )
-from vosfs.metadata.node import Blob
 
 log = logging.getLogger(__name__)
 
-BLOCK_BYTES = 256 << 10
-"""What one checksum covers: what a mount asks for at least."""
-BLOB_BYTES_MAX = 1 << 40
-"""The sums of this much are 16 MiB."""
 SUMS_KEPT = 100
 """Tables of sums remembered; a GiB has 16 KiB of them."""
 PROMISES_MAX = 10_000
@@ -60,161 +47,7 @@ DEFAULT_PORT = 7777
 
 # NGAS keeps ids of 64 characters at most: 12 + 1 + 45 + 5.  It finds out the type of what it sends on by the extension.
 _PREFIX = re.compile(r"[a-z0-9][a-z0-9-]{0,11}")
-_LOCATOR = re.compile(r"([0-9a-f]{24})-([0-9a-f]{1,11})-([0-9a-f]{8})")
-_SUMS, _EXTENSION = "s", ".bin"
-
-
-class _Parts(NamedTuple):
-    """What a locator says."""
-
-    length: int
-    crc32: int
-
-
-def _parts(locator: str) -> _Parts:
-    """DataCorrupt for what this backend never issued."""
-    found = _LOCATOR.fullmatch(locator)
-    if not found:
-        raise DataCorrupt(f"{locator[:80]!r} is not a locator")
-    return _Parts(int(found.group(2), 16), int(found.group(3), 16))
-
-
-# -- writing ---------------------------------------------------------------------------------------------------------
-
-
-class _Writer:
-    def __init__(self, backend: "NgasBackend") -> None:
-        # Dependencies
-        self._backend = backend
-        # Mutable state
-        self._sums = Sums(BLOCK_BYTES)
-        self._spool: IO[bytes] | None = None
-        """A file without a name: it goes with the process."""
-        self._tried: list[str] = []
-        """Locators under which something may have arrived that nobody wants."""
-
-    def write(self, data: bytes | memoryview) -> None:
-        view = memoryview(data).cast("B")
-        if self._sums.length + len(view) > BLOB_BYTES_MAX:
-            raise TooLarge(f"a blob has at most {BLOB_BYTES_MAX >> 40} TiB in NGAS")
-        self._sums.add(view)
-        try:
-            if self._spool is None:
-                self._spool = self._backend.spool()
-            while view:
-                view = view[self._spool.write(view) :]
-        except OSError as exc:
-            if exc.errno in (errno.ENOSPC, errno.EDQUOT):
-                raise StorageFull("[storage] directory, where blobs wait to be sent, is full") from exc
-            raise
-
-    def finish(self, durable: bool) -> Blob:
-        sums, servers = self._sums, self._backend.servers
-
-        def send(server: Server) -> str:
-            # An id is never used twice: an attempt that failed may still be going on there.
-            locator = f"{secrets.token_hex(12)}-{sums.length:x}-{sums.crc32:08x}"
-            self._tried.append(locator)
-            if sums.length > BLOCK_BYTES:
-                packed = sums.packed()
-                server.archive(self._backend.file_id(locator, _SUMS), packed, len(packed), zlib.crc32(packed))
-            assert self._spool is not None
-            server.archive(self._backend.file_id(locator), self._spool, sums.length, sums.crc32)
-            return locator
-
-        if sums.length:
-            locator = servers.tried(send, f"a blob of {sums.length} bytes", damaged=ServiceUnavailable)
-            self._tried.remove(locator)
-        else:
-            locator = f"{secrets.token_hex(12)}-0-00000000"
-        self.abort()
-        return Blob(locator, sums.length, sums.crc32)
-
-    def abort(self) -> None:
-        if self._spool is not None:
-            self._spool.close()
-            self._spool = None
-        while self._tried:
-            locator = self._tried.pop()
-            try:
-                self._backend.remove(locator, patient=False)
-            except VOSpaceError as exc:
-                # The collector comes upon it in some hours.
-                log.info("blob %s, which is not wanted: %s", locator, exc)
-
-
-# -- reading ---------------------------------------------------------------------------------------------------------
-
-
-class _Reader:
-    def __init__(self, backend: "NgasBackend", locator: str, got: Exchange | None, at: int) -> None:
-        # Dependencies
-        self._backend = backend
-        # Constants
-        self.length = _parts(locator).length
-        self._locator = locator
-        self._what = f"blob {locator}"
-        # Mutable state
-        self._got = got
-        """An answer whose bytes nobody has taken yet."""
-        self._at = at
-        """The byte that it begins with."""
-
-    def fileno(self) -> int:
-        return -1
-
-    def read(self, start: int, stop: int) -> bytes:
-        return b"".join(self.stream(start, stop))
-
-    def stream(self, start: int, stop: int) -> Iterator[bytes]:
-        if stop > self.length:
-            raise DataCorrupt(f"{self._what} ends at {self.length}, not {stop}")
-        at, end = blocks(start, stop, self.length, BLOCK_BYTES)
-        if start >= stop:
-            return
-        packed = self._backend.sums(self._locator)
-        failures = 0
-        while at < end:
-            got = self._take(at)
-            try:
-                for data in self._checked(got, at, end, packed):
-                    piece = data[max(start - at, 0) : stop - at]
-                    at += len(data)
-                    failures = 0
-                    yield piece
-            except (Damaged, ServiceUnavailable, TimedOut) as exc:
-                # Another server may have it right.
-                got.server.failed()
-                failures += 1
-                if failures == ATTEMPTS_MAX + len(self._backend.servers.all) - 1:
-                    raise (DataCorrupt(str(exc)) if isinstance(exc, Damaged) else exc) from None
-                log.info("%s is read again from %d: %s", self._what, at, exc)
-            finally:
-                got.close()
-
-    def _take(self, at: int) -> Exchange:
-        """An answer that begins at a byte."""
-        got, self._got = self._got, None
-        if got is not None and self._at == at:
-            return got
-        if got is not None:
-            got.close()
-        return self._backend.retrieve(self._locator, at)
-
-    def _checked(self, got: Exchange, at: int, end: int, packed: bytes) -> Iterator[bytes]:
-        """The bytes from ``at`` to ``end``, which are bounds of blocks, each block checked."""
-        buffer = memoryview(bytearray(min(PIECE_BYTES, end - at)))
-        while at < end:
-            view = buffer[: end - at]
-            got.server.fill(got, view)
-            verify(view, at, packed, BLOCK_BYTES, self._what)
-            yield bytes(view)
-            at += len(view)
-
-    def close(self) -> None:
-        if self._got is not None:
-            self._got.close()
-            self._got = None
+EXTENSION = ".bin"
 
 
 # -- the backend -----------------------------------------------------------------------------------------------------
@@ -241,7 +74,7 @@ class NgasBackend:
 
     def file_id(self, locator: str, kind: str = "") -> str:
         """What a blob, or its sums, is called there."""
-        return f"{self._prefix}-{locator}{kind}{_EXTENSION}"
+        return f"{self._prefix}-{locator}{kind}{EXTENSION}"
 
     def spool(self) -> IO[bytes]:
         """A new file for what is written, which has no name and so cannot be left over."""
@@ -267,8 +100,8 @@ class NgasBackend:
     def _own(self, space: str) -> None:
         """Keep the space's name in the id of a file, as two ids need no order: of one id's two writers one may vanish."""
         name = sha256(space.encode()).hexdigest()[:32]
-        mark = f"{self._prefix}-space-{name}{_EXTENSION}"
-        is_mark = re.compile(rf"{self._prefix}-space-[0-9a-f]{{32}}{re.escape(_EXTENSION)}")
+        mark = f"{self._prefix}-space-{name}{EXTENSION}"
+        is_mark = re.compile(rf"{self._prefix}-space-[0-9a-f]{{32}}{re.escape(EXTENSION)}")
 
         def marked(server: Server) -> set[str]:
             rows = server.query("files_like", like=f"{self._prefix}-space-%") or []
@@ -306,34 +139,34 @@ class NgasBackend:
 
     # -- blobs -------------------------------------------------------------------------------------------------------
 
-    def create(self) -> _Writer:
-        return _Writer(self)
+    def create(self, length: int = 0) -> Writer:
+        return Writer(self, length)
 
-    def open(self, locator: str, start: int = 0, stop: int = 0) -> _Reader:
-        length, crc32 = _parts(locator)
+    def open(self, locator: str, start: int = 0, stop: int = 0) -> Reader:
+        length, crc32 = parts(locator)
         got, at = None, blocks(start, stop, length, BLOCK_BYTES)[0]
         if 0 <= start < min(stop, length):
             got = self.retrieve(locator, at)
         elif length:
             name = self.file_id(locator)
             self.servers.tried(lambda server: server.confirm(name, length, crc32), f"blob {locator}")
-        return _Reader(self, locator, got, at)
+        return Reader(self, locator, got, at)
 
     def retrieve(self, locator: str, at: int) -> Exchange:
         """An answer with a blob's bytes from ``at`` on."""
-        name, length = self.file_id(locator), _parts(locator).length
+        name, length = self.file_id(locator), parts(locator)[0]
         return self.servers.tried(lambda server: server.retrieve(name, at, length), f"blob {locator}")
 
     def sums(self, locator: str) -> bytes:
         """The packed sums of a blob."""
-        length, crc32 = _parts(locator)
-        if length <= BLOCK_BYTES:
+        length, crc32 = parts(locator)
+        if crc32 is not None:
             return crc32.to_bytes(4, "little")
         with self._guard:
             if locator in self._kept:
                 self._kept.move_to_end(locator)
                 return self._kept[locator]
-        name, size = self.file_id(locator, _SUMS), packed_bytes(length, BLOCK_BYTES)
+        name, size = self.file_id(locator, SUMS), packed_bytes(length, BLOCK_BYTES)
 
         def fetch(server: Server) -> bytes:
             exchange = server.retrieve(name, 0, size)
@@ -361,10 +194,10 @@ class NgasBackend:
 
     def remove(self, locator: str, patient: bool = True) -> None:
         """Without patience, servers that were silent a moment ago are not asked."""
-        length = _parts(locator).length
+        length = parts(locator)[0]
         with self._guard:
             self._kept.pop(locator, None)
-        names = [self.file_id(locator), self.file_id(locator, _SUMS)]
+        names = [self.file_id(locator), self.file_id(locator, SUMS)]
         self._keep_promises()
         servers = [s for s in self.servers.all if patient or not (s.silent and s.failing())]
         self._remove(names[: (length > 0) + (length > BLOCK_BYTES)], servers)
@@ -418,8 +251,8 @@ class NgasBackend:
             return
         for row in (row for page in pages for row in page or ()):
             name = str(row.get("file_id"))
-            locator = name.removeprefix(self._prefix + "-").removesuffix(_EXTENSION).removesuffix(_SUMS)
-            if _LOCATOR.fullmatch(locator) and name in (self.file_id(locator), self.file_id(locator, _SUMS)):
+            locator = name.removeprefix(self._prefix + "-").removesuffix(EXTENSION).removesuffix(SUMS)
+            if LOCATOR.fullmatch(locator) and name in (self.file_id(locator), self.file_id(locator, SUMS)):
                 newest[locator] = max(newest.get(locator, 0), _time_ns(row.get("ingestion_date")))
         for locator, at_ns in newest.items():
             if at_ns < before_ns:

@@ -326,7 +326,7 @@ class ObjectsBackend:
             raise DataCorrupt(f"{locator[:80]!r} is not a locator")
         return locator
 
-    def create(self) -> _Writer:
+    def create(self, length: int = 0) -> _Writer:
         return _Writer(self)
 
     def upload(self, key: str) -> Any:
