@@ -8,9 +8,11 @@ together (``_judged``).  A range has only a start, and is answered with 200.
 import base64
 import html
 import json
+import os
 import re
 import select
 import socket
+import struct
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -66,7 +68,7 @@ class Refused(InternalFault):
 
 
 class Exchange:
-    """One request and its answer, on a connection of their own.  Raises OSError and TimeoutError."""
+    """One request and its answer, on a connection of their own.  Raises OSError; TimeoutError or BlockingIOError if it is too slow."""
 
     def __init__(self, server: "Server") -> None:
         # Dependencies
@@ -77,6 +79,7 @@ class Exchange:
         self._rest = b""
         """What arrived behind the head."""
         self._sock = socket.create_connection((server.host, server.port), min(CONNECT_S, server.deadline_s))
+        self._sock.settimeout(None)
         self._sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._poll = select.poll()
         self._poll.register(self._sock, select.POLLIN)
@@ -87,10 +90,14 @@ class Exchange:
         self._end = time.monotonic() + self.server.deadline_s
 
     def _limit(self) -> None:
+        # The kernel keeps the time: Python's own timeouts make the socket non-blocking, and each MiB a dozen calls.
         left = self._end - time.monotonic()
         if left <= 0:
             raise TimeoutError
-        self._sock.settimeout(min(left, self.server.deadline_s / 2))
+        seconds, rest = divmod(min(left, self.server.deadline_s / 2), 1)
+        limit = struct.pack("ll", int(seconds), max(int(rest * 1e6), 1))
+        for option in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):
+            self._sock.setsockopt(socket.SOL_SOCKET, option, limit)
 
     def send(self, body: bytes | memoryview | IO[bytes], length: int) -> None:
         """Send bytes.  A server that refuses closes before it has read all: then its answer is there already."""
@@ -105,7 +112,9 @@ class Exchange:
                 if isinstance(body, bytes | memoryview):
                     self._sock.sendall(memoryview(body)[at : at + size])
                 else:
-                    self._sock.sendfile(body, at, size)
+                    while size:
+                        sent = os.sendfile(self._sock.fileno(), body.fileno(), at, size)
+                        at, size = at + sent, size - sent
         except (BrokenPipeError, ConnectionResetError):
             self.answer()
         return None
@@ -143,7 +152,7 @@ class Exchange:
             self._rest = self._rest[at:]
         while at < len(view):
             self._limit()
-            got = self._sock.recv_into(view[at:])
+            got = self._sock.recv_into(view[at:], 0, socket.MSG_WAITALL)
             if not got:
                 break
             at += got
@@ -212,7 +221,7 @@ class Server:
         # Without the cause: it tells nothing more, and may hold what was sent.
         try:
             yield
-        except TimeoutError:
+        except (TimeoutError, BlockingIOError):
             raise TimedOut(f"{self} does not answer") from None
         except OSError:
             raise ServiceUnavailable(f"no connection to {self}, or it breaks off") from None
