@@ -68,10 +68,11 @@ class StorageConfig:
     """``[storage]``: where bytes are kept."""
 
     directory: str = "storage"
-    """Directory of the blobs, relative to the configuration file."""
+    """Directory of the blobs, relative to the configuration file; with NGAS, of what waits to be sent there."""
     objects: str = ""
     """Keep blobs as objects of ``s3://BUCKET/PREFIX``, ``az://CONTAINER/PREFIX`` or ``gs://BUCKET/PREFIX``, not in
-    the directory.  The prefix is for one space: whatever looks like a blob there and is none of its blobs is removed."""
+    the directory, or as files of ``ngas://HOST:PORT,HOST:PORT/PREFIX``.  The prefix is for one space: whatever looks like
+    a blob there and is none of its blobs is removed."""
     endpoint: str = ""
     """URL of the object service, if it is not the cloud's own; default: ``AWS_ENDPOINT_URL``."""
     endpoint_ca: str = ""
@@ -80,7 +81,7 @@ class StorageConfig:
     """Region of an S3 bucket; default: ``AWS_REGION``, or us-east-1."""
     credentials_file: str = ""
     """File of lines ``NAME = value`` with the object service's key, named as in the environment
-    (``AWS_ACCESS_KEY_ID``, ``AWS_SECRET_ACCESS_KEY``); default: the environment."""
+    (``AWS_ACCESS_KEY_ID``, ``AWS_SECRET_ACCESS_KEY``; ``NGAS_USER``, ``NGAS_PASSWORD``); default: the environment."""
     url: str = ""
     """Public URL of the storage role, if it is another process; default: this one's."""
 
