@@ -24,7 +24,8 @@ from pathlib import Path
 from typing import IO
 from urllib.parse import urlsplit
 
-from vosfs.backends.ngams import DEADLINE_S, Exchange, Server, Servers
+from vosfs.backends.failover import Servers
+from vosfs.backends.ngams import DEADLINE_S, Exchange, Server
 from vosfs.backends.ngasblobs import BLOCK_BYTES, LOCATOR, SUMS, Reader, Writer, parts
 from vosfs.backends.sums import blocks, checked, packed_bytes
 from vosfs.config import StorageConfig, credentials

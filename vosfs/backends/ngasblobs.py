@@ -9,7 +9,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import IO, Protocol
 
-from vosfs.backends.ngams import ATTEMPTS_MAX, Elsewhere, Exchange, Missing, Refused, Server, Servers
+from vosfs.backends.failover import ATTEMPTS_MAX, Servers
+from vosfs.backends.ngams import Elsewhere, Exchange, Missing, Refused, Server
 from vosfs.backends.sums import Damaged, Sums, blocks, verify
 from vosfs.errors import DataCorrupt, InternalFault, ServiceUnavailable, StorageFull, TimedOut, TooLarge, VOSpaceError
 from vosfs.metadata.node import Blob
