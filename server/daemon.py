@@ -222,7 +222,8 @@ def _where(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dsn", default="", help="with --dev: a PostgreSQL database instead of SQLite")
     parser.add_argument(
         "--objects", metavar="URL", default="",
-        help="with --dev: keep blobs as objects of s3://BUCKET/PREFIX (or az://, gs://); the environment has the key",
+        help="with --dev: keep blobs as objects of s3://BUCKET/PREFIX (or az://, gs://), the environment has the key; or as files "
+        "of ngas://HOST:PORT,HOST:PORT/PREFIX",
     )  # fmt: skip
     parser.add_argument("--objects-endpoint", metavar="URL", default="", help="with --objects: where the service is")
 

@@ -473,7 +473,7 @@ def laid_out(extents: list[Extent], blob: Blob) -> list[Extent]:
 
 def joined(backend: Backend, extents: list[Extent], durable: bool = True) -> Blob:
     """One blob of all the bytes that extents hold."""
-    writer = backend.create()
+    writer = backend.create(sum(e.stop - e.start for e in extents))
     try:
         for data in pieces(backend, extents):
             writer.write(data)

@@ -68,10 +68,11 @@ class StorageConfig:
     """``[storage]``: where bytes are kept."""
 
     directory: str = "storage"
-    """Directory of the blobs, relative to the configuration file."""
+    """Directory of the blobs, relative to the configuration file; with NGAS, of what waits to be sent there."""
     objects: str = ""
     """Keep blobs as objects of ``s3://BUCKET/PREFIX``, ``az://CONTAINER/PREFIX`` or ``gs://BUCKET/PREFIX``, not in
-    the directory.  The prefix is for one space: whatever looks like a blob there and is none of its blobs is removed."""
+    the directory, or as files of ``ngas://HOST:PORT,HOST:PORT/PREFIX``.  The prefix is for one space: whatever looks like
+    a blob there and is none of its blobs is removed."""
     endpoint: str = ""
     """URL of the object service, if it is not the cloud's own; default: ``AWS_ENDPOINT_URL``."""
     endpoint_ca: str = ""
@@ -80,7 +81,7 @@ class StorageConfig:
     """Region of an S3 bucket; default: ``AWS_REGION``, or us-east-1."""
     credentials_file: str = ""
     """File of lines ``NAME = value`` with the object service's key, named as in the environment
-    (``AWS_ACCESS_KEY_ID``, ``AWS_SECRET_ACCESS_KEY``); default: the environment."""
+    (``AWS_ACCESS_KEY_ID``, ``AWS_SECRET_ACCESS_KEY``; ``NGAS_USER``, ``NGAS_PASSWORD``); default: the environment."""
     url: str = ""
     """Public URL of the storage role, if it is another process; default: this one's."""
 
@@ -166,3 +167,21 @@ def load(path: Path) -> Config:
             raise QuietError(f"{path}: no table [{name}]; there are: {', '.join(tables)}")
         made[name] = _table(tables[name], name, table)
     return check(Config(**made, base=path.resolve().parent))
+
+
+def credentials(file: Path) -> dict[str, str]:
+    """``[storage] credentials_file``: lines ``NAME = value``, the names in small letters; comments begin with ``#``."""
+    try:
+        lines = file.read_text().splitlines()
+    except (OSError, UnicodeDecodeError) as exc:
+        raise QuietError(f"[storage] credentials_file: {file}: {getattr(exc, 'strerror', 'not a text')}") from None
+    found = {}
+    for number, line in enumerate(lines, 1):
+        name, equals, value = line.partition("=")
+        if not line.strip() or line.lstrip().startswith("#"):
+            continue
+        if not equals:
+            # Not the line itself: it may be a secret.
+            raise QuietError(f"[storage] credentials_file: {file}: line {number} is not like NAME = value")
+        found[name.strip().lower()] = value.strip().strip("'\"")
+    return found

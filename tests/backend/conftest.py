@@ -8,7 +8,8 @@ from types import ModuleType
 
 import pytest
 
-from tests.services import azurite, rgw
+from tests.services import azurite, ngas, rgw
+from vosfs.backends import ngas as driver
 from vosfs.backends.backend import Backend
 from vosfs.backends.memory import MemoryBackend
 from vosfs.backends.objects import DEADLINE_S, ObjectsBackend, connect
@@ -47,6 +48,30 @@ def on_azure(azure: azurite.Azure, tmp_path: Path) -> ObjectsBackend:
     return connect(StorageConfig(objects=url, endpoint=azure.endpoint, credentials_file=str(file)), tmp_path)
 
 
+@pytest.fixture
+def cluster(tmp_path: Path) -> Iterator[list[ngas.Ngas]]:
+    """Two NGAS servers that share a database."""
+    with ngas.running(tmp_path, {}, {}) as servers:
+        yield servers
+
+
+@pytest.fixture
+def open_ngas(tmp_path: Path) -> Callable[..., driver.NgasBackend]:
+    """Opens a backend on servers, by their addresses, each time with the same blobs."""
+
+    def open_it(*addresses: str, deadline_s: float = DEADLINE_S, prefix: str = "test") -> driver.NgasBackend:
+        url = f"ngas://{','.join(addresses)}/{prefix}"
+        return driver.connect(StorageConfig(objects=url, directory="spool"), tmp_path, deadline_s)
+
+    return open_it
+
+
+@pytest.fixture
+def on_ngas(cluster: list[ngas.Ngas], open_ngas: Callable[..., driver.NgasBackend]) -> driver.NgasBackend:
+    """An empty archive of the cluster."""
+    return open_ngas(*(server.address for server in cluster))
+
+
 @pytest.fixture(scope="session")
 def documented() -> ModuleType:
     """The example of docs/storage-backends.rst, as a module."""
@@ -63,7 +88,7 @@ def example() -> str:
     return text
 
 
-@pytest.fixture(params=["memory", "posix", "s3", "azure", "documented"])
+@pytest.fixture(params=["memory", "posix", "s3", "azure", "ngas", "documented"])
 def backend(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Backend]:
     """An empty backend of each kind."""
     if request.param == "memory":

@@ -192,9 +192,13 @@ def test_an_open_blob_stays_readable(backend: Backend) -> None:
 
 
 def test_a_missing_blob_is_corrupt_data(backend: Backend) -> None:
-    with pytest.raises(DataCorrupt):
-        backend.open(NEVER_ISSUED)
-    backend.remove(NEVER_ISSUED)
+    issued = put(backend, b"abc").locator
+    never_issued = ("1" if issued[0] == "0" else "0") + issued[1:]
+    for start, stop in ((0, 0), (0, 3)):
+        with pytest.raises(DataCorrupt):
+            backend.open(never_issued, start, stop)
+    backend.remove(never_issued)
+    assert get(backend, issued) == b"abc"
 
 
 def test_locators_by_age(backend: Backend) -> None:

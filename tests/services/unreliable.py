@@ -18,8 +18,8 @@ class Fault:
 
     ``refused``: they are answered with ``at`` (a status).  ``silent``: no answer ever comes.  ``cut``: the answer's body
     breaks off at byte ``at``; ``wrong``: it has one bit turned there.  ``cut upload`` and ``wrong upload``: the same for the
-    request's.  ``lost``: it is done, and the connection closed instead of an answer.  ``failed``: it is done, and answered
-    with 500.  ``twice``: it is done twice, and answered with what the second gave.
+    request's.  ``lost``: it is done, and the connection closed instead of an answer.  ``held``: it is done, and no answer ever
+    comes.  ``failed``: it is done, and answered with 500.  ``twice``: it is done twice, and answered with what the second gave.
     """
 
     how: str
@@ -99,7 +99,9 @@ class _Handler(BaseHTTPRequestHandler):
         status, headers, answer = self._pass_on(body)
         if fault.how == "twice":
             status, headers, answer = self._pass_on(body)
-        if fault.how == "lost":
+        if fault.how == "held":
+            self.network.over.wait(HOP_S)
+        if fault.how in ("lost", "held"):
             return self._break_off()
         if fault.how == "failed":
             return self._answer(500, [], b"<Error><Code>InternalError</Code></Error>")

@@ -15,11 +15,11 @@ LAYERS = [
     {"vosfs.uri", "vosfs.config", "vosfs.wire", "vosfs.metadata", "vosfs.backends", "vosfs.cache"},
     {"vosfs.client", "vosfs.metadata.node", "vosfs.metadata.job", "vosfs.cache.ranges", "vosfs.cache.readahead", "vosfs.cache.scratch", "vosfs.cache.journal"},
     {"vosfs.metadata.content", "vosfs.metadata.xattr", "vosfs.metadata.xml", "vosfs.metadata.store", "vosfs.backends.backend"},
-    {"vosfs.metadata.messages", "vosfs.metadata.sql", "vosfs.metadata.libpq", "vosfs.backends.memory", "vosfs.backends.posix", "vosfs.backends.uploads", "vosfs.cache.kept"},
-    {"vosfs.metadata.sqljobs", "vosfs.metadata.subtree", "vosfs.metadata.behind"},
-    {"vosfs.metadata.memory", "vosfs.metadata.sqlstore", "vosfs.metadata.gateway", "vosfs.session", "vosfs.backends.blobs", "vosfs.backends.objects"},
-    {"vosfs.metadata.sqlite", "vosfs.metadata.cached", "vosfs.metadata.vospace", "vosfs.cache.blocks"},
-    {"vosfs.metadata.postgres", "vosfs.metadata.ahead", "vosfs.backends.transfer", "vosfs.cache.file"},
+    {"vosfs.metadata.messages", "vosfs.metadata.sql", "vosfs.metadata.libpq", "vosfs.backends.memory", "vosfs.backends.posix", "vosfs.backends.uploads", "vosfs.backends.sums", "vosfs.cache.kept"},
+    {"vosfs.metadata.sqljobs", "vosfs.metadata.subtree", "vosfs.metadata.behind", "vosfs.backends.ngams"},
+    {"vosfs.metadata.memory", "vosfs.metadata.sqlstore", "vosfs.metadata.gateway", "vosfs.session", "vosfs.backends.blobs", "vosfs.backends.objects", "vosfs.backends.failover"},
+    {"vosfs.metadata.sqlite", "vosfs.metadata.cached", "vosfs.metadata.vospace", "vosfs.cache.blocks", "vosfs.backends.ngasblobs"},
+    {"vosfs.metadata.postgres", "vosfs.metadata.ahead", "vosfs.backends.transfer", "vosfs.cache.file", "vosfs.backends.ngas"},
     {"vosfs.filesystem"},
     {"vosfs.fuse"},
     {"vosfs.mount"},
@@ -41,7 +41,8 @@ DOORS = {
 PORTS = {"vosfs.metadata.store", "vosfs.backends.backend"}
 ADAPTERS = {
     "vosfs.metadata.sqlite", "vosfs.metadata.postgres", "vosfs.metadata.memory", "vosfs.backends.posix",
-    "vosfs.backends.memory", "vosfs.backends.objects", "vosfs.backends.uploads", "vosfs.backends.transfer",
+    "vosfs.backends.memory", "vosfs.backends.objects", "vosfs.backends.uploads", "vosfs.backends.ngas",
+    "vosfs.backends.ngasblobs", "vosfs.backends.failover", "vosfs.backends.ngams", "vosfs.backends.transfer",
     "vosfs.metadata.vospace",
 }  # fmt: skip
 COMPOSITION = {"vosfs.mount", "server.daemon", "server.importer"}
@@ -49,9 +50,12 @@ KIN = {
     "vosfs.metadata.postgres": {"vosfs.metadata.sqlite"},
     "vosfs.backends.transfer": {"vosfs.metadata.vospace"},
     "vosfs.backends.objects": {"vosfs.backends.uploads"},
+    "vosfs.backends.ngas": {"vosfs.backends.ngasblobs", "vosfs.backends.failover", "vosfs.backends.ngams"},
+    "vosfs.backends.ngasblobs": {"vosfs.backends.failover", "vosfs.backends.ngams"},
+    "vosfs.backends.failover": {"vosfs.backends.ngams"},
 }
 """Adapters that lean on one another: PostgreSQL renders statements as SQLite does; transfers go by the tree's paths; of
-S3 there is one request that the library does not make."""
+S3 there is one request that the library does not make; NGAS is a protocol, servers, blobs, and their backend."""
 
 
 def name_of(path: Path) -> str:

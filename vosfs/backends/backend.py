@@ -79,8 +79,8 @@ class Backend(Protocol):
         first one's name is kept: each would collect the other's.
         """
 
-    def create(self) -> BlobWriter:
-        """Start a blob."""
+    def create(self, length: int = 0) -> BlobWriter:
+        """Start a blob, of just this length if it is known: some storage must be told first, and spools if it is not."""
 
     def open(self, locator: str, start: int = 0, stop: int = 0) -> BlobReader:
         """Open a blob.  DataCorrupt if it is not there: a node says that it must be.

@@ -91,7 +91,7 @@ class LocalBlobs:
 
     async def store(self, segments: list[Segment]) -> Stored:
         def write() -> Stored:
-            writer = self._backend.create()
+            writer = self._backend.create(sum(stop - start for _, start, stop in segments))
             try:
                 for fd, start, stop in segments:
                     while start < stop:

@@ -59,7 +59,7 @@ class MemoryBackend:
     def check(self, space: str) -> None:
         pass
 
-    def create(self) -> _Writer:
+    def create(self, length: int = 0) -> _Writer:
         return _Writer(self._blobs)
 
     def open(self, locator: str, start: int = 0, stop: int = 0) -> _Reader:

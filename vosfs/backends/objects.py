@@ -15,10 +15,8 @@ import logging
 import os
 import re
 import secrets
-import struct
 import threading
 import time
-import zlib
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator
 from datetime import timedelta
@@ -30,8 +28,9 @@ import obstore
 from obstore.exceptions import AlreadyExistsError, BaseError, UnknownConfigurationKeyError
 from obstore.store import from_url
 
+from vosfs.backends.sums import Damaged, Sums, blocks, checked, verify
 from vosfs.backends.uploads import Key, Uploads
-from vosfs.config import StorageConfig
+from vosfs.config import StorageConfig, credentials
 from vosfs.errors import (
     DataCorrupt,
     DuplicateNode,
@@ -75,10 +74,6 @@ _DAMAGED = ("XAmzContentSHA256Mismatch", "BadDigest", "InvalidDigest", "Incomple
 _FULL = ("QuotaExceeded", "InsufficientCapacity", "XMinioStorageFull", "AccountQuotaExceeded")
 
 
-class _Damaged(Exception):
-    """What came back is not what was written; it may come back right when it is asked for again."""
-
-
 def _said(exc: Exception) -> tuple[int, str]:
     """The HTTP status and the service's own code for a failure; 0 and nothing if there was no answer."""
     text = str(exc)
@@ -91,7 +86,7 @@ def _failure(exc: Exception, what: str) -> VOSpaceError:
 
     Its own text tells everything that was sent, which may be a signed URL: only status and code are taken over.
     """
-    if isinstance(exc, _Damaged):
+    if isinstance(exc, Damaged):
         return DataCorrupt(str(exc))
     status, code = _said(exc)
     if code in _FULL or status == 507:
@@ -122,46 +117,8 @@ def _passing(exc: Exception, ours: VOSpaceError) -> bool:
 def _translated(what: str) -> Iterator[None]:
     try:
         yield
-    except (*_FOREIGN, _Damaged) as exc:
+    except (*_FOREIGN, Damaged) as exc:
         raise _failure(exc, what) from None
-
-
-# -- sums ------------------------------------------------------------------------------------------------------------
-
-
-class _Sums:
-    """CRC-32s of the blocks of what is written, and of all of it."""
-
-    def __init__(self) -> None:
-        self.length = 0
-        self.crc32 = 0
-        self._table = bytearray()
-        self._open = 0
-
-    def add(self, view: memoryview) -> None:
-        self.crc32 = zlib.crc32(view, self.crc32)
-        while view:
-            part = view[: BLOCK_BYTES - self.length % BLOCK_BYTES]
-            self._open = zlib.crc32(part, self._open)
-            self.length += len(part)
-            if self.length % BLOCK_BYTES == 0:
-                self._table += struct.pack("<I", self._open)
-                self._open = 0
-            view = view[len(part) :]
-
-    def packed(self) -> bytes:
-        """The table, with a sum of its own."""
-        last = struct.pack("<I", self._open) if self.length % BLOCK_BYTES else b""
-        table = bytes(self._table) + last
-        return table + struct.pack("<I", zlib.crc32(table))
-
-
-def _checked(packed: bytes, length: int, what: str) -> bytes:
-    """The packed sums of a blob of ``length`` bytes, if that is what they are."""
-    table = packed[:-4]
-    if len(table) != 4 * -(-length // BLOCK_BYTES) or packed[-4:] != struct.pack("<I", zlib.crc32(table)):
-        raise _Damaged(f"{what}: its checksums do not belong to {length} bytes")
-    return packed
 
 
 # -- writing ---------------------------------------------------------------------------------------------------------
@@ -173,7 +130,7 @@ class _Writer:
         self._backend = backend
         # Mutable state
         self._locator = secrets.token_hex(16)
-        self._sums = _Sums()
+        self._sums = Sums(BLOCK_BYTES)
         self._pieces: list[bytes] = []
         """All of a short blob; INVARIANT: at most PART_BYTES together."""
         self._upload: Any = None
@@ -267,7 +224,7 @@ class _Reader:
     def stream(self, start: int, stop: int) -> Iterator[bytes]:
         if stop > self.length:
             raise DataCorrupt(f"blob {self._locator} ends at {self.length}, not {stop}")
-        at, end = _blocks(start, stop, self.length)
+        at, end = blocks(start, stop, self.length, BLOCK_BYTES)
         failures = 0
         while start < stop and at < end:
             try:
@@ -276,11 +233,11 @@ class _Reader:
                     at += len(data)
                     failures = 0
                     yield piece
-            except (*_FOREIGN, _Damaged) as exc:
+            except (*_FOREIGN, Damaged) as exc:
                 failures += 1
                 ours = _failure(exc, f"blob {self._locator}")
                 # The library has asked a silent service again by itself.
-                again = isinstance(exc, _Damaged) or (_passing(exc, ours) and not isinstance(ours, TimedOut))
+                again = isinstance(exc, Damaged) or (_passing(exc, ours) and not isinstance(ours, TimedOut))
                 if failures == ATTEMPTS_MAX or not again:
                     raise ours from None
                 log.info("blob %s is read again from %d: %s", self._locator, at, ours)
@@ -294,25 +251,16 @@ class _Reader:
         for chunk in got.stream(min_chunk_size=BLOCK_BYTES):
             data = rest + chunk if rest else bytes(chunk)
             whole = len(data) if at + len(data) == end else len(data) - len(data) % BLOCK_BYTES
-            view = memoryview(data)
-            for low in range(0, whole, BLOCK_BYTES):
-                block = view[low : min(low + BLOCK_BYTES, whole)]
-                if zlib.crc32(block) != struct.unpack_from("<I", self._sums, 4 * ((at + low) // BLOCK_BYTES))[0]:
-                    raise _Damaged(f"blob {self._locator}: the block at {at + low} is not what was written")
+            verify(memoryview(data)[:whole], at, self._sums, BLOCK_BYTES, f"blob {self._locator}")
             if whole:
                 yield data[:whole]
             at += whole
             rest = data[whole:]
         if at != end:
-            raise _Damaged(f"blob {self._locator}: {end - at} bytes of {end} are not there")
+            raise Damaged(f"blob {self._locator}: {end - at} bytes of {end} are not there")
 
     def close(self) -> None:
         self._got = None
-
-
-def _blocks(start: int, stop: int, length: int) -> tuple[int, int]:
-    """The range of whole blocks around a range; the last block of a blob may be short."""
-    return start - start % BLOCK_BYTES, min(-(-stop // BLOCK_BYTES) * BLOCK_BYTES, length)
 
 
 # -- the backend -----------------------------------------------------------------------------------------------------
@@ -378,7 +326,7 @@ class ObjectsBackend:
             raise DataCorrupt(f"{locator[:80]!r} is not a locator")
         return locator
 
-    def create(self) -> _Writer:
+    def create(self, length: int = 0) -> _Writer:
         return _Writer(self)
 
     def upload(self, key: str) -> Any:
@@ -424,7 +372,7 @@ class ObjectsBackend:
                 got = self._first(key, start, stop)
                 try:
                     return _Reader(self, locator, got, self._sums_of(locator, got))
-                except _Damaged:
+                except Damaged:
                     if attempt == ATTEMPTS_MAX:
                         raise
         raise AssertionError("unreachable")
@@ -443,16 +391,18 @@ class ObjectsBackend:
         length, what = got.meta["size"], f"blob {locator}"
         if not locator.endswith("m"):
             try:
-                return _checked(base64.b64decode(got.attributes.get("sums", ""), validate=True), length, what)
+                return checked(
+                    base64.b64decode(got.attributes.get("sums", ""), validate=True), length, BLOCK_BYTES, what
+                )
             except ValueError:
-                raise _Damaged(f"{what}: its checksums are not readable") from None
+                raise Damaged(f"{what}: its checksums are not readable") from None
         with self._guard:
             packed = self._kept.get(locator)
             if packed is not None:
                 self._kept.move_to_end(locator)
         if packed is None:
             packed = bytes(obstore.get(self._store, locator + ".sums").bytes())
-        _checked(packed, length, what)
+        checked(packed, length, BLOCK_BYTES, what)
         with self._guard:
             self._kept[locator] = packed
             if len(self._kept) > SUMS_KEPT:
@@ -515,7 +465,7 @@ def connect(storage: StorageConfig, base: Path, deadline_s: float = DEADLINE_S) 
     url = urlsplit(storage.objects)
     if url.scheme not in SCHEMES or not url.netloc or url.query or "@" in url.netloc:
         raise QuietError(f"[storage] objects: {storage.objects!r} is not like s3://BUCKET/PREFIX (or az://, gs://)")
-    settings = _credentials(base / storage.credentials_file) if storage.credentials_file else {}
+    settings = credentials(base / storage.credentials_file) if storage.credentials_file else {}
     known = os.environ | {name.upper(): value for name, value in settings.items()}
     endpoint = storage.endpoint or known.get("AWS_ENDPOINT_URL", "") if url.scheme == "s3" else storage.endpoint
     region = storage.region or known.get("AWS_REGION") or known.get("AWS_DEFAULT_REGION") or "us-east-1"
@@ -558,21 +508,3 @@ def _authority(file: Path) -> bytes:
         return file.read_bytes()
     except OSError as exc:
         raise QuietError(f"[storage] endpoint_ca: {file}: {exc.strerror}") from None
-
-
-def _credentials(file: Path) -> dict[str, str]:
-    """Lines ``NAME = value``, with the names that the services' own tools know from the environment."""
-    try:
-        lines = file.read_text().splitlines()
-    except (OSError, UnicodeDecodeError) as exc:
-        raise QuietError(f"[storage] credentials_file: {file}: {getattr(exc, 'strerror', 'not a text')}") from None
-    found = {}
-    for number, line in enumerate(lines, 1):
-        name, equals, value = line.partition("=")
-        if not line.strip() or line.lstrip().startswith("#"):
-            continue
-        if not equals:
-            # Not the line itself: it may be a secret.
-            raise QuietError(f"[storage] credentials_file: {file}: line {number} is not like NAME = value")
-        found[name.strip().lower()] = value.strip().strip("'\"")
-    return found

@@ -146,7 +146,7 @@ class PosixBackend:
     def check(self, space: str) -> None:
         """Its directories are there by now."""
 
-    def create(self) -> _Writer:
+    def create(self, length: int = 0) -> _Writer:
         return _Writer(self)
 
     def register(self, file: Path) -> Blob:
