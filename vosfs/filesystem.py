@@ -505,6 +505,10 @@ class FileSystem:
         self._directories[number] = DirectoryHandle(id, self.tree.epoch)
         return number
 
+    def directory(self, number: int) -> int:
+        """The node of an open directory."""
+        return self._directories[number].id
+
     def release_directory(self, number: int) -> None:
         """closedir(3)."""
         self._directories.pop(number, None)

@@ -43,6 +43,10 @@ log = logging.getLogger(__name__)
 TASKS_MAX = 64
 """Requests in hand at once: at 10 ms a request, 64 give 2 900 random reads/s and 10 give 1 050."""
 STATUS_XATTR = "user.vosfs.status"
+DOTS = 2
+"""Entries of a listing that are no nodes: "." and ".."."""
+UNKNOWN_INODE = 0xFFFFFFFF
+"""Number of ".." in a listing: a node does not know what it lies in, and 0 would be skipped (readdir(3))."""
 BLOCK_SIZE = 512
 QUIET = frozenset((
     errno.ENOENT, errno.ENODATA, errno.EEXIST, errno.ENOTEMPTY, errno.EOPNOTSUPP, errno.ENAMETOOLONG,
@@ -135,6 +139,15 @@ class Operations(pyfuse3.Operations):
         entry = pyfuse3.EntryAttributes()
         entry.st_ino = 0
         entry.entry_timeout = self._fs.tree.ttl_s if self._fs.tree.live else 0
+        return entry
+
+    @staticmethod
+    def _dot(inode: int) -> pyfuse3.EntryAttributes:
+        """A listing's own directory, or the one above: of these the kernel takes number and type."""
+        entry = pyfuse3.EntryAttributes()
+        entry.st_ino = inode
+        entry.st_mode = stat.S_IFDIR
+        entry.entry_timeout = entry.attr_timeout = 0
         return entry
 
     # -- names -----------------------------------------------------------------------------------------------------
@@ -261,8 +274,11 @@ class Operations(pyfuse3.Operations):
 
     @answers
     async def readdir(self, fh: int, start: int, token: Any) -> None:
-        at = start
-        while entries := await self._fs.entries(fh, at):
+        for at, (name, inode) in enumerate(((b".", self._fs.directory(fh)), (b"..", UNKNOWN_INODE))):
+            if start <= at and not pyfuse3.readdir_reply(token, name, self._dot(inode), at + 1):
+                return
+        at = max(start, DOTS)
+        while entries := await self._fs.entries(fh, at - DOTS):
             for name, node, current in entries:
                 at += 1
                 entry = self._entry(node)

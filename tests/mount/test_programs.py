@@ -295,6 +295,14 @@ def test_a_long_directory(mount: Path) -> None:
     assert os.listdir(mount) == []
 
 
+def test_a_listing_has_dot_and_dot_dot(mount: Path) -> None:
+    (mount / "d").mkdir()
+    (mount / "d/.hidden").touch()
+    assert sh("ls -f d", mount).split() == [".", "..", ".hidden"] == sh("ls -a d", mount).split()
+    inode = os.stat(mount / "d").st_ino
+    assert sh("ls -fi d", mount).split()[:2] == [str(inode), "."]
+
+
 def test_checksums_agree_with_the_service(daemon: Daemon, mount: Path) -> None:
     data = os.urandom(50_000)
     (mount / "sum").write_bytes(data)

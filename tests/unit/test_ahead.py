@@ -311,8 +311,12 @@ async def test_an_answer_undoes_nothing_that_happened_since(rig: Rig, kind: type
     assert (seen.mode, seen.nlink, seen.version) == (there.mode, there.nlink, there.version)
 
 
-async def test_a_save_whose_answer_was_lost_is_no_one_elses(rig: Rig) -> None:
-    """fsync(2) fails as often as the network does; tried again it saves, also what was written since."""
+@pytest.mark.parametrize("joined", [False, True])
+async def test_a_save_whose_answer_was_lost_is_no_one_elses(rig: Rig, joined: bool) -> None:
+    """fsync(2) fails as often as the network does; tried again it saves, also what was written since.
+
+    ``joined``: the service made one blob of many pieces, which is a version more of the same bytes.
+    """
     data = b"new bytes"
     id = await rig.file(b"f", b"old")
     handle, _ = await rig.fs.open(id, OPEN_RW)
@@ -321,6 +325,9 @@ async def test_a_save_whose_answer_was_lost_is_no_one_elses(rig: Rig) -> None:
     for _ in range(2):
         with pytest.raises(ServiceUnavailable):
             await rig.fs.sync(handle)
+    if joined:
+        node = (await rig.store.open(id)).node
+        await rig.store.commit(id, node.version, node.length, [], [], node.mtime_ns)
     await rig.fs.write(handle, len(data), b"er")
     rig.line.lost.clear()
     await rig.fs.sync(handle)

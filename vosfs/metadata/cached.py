@@ -136,7 +136,7 @@ class CachedTree:
         if names is None or names.expires < self._now():
             self._drop_names(id)
             names = self._names[id] = _Names(complete, time.monotonic() + self.ttl_s)
-            while len(self._names) > CONTAINERS_MAX or (self._count > NAMES_MAX and len(self._names) > 1):
+            while len(self._names) > CONTAINERS_MAX:
                 self._drop_names(next(iter(self._names)))
         return names
 
@@ -146,6 +146,9 @@ class CachedTree:
             self._count -= len(names.ids)
 
     def _set_name(self, parent: int, name: bytes, id: int) -> None:
+        while self._count >= NAMES_MAX:
+            # Its own, if one container has more: a directory of 10**6 entries would hold 150 MiB.
+            self._drop_names(next(iter(self._names)))
         names = self._container(parent)
         if name not in names.ids:
             self._count += 1

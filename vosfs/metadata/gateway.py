@@ -57,8 +57,9 @@ class GatewayTree:
         # Mutable state
         self._looked_up = -ALONE_S
         """When something was last looked up."""
-        self._in_doubt: dict[int, set[int]] = {}
-        """Of nodes, the versions that saves would have made whose answers did not come: who tries again knows them."""
+        self._in_doubt: dict[int, dict[int, int | None]] = {}
+        """Of nodes, the versions that saves would have made whose answers did not come, and their mtime: who tries again
+        knows them."""
         self.behind = WriteBehind(self._send, _DECODERS, client.deadline_s)
 
     async def _call(self, request: m.Ordered) -> Any:
@@ -140,13 +141,15 @@ class GatewayTree:
                 done: Content = await self._call(request)
             except Stale:
                 # Perhaps an answer was lost: then what is there is of this mount, and the changes are made once more on top.
-                base = (await self.open(id)).node.version
-                if base not in self._in_doubt.get(id, ()):
+                node, mine = (await self.open(id)).node, self._in_doubt.get(id, {})
+                # One more, if the service made one blob of many pieces then (``server/gateway.py: compact``).
+                if node.version not in mine and mine.get(node.version - 1) != node.mtime_ns:
                     raise
-                request.base_version, request.version = base, prepared_version(base, self.behind.now_ns())
+                request.base_version = node.version
+                request.version = prepared_version(node.version, self.behind.now_ns())
                 done = await self._call(request)
         except (ServiceUnavailable, TimedOut):
-            self._in_doubt.setdefault(id, set()).add(request.version)
+            self._in_doubt.setdefault(id, {})[request.version] = mtime_ns
             if len(self._in_doubt) > IN_DOUBT_MAX:
                 del self._in_doubt[next(iter(self._in_doubt))]
             raise
