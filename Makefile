@@ -8,7 +8,7 @@ AZURITE := $(VENV)/azurite
 CEPH := ceph-mon ceph-osd radosgw ceph-base ceph-common
 DEBIAN := fuse3 libfuse3-dev pkg-config postgresql gcc libc6-dev python3-dev python3-venv
 
-.PHONY: help init demo test object-stores conformance check format bench bench-quick bench-peers bench-daemon soak posix fuzz run docs clean debian
+.PHONY: help init demo test object-stores conformance check format bench bench-quick bench-peers bench-daemon soak posix fsx fuzz run docs clean debian
 
 help:  ## list these targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -68,6 +68,9 @@ soak: $(STAMP)  ## the long checks: a big tree, 4 GiB, 100 000 entries (an hour 
 
 posix: $(STAMP)  ## pjdfstest on a mount, as root (five minutes): make posix PJDFSTEST=its directory, built
 	$(BIN)/python scripts/posix.py $(PJDFSTEST)
+
+fsx: $(STAMP)  ## a million random operations beside a local file system, in each of four settings (an hour or two)
+	for setting in cold small cut trees; do $(BIN)/python scripts/fsx.py --setting $$setting || exit 1; done
 
 fuzz: $(STAMP)  ## 100 000 hostile requests to a daemon with a secret (about ten minutes)
 	$(BIN)/python scripts/fuzz.py

@@ -255,13 +255,21 @@ def _compare(point: Path, local: Path) -> int:
     there, here = view(point), view(local)
     wrong = sorted(path for path in there.keys() | here.keys() if there.get(path) != here.get(path))
     if wrong:
-        lines = [f"  {path[:80]!r}: {str(there.get(path))[:200]} instead of {str(here.get(path))[:200]}" for path in wrong]
+        lines = [
+            f"  {path[:80]!r}: {str(there.get(path))[:200]} instead of {str(here.get(path))[:200]}" for path in wrong
+        ]
         raise Differs("\n".join([f"{len(wrong)} of {len(here)} nodes differ", *lines[:20]]))
     return len(here)
 
 
-def exercise_trees(point: Path, local: Path, count: int, processes: int, seed: int, remount: Callable[[], None]) -> str:
-    """``count`` calls in all; what to say when nothing differs.  Differs."""
+def exercise_trees(
+    point: Path, local: Path, count: int, processes: int, seed: int, remount: Callable[[], None],
+    spoil: Callable[[Path], None] | None,
+) -> str:  # fmt: skip
+    """``count`` calls in all; what to say when nothing differs.  Differs.
+
+    ``spoil`` changes the local tree in secret, which must be found.
+    """
     os.umask(0o022)
     bases = [(point / f"p{number}", local / f"p{number}") for number in range(processes)]
     for base in (base for pair in bases for base in pair):
@@ -273,8 +281,12 @@ def exercise_trees(point: Path, local: Path, count: int, processes: int, seed: i
         if failure:
             raise Differs(f"process {number}: {failure}")
     outcomes: Counter[str] = sum((found for _, found in results), Counter())
+    if spoil is not None:
+        spoil(local)
     _compare(point, local)
     remount()
     nodes = _compare(point, local)
     told = ", ".join(f"{count} {name}" for name, count in outcomes.most_common())
-    return f"{sum(outcomes.values())} calls from {processes} processes: nothing differs, {nodes} nodes in the end; {told}"
+    return (
+        f"{sum(outcomes.values())} calls from {processes} processes: nothing differs, {nodes} nodes in the end; {told}"
+    )

@@ -30,13 +30,13 @@ import time
 import urllib.request
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
 from demo import BIN, start_daemon
-from fsstress import exercise_trees
+from fsstress import Differs, exercise_trees
 
 MIB = 1 << 20
 FILE_BYTES_MAX = 64 * MIB
@@ -82,10 +82,6 @@ SETTINGS = {
     "small": Setting(files=16, stretch=25_000, fill_bytes=1024 * MIB, options=("cache_size=64M",)),
     "cut": Setting(files=6, stretch=10_000, options=("deadline=5",), cut_every_s=5.0),
 }
-
-
-class Differs(Exception):
-    """The mount and the local file system do not agree; the message is for the user."""
 
 
 # -- where it runs -----------------------------------------------------------------------------------------------------
@@ -324,8 +320,8 @@ class Exerciser:
         for number in range(count):
             pair = self.rng.choice(self.pairs)
             operation = self.rng.choices(self._operations, self._weights)[0]
-            if spoil and number == count // 2:
-                self._spoil(pair)
+            if spoil and number == count - 1:
+                self._spoil()
             try:
                 operation(pair)
             except OSError as exc:
@@ -353,9 +349,9 @@ class Exerciser:
                 self._write_both(pair, at, self.rng.randbytes(min(STEP_BYTES, each - at)))
             self._close(pair)
 
-    def _spoil(self, pair: Pair) -> None:
-        byte = os.pread(pair.model, 1, 0) or b"\0"
-        os.pwrite(pair.model, bytes([byte[0] ^ 1]), 0)
+    def _spoil(self) -> None:
+        model = max(self.pairs, key=lambda pair: pair.size).model
+        os.pwrite(model, bytes([os.pread(model, 1, 0)[0] ^ 1]), 0)
 
     def _whole(self) -> None:
         """Compare everything: as it is open, after a remount, and as the service has it."""
@@ -656,12 +652,17 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--seed", type=int, default=None, help="repeat a run (default: a random one, which is printed)")
     parser.add_argument("--setting", choices=[*SETTINGS, "trees"], default="cold", help="default: %(default)s")
     parser.add_argument("--mib", type=int, default=None, help="of files before it begins (default: the setting's)")
+    parser.add_argument("--every", type=float, default=5.0, help="seconds between cuts (default %(default)s)")
     parser.add_argument("--processes", type=int, default=4, help="of --setting trees (default %(default)s)")
     parser.add_argument("--dir", type=Path, default=None, help="where to work; needs about 10 GiB")
     parser.add_argument("--local", action="store_true", help="no mount: exercise the local file system, to compare")
     parser.add_argument("--spoil", action="store_true", help="change a local file in secret: the run must find it")
     parser.add_argument("--quiet", action="store_true", help="no progress")
     return parser
+
+
+def _spoil_tree(local: Path) -> None:
+    (local / "p0").chmod(0o711)
 
 
 def _files(bed: Bed, directory: Path, setting: Setting, args: argparse.Namespace, seed: int) -> str:
@@ -691,14 +692,19 @@ def main() -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     setting = SETTINGS.get(args.setting, SETTINGS["plain"])
     if args.mib is not None:
-        setting = Setting(**{**vars(setting), "fill_bytes": args.mib * MIB})
+        setting = replace(setting, fill_bytes=args.mib * MIB)
+    if setting.cut_every_s:
+        setting = replace(setting, cut_every_s=args.every)
     directory = Path(tempfile.mkdtemp(prefix="vosfs-fsx-", dir=args.dir))
     began = time.monotonic()
     try:
         bed = Bed(directory, setting, random.Random(seed), args.local)
         try:
             if args.setting == "trees":
-                said = exercise_trees(bed.point, directory / "local", args.ops, args.processes, seed, bed.remount)
+                spoil = _spoil_tree if args.spoil else None
+                said = exercise_trees(
+                    bed.point, directory / "local", args.ops, args.processes, seed, bed.remount, spoil
+                )
             else:
                 said = _files(bed, directory, setting, args, seed)
         except Differs as exc:
