@@ -650,7 +650,14 @@ def test_what_others_keep_there_is_left_alone(server: Ngas, direct: NgasBackend,
     (node,) = direct.servers.all
     blob = put(direct, SHORT)
     mine = direct.file_id(blob.locator)
-    others = [mine.replace("-", "_"), mine.replace("-", "x"), "x" + mine, mine + ".bin", mine.replace(".bin", "ss.bin")]
+    others = [
+        mine.replace("-", "_"),
+        mine.replace("-", "x"),
+        "x" + mine,
+        mine.upper(),
+        mine + ".bin",
+        mine.replace(".bin", "ss.bin"),
+    ]
     for other in others:
         node.archive(other, b"mine", 4, zlib.crc32(b"mine"))
     open_ngas(server.address, prefix="test-more").check("another space")

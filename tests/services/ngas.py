@@ -104,10 +104,10 @@ class Archive:
         return sorted(found, key=lambda f: -f.version)
 
     def like(self, pattern: str) -> list[File]:
-        """As SQL has it, where ``_`` is any character and ``%`` any text."""
+        """As SQLite has it: ``_`` is any character, ``%`` any text, and capitals are small letters."""
         regex = "".join({"%": ".*", "_": "."}.get(c, re.escape(c)) for c in pattern)
         with self.guard:
-            return [f for f in self.files if re.fullmatch(regex, f.id, re.DOTALL)]
+            return [f for f in self.files if re.fullmatch(regex, f.id, re.DOTALL | re.IGNORECASE)]
 
     def put(self, file: File) -> None:
         """Add a row, instead of one with the same key."""
