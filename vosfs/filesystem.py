@@ -258,7 +258,8 @@ class FileSystem:
         self._writable()
         if length is not None:
             await self._truncate(id, length, change)
-        owned = (change.uid, change.gid) != (None, None)
+        # Nothing at all: only chown(2) of neither owner nor group comes so, and it clears the bits as well.
+        owned = (change.uid, change.gid) != (None, None) or (length is None and change == Attributes())
         if change.mode is None and (owned or (length is not None and not privileged)):
             node = await self.attributes(id)
             if node.kind != CONTAINER and node.mode & SET_ID:

@@ -352,3 +352,12 @@ def test_a_listing_does_not_bring_back_what_was(mount: Path) -> None:
         assert [os.stat(mount / name).st_size for name in ("n190", "n191", "moved")] == [3, 4, 0]
         assert not (mount / "n192").exists()
     assert [(mount / name).read_bytes() for name in ("n190", "n191")] == [b"abc", b"abcd"]
+
+
+@pytest.mark.parametrize("kind", ["file", "pipe"])
+def test_a_chown_of_nothing_clears_set_id_bits(mount: Path, kind: str) -> None:
+    path = mount / kind
+    os.mkfifo(path) if kind == "pipe" else path.touch()
+    path.chmod(0o6711)
+    os.chown(path, -1, -1)
+    assert stat.S_IMODE(path.stat().st_mode) == 0o711
