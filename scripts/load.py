@@ -28,7 +28,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 
-from bench import BIN, aligned, list_table, machine
+from bench.processes import BIN
+from bench.report import aligned, list_table, machine
 
 MIB = 1 << 20
 START_S_MAX = 60
