@@ -266,8 +266,10 @@ class Rclone(Mounted):
         return [":webdav:", "--webdav-url", f"http://127.0.0.1:{self._seen(port)}", "--webdav-vendor", "other"]
 
     def _spawn(self, kind: str, *words: object) -> subprocess.Popen[bytes]:
-        environment = {"RCLONE_CONFIG": "/dev/null", "XDG_CACHE_HOME": str(self._cache / "xdg")}
-        return self.processes.spawn(kind, "rclone", *words, more=environment)
+        return self.processes.spawn(kind, "rclone", *words, more=self._environment())
+
+    def _environment(self) -> dict[str, str]:
+        return {"RCLONE_CONFIG": "/dev/null", "XDG_CACHE_HOME": str(self._cache / "xdg")}
 
     def _mount(self) -> None:
         where, *how = self._remote
