@@ -116,6 +116,10 @@ class Processes:
     def _save(self) -> None:
         self.state.write_text(json.dumps(self._pids))
 
+    def pids(self) -> dict[str, list[int]]:
+        """Those that run, by kind."""
+        return {kind: list(pids) for kind, pids in self._pids.items()}
+
     def weigh(self) -> None:
         """Update the peaks.  The kernel keeps the peak of a process, but forgets it with the process."""
         for kind, pids in self._pids.items():
