@@ -293,16 +293,20 @@ class Workload:
     def rate(self, name: str, operation: Callable[[int], object], count: int, cap_s: float | None = None) -> int:
         """Do it ``count`` times or until the cap, and note how often per second; how often it was done."""
         start = clock()
-        done = 0
-        for index in range(count):
-            operation(index)
-            done += 1
-            if clock() - start > (cap_s or self.cap_s):
-                break
+        done = self.repeat(operation, count, cap_s)
         self.figures[name] = done / (clock() - start)
         if done < count:
             self.figures[name + "_n"] = done
         return done
+
+    def repeat(self, operation: Callable[[int], object], count: int, cap_s: float | None = None) -> int:
+        """The same without a note."""
+        start = clock()
+        for index in range(count):
+            operation(index)
+            if clock() - start > (cap_s or self.cap_s):
+                return index + 1
+        return count
 
     @contextlib.contextmanager
     def seconds(self, name: str, scale: float = 1) -> Iterator[None]:
@@ -469,9 +473,6 @@ class Workload:
         self.drop_caches()
         self.rate("read_4k_files_cold_per_s", read, count)
         self.rate("read_4k_files_warm_per_s", read, count)
-        if self.cold_hook:
-            self.remount()
-            self.rate("rcold_read_4k_files_per_s", read, count)
         self.rate("chmod_per_s", lambda index: os.chmod(files[index], 0o600), count)
         moved = self.rate("rename_per_s", lambda index: os.rename(files[index], renamed[index]), count)
         self.rate("unlink_per_s", lambda index: os.unlink(renamed[index]), moved)
@@ -496,17 +497,29 @@ class Workload:
         if listed != count:
             self.figures["bigdir_error"] = f"listed {listed} of {count}"
         self.drop_caches()
-
-        def list_long(name: str) -> None:
+        for name in ("ls_l5k_cold_s", "ls_l5k_warm_s"):
             with self.seconds(name, scale):
                 subprocess.run(["ls", "-l", directory], stdout=subprocess.DEVNULL, check=True, timeout=120)
-
-        list_long("ls_l5k_cold_s")
-        list_long("ls_l5k_warm_s")
-        if self.cold_hook:
-            self.remount()
-            list_long("rcold_ls_l5k_s")
         self.rate("unlink_empty_per_s", lambda index: os.unlink(entries[index]), count)
+
+    def rcold_small(self) -> None:
+        """A thousand files and a listing of five thousand, right after a remount without the local cache.
+
+        What is made first takes as long as it takes in ``small`` and ``bigdir``, with the same cap and scale.
+        """
+        if not self.cold_hook:
+            return
+        small, large = self.directory / "rs", self.directory / "rD"
+        small.mkdir()
+        large.mkdir()
+        files, data = [small / f"f{index:05}" for index in range(SMALL_FILES)], block(8)[:4096]
+        count = self.repeat(lambda index: files[index].write_bytes(data), SMALL_FILES)
+        listed = self.repeat(lambda index: (large / f"entry_{index:06}").touch(), BIG_DIRECTORY, 2 * self.cap_s)
+        self.remount()
+        self.drop_caches()
+        self.rate("rcold_read_4k_files_per_s", lambda index: files[index].read_bytes(), count)
+        with self.seconds("rcold_ls_l5k_s", BIG_DIRECTORY / listed):
+            subprocess.run(["ls", "-l", large], stdout=subprocess.DEVNULL, check=True, timeout=120)
 
     # -- programs --
 
@@ -679,7 +692,7 @@ STEPS: dict[str, Callable[[Workload], None]] = {
     for step in (
         Workload.seq_write, Workload.par_write, Workload.seq_read, Workload.par_read, Workload.rand, Workload.rcold,
         Workload.rcold_rand, Workload.small, Workload.bigdir, Workload.tree, Workload.git, Workload.sqlite,
-        Workload.append, Workload.far_prepare, Workload.far_read, Workload.far_list, Workload.far_unpack,
+        Workload.append, Workload.rcold_small, Workload.far_prepare, Workload.far_read, Workload.far_list, Workload.far_unpack,
         Workload.objects,
     )
 }  # fmt: skip
