@@ -540,7 +540,8 @@ class FileSystem:
 
     async def _load(self, handle: DirectoryHandle, wanted: int) -> None:
         if wanted == 0:
-            self._list_ahead(self._walk.begun(handle.id))
+            self._walk.begun(handle.id)
+            self._list_ahead()
             if handle.id in self._listing:
                 await self._listing[handle.id].wait()
             known = self._known_page(handle.id)
@@ -569,16 +570,15 @@ class FileSystem:
             page += 1
 
     def _found(self, entries: list[tuple[bytes, Node]]) -> None:
-        self._list_ahead(self._walk.found(node.id for _, node in entries if node.kind == CONTAINER))
+        self._walk.found(node.id for _, node in entries if node.kind == CONTAINER)
+        self._list_ahead()
 
-    def _list_ahead(self, ids: list[int]) -> None:
+    def _list_ahead(self) -> None:
         """Begin to list what a program that walks a tree will list next, where that is not known."""
         if not self.tree.live:
             # It would not be kept long enough.
             return
-        for id in ids:
-            if len(self._listing) >= LISTINGS_MAX:
-                return
+        for id in self._walk.next(LISTINGS_MAX - len(self._listing)):
             if id not in self._listing and self.tree.names_known(id) is None:
                 self._listing[id] = trio.Event()
                 self._nursery.start_soon(self._list, id)
@@ -594,6 +594,7 @@ class FileSystem:
             log.debug("listing %d ahead failed: %s", id, exc)
         finally:
             self._listing.pop(id).set()
+        self._list_ahead()
 
     def _known_page(self, id: int) -> list[tuple[bytes, Node]] | None:
         """The whole listing from memory, if every name and node of it is known."""

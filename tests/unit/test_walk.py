@@ -16,42 +16,52 @@ from vosfs.filesystem import LISTINGS_MAX, FileSystem
 from vosfs.metadata.cached import CachedTree
 from vosfs.metadata.memory import MemoryStore
 from vosfs.metadata.node import CONTAINER, DATA, ROOT_ID, NewNode, Node
+from vosfs.metadata.store import PAGE_NODES_MAX
 from vosfs.metadata.walk import SEEN_MAX, WINDOW_MAX, WINDOW_MIN, WalkAhead
 
 # -- the decision ----------------------------------------------------------------------------------------------------
 
 
+def _goes_on(walk: WalkAhead, id: int, *containers: int, most: int = 1000) -> list[int]:
+    walk.begun(id)
+    walk.found(containers)
+    return walk.next(most)
+
+
 def test_one_listing_is_no_walk() -> None:
     walk = WalkAhead()
-    assert walk.begun(1) == [] and walk.found([11, 12, 13]) == []
-    assert walk.begun(2) == [] and walk.found([21]) == []
+    assert _goes_on(walk, 1, 11, 12, 13) == [] and _goes_on(walk, 2, 21) == []
 
 
 def test_going_on_with_what_was_listed_doubles_the_window() -> None:
     walk = WalkAhead()
-    walk.begun(1)
-    walk.found(range(100, 200))
-    assert walk.begun(100) == list(range(101, 101 + WINDOW_MIN))
-    assert walk.begun(101) == list(range(102, 102 + 2 * WINDOW_MIN))
-    assert [len(walk.begun(id)) for id in range(102, 110)] == [WINDOW_MAX] * 8
-    assert walk.begun(5) == [], "somewhere else: it begins anew"
+    _goes_on(walk, 1, *range(100, 200))
+    assert _goes_on(walk, 100) == list(range(101, 101 + WINDOW_MIN))
+    assert _goes_on(walk, 101) == list(range(101 + WINDOW_MIN, 102 + 2 * WINDOW_MIN)), "each once only"
+    for id in range(102, 110):
+        _goes_on(walk, id)
+    assert _goes_on(walk, 110) == [110 + WINDOW_MAX]
+    assert _goes_on(walk, 5) == [], "somewhere else: it begins anew"
+
+
+def test_what_there_is_no_room_for_comes_later() -> None:
+    walk = WalkAhead()
+    _goes_on(walk, 1, 2, 3, 4, 5)
+    assert _goes_on(walk, 2, most=2) == [3, 4] and walk.next(0) == [] and walk.next(2) == [5]
 
 
 def test_a_walk_goes_down_before_it_goes_on() -> None:
     walk = WalkAhead()
-    walk.begun(1)
-    walk.found([2, 3, 4])
-    assert walk.begun(2) == [3, 4]
-    assert walk.found([21, 22]) == [21, 22, 3, 4]
-    assert walk.begun(21) == [22, 3, 4]
+    _goes_on(walk, 1, 2, 3, 4)
+    assert _goes_on(walk, 2, 21, 22, most=3) == [21, 22, 3]
+    assert _goes_on(walk, 21, 211) == [211, 4]
 
 
 def test_what_was_seen_is_bounded() -> None:
     walk = WalkAhead()
-    walk.begun(1)
-    walk.found(range(10, 10 + 2 * SEEN_MAX))
-    assert walk.begun(10 + SEEN_MAX) == [], "forgotten"
-    assert walk.begun(10) == list(range(11, 11 + WINDOW_MIN))
+    _goes_on(walk, 1, *range(10, 10 + 2 * SEEN_MAX))
+    assert _goes_on(walk, 10 + SEEN_MAX) == [], "forgotten"
+    assert _goes_on(walk, 10) == list(range(11, 11 + WINDOW_MIN))
 
 
 # -- a mount that does it --------------------------------------------------------------------------------------------
@@ -152,3 +162,14 @@ async def test_what_cannot_be_listed_ahead_fails_when_it_is_asked_for(rig: Rig, 
     with pytest.raises(PermissionDenied):
         await rig.list(secret)
     assert len(await rig.list(rig.containers[3])) == FILES
+
+
+async def test_a_container_too_large_to_be_kept_is_asked_for_once_ahead(rig: Rig, autojump_clock: MockClock) -> None:
+    large = rig.containers[-1]
+    for number in range(PAGE_NODES_MAX):
+        await rig.store.create(large, b"n%05d" % number, NewNode(DATA))
+    await rig.list(ROOT_ID)
+    for id in rig.containers[:-1]:
+        await rig.list(id)
+    assert rig.distant.asked.count(large) == 1
+    assert len(await rig.list(large)) == PAGE_NODES_MAX + FILES

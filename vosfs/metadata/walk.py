@@ -22,27 +22,28 @@ class WalkAhead:
     __slots__ = ("_seen", "_window")
 
     def __init__(self) -> None:
-        self._seen: OrderedDict[int, None] = OrderedDict()
-        """Containers in the order in which a walk comes to them: the latest listing's first."""
+        self._seen: OrderedDict[int, bool] = OrderedDict()
+        """Containers in the order in which a walk comes to them, the latest listing's first; and whether ``next`` had it."""
         self._window = 0
 
-    def begun(self, id: int) -> list[int]:
-        """A program lists a container; returns which it will list next, if it goes on so."""
-        if id in self._seen:
-            del self._seen[id]
-            self._window = min(max(2 * self._window, WINDOW_MIN), WINDOW_MAX)
-        else:
+    def begun(self, id: int) -> None:
+        """A program lists a container."""
+        if self._seen.pop(id, None) is None:
             self._window = 0
-        return self._next()
+        else:
+            self._window = min(max(2 * self._window, WINDOW_MIN), WINDOW_MAX)
 
-    def found(self, containers: Iterable[int]) -> list[int]:
-        """These are in what it lists, so they come first; returns the same."""
+    def found(self, containers: Iterable[int]) -> None:
+        """These are in what it lists: if it goes on, then with them."""
         for id in reversed(list(containers)):
-            self._seen[id] = None
+            self._seen[id] = False
             self._seen.move_to_end(id, last=False)
         while len(self._seen) > SEEN_MAX:
             self._seen.popitem()
-        return self._next()
 
-    def _next(self) -> list[int]:
-        return list(itertools.islice(self._seen, self._window))
+    def next(self, most: int) -> list[int]:
+        """Which to list ahead now, each once only: one that has too many names to be kept must not be asked for again."""
+        wanted = [id for id, had in itertools.islice(self._seen.items(), self._window) if not had][:most]
+        for id in wanted:
+            self._seen[id] = True
+        return wanted
