@@ -8,7 +8,7 @@ AZURITE := $(VENV)/azurite
 CEPH := ceph-mon ceph-osd radosgw ceph-base ceph-common
 DEBIAN := fuse3 libfuse3-dev pkg-config postgresql gcc libc6-dev python3-dev python3-venv
 
-.PHONY: help init demo test object-stores conformance check format bench bench-quick bench-peers bench-daemon soak posix fsx fuzz run docs clean debian
+.PHONY: help init demo test object-stores conformance check format bench bench-quick bench-peers bench-latency bench-s3 bench-daemon soak posix fsx fuzz run docs clean debian
 
 help:  ## list these targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -49,15 +49,23 @@ format: $(STAMP)  ## let ruff format and mend what it can
 
 bench: $(STAMP)  ## the workload on the mount, sshfs and the local disk; JSON and a table in bench-results/ (bench-daemon: the daemon alone)
 	@sh scripts/debian.sh sshfs openssh-server git
-	$(BIN)/python scripts/bench.py
+	PYTHONPATH=scripts $(BIN)/python -m bench
 
 bench-quick: $(STAMP)  ## one short round of it
 	@sh scripts/debian.sh sshfs openssh-server git
-	$(BIN)/python scripts/bench.py --rounds 1 --big 128
+	PYTHONPATH=scripts $(BIN)/python -m bench --rounds 1 --big 128
 
 bench-peers: $(STAMP)  ## the same against sshfs and rclone
 	@sh scripts/debian.sh sshfs openssh-server git rclone
-	$(BIN)/python scripts/bench.py --targets local,sshfs,rclone,vosfs
+	PYTHONPATH=scripts $(BIN)/python -m bench --targets local,sshfs,rclone,vosfs
+
+bench-latency: $(STAMP)  ## sshfs, rclone and the mount with 10 and 50 ms to the server
+	@sh scripts/debian.sh sshfs openssh-server rclone
+	PYTHONPATH=scripts $(BIN)/python -m bench --far 10,50
+
+bench-s3: $(STAMP)  ## s3fs, rclone and the mount on one object store
+	@sh scripts/debian.sh s3fs rclone $(CEPH)
+	PYTHONPATH=scripts $(BIN)/python -m bench --objects --big 128
 
 bench-daemon: $(STAMP)  ## requests per second, listings, moves and bytes of the daemon alone, on SQLite and PostgreSQL
 	$(BIN)/python scripts/load.py

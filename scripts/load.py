@@ -28,7 +28,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 
-from bench import BIN, aligned, list_table, machine
+from bench.processes import BIN
+from bench.report import aligned, list_table, machine
 
 MIB = 1 << 20
 START_S_MAX = 60
@@ -591,6 +592,7 @@ RATES = [
 SINGLES = [
     Row("listing {listed}: first byte, s"),
     Row("listing {listed}: whole, s", 0.3, 0.3, True),
+    Row("listing 100 of {listed}, s"),
     Row("listing {many}: first byte, s"),
     Row("listing {many}: whole, s"),
     Row("listing {many}: RSS grew by, MiB"),
@@ -699,6 +701,9 @@ class Run:
             if any(nodes != count + 1 for _, _, nodes in found):
                 raise LoadError(f"{found[0][2] - 1} nodes listed, {count} made")
             values += [statistics.median(first for first, _, _ in found), statistics.median(w for _, w, _ in found)]
+            if path == "/listed":
+                pages = [listing(self.daemon.port, ask.get(f"/nodes{path}?limit=100")) for _ in range(9)]
+                values.append(statistics.median(whole for _, whole, _ in pages))
             grown = self.daemon.rss_mib() - before
         values.append(grown)
         values.append(1e3 * statistics.median(self._large_move(number) for number in range(MOVES)))

@@ -7,7 +7,7 @@ end in ``_s`` but not in ``per_s``: those are seconds.  "cold" is after dropping
 after ``--cold-hook``, a command that should remount the file system with its local cache wiped.
 
 Dropping caches takes root.  Without it everything runs, but figures that need it are left out and named in ``skipped``.
-Only the standard library, git, tar, find, grep, ls and rm are needed; bench.py runs this on several file systems.
+Only the standard library, git, tar, find, grep, ls and rm are needed; the bench runs this on several file systems.
 """
 
 import argparse
@@ -24,7 +24,7 @@ import sys
 import tarfile
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from types import FrameType
 
@@ -36,9 +36,10 @@ SMALL_FILES, BIG_DIRECTORY, TREE_FILES = 1000, 5000, 1500
 
 COLD_ROWS = (
     "cold_seq_read_MBps", "par4_read_MBps", "rand4k_1t_iops", "rand4k_16t_iops", "rand1m_1t_MBps", "remount_s",
-    "rcold_first_byte_s", "rcold_seq_read_MBps", "rcold_par4_read_MBps", "rcold_rand4k_1t_iops", "stat_cold_per_s",
-    "read_4k_files_cold_per_s", "readdir5k_cold_s", "ls_l5k_cold_s", "find_cold_s", "grep_r_cold_s",
-    "git_status_cold_s",
+    "rcold_first_byte_s", "rcold_seq_read_MBps", "rcold_par4_read_MBps", "rcold_rand4k_1t_iops",
+    "rcold_rand4k_16t_iops", "rcold_rand1m_1t_MBps", "cold_read_cpu_per_GiB_s", "stat_cold_per_s",
+    "read_4k_files_cold_per_s", "rcold_read_4k_files_per_s", "readdir5k_cold_s", "ls_l5k_cold_s", "rcold_ls_l5k_s",
+    "find_cold_s", "grep_r_cold_s", "git_status_cold_s", "rcold_ls_lR_1500_s",
 )  # fmt: skip
 """Measured after dropping caches, so only by root."""
 
@@ -100,6 +101,11 @@ class CpuMeter:
         sample["self"] = {0: own.user + own.system + own.children_user + own.children_system}
         sample["busy"] = {0: (sum(ticks[:3]) + sum(ticks[5:8])) / TICKS_PER_S}
         return sample
+
+    @property
+    def watches(self) -> bool:
+        """Whether there is a client or a server."""
+        return bool(self._then["client"] or self._then["server"])
 
     def seconds(self) -> dict[str, float]:
         """What was used since this was made."""
@@ -255,15 +261,19 @@ class Workload:
     """The steps.  Each adds its figures to ``figures`` as it gets them.
 
     Attributes: ``cap_s``, seconds for a loop of small operations; ``big_mib``, size of the large file;
-    ``material``, a directory elsewhere for the archive and the repository; ``cold_hook``, see above.
+    ``material``, a directory elsewhere for the archive and the repository; ``cold_hook``, see above; ``state``, see
+    CpuMeter.
     """
 
-    def __init__(self, directory: Path, material: Path, cap_s: float, big_mib: int, cold_hook: str) -> None:
+    def __init__(
+        self, directory: Path, material: Path, cap_s: float, big_mib: int, cold_hook: str, state: Path | None = None
+    ) -> None:
         self.directory = directory.absolute()
         self.material = material
         self.cap_s = cap_s
         self.big_mib = big_mib
         self.cold_hook = cold_hook
+        self.state = state
         self.can_drop = os.getuid() == 0
         self.figures: Figures = {}
         self.big = self.directory / "big"
@@ -283,16 +293,20 @@ class Workload:
     def rate(self, name: str, operation: Callable[[int], object], count: int, cap_s: float | None = None) -> int:
         """Do it ``count`` times or until the cap, and note how often per second; how often it was done."""
         start = clock()
-        done = 0
-        for index in range(count):
-            operation(index)
-            done += 1
-            if clock() - start > (cap_s or self.cap_s):
-                break
+        done = self.repeat(operation, count, cap_s)
         self.figures[name] = done / (clock() - start)
         if done < count:
             self.figures[name + "_n"] = done
         return done
+
+    def repeat(self, operation: Callable[[int], object], count: int, cap_s: float | None = None) -> int:
+        """The same without a note."""
+        start = clock()
+        for index in range(count):
+            operation(index)
+            if clock() - start > (cap_s or self.cap_s):
+                return index + 1
+        return count
 
     @contextlib.contextmanager
     def seconds(self, name: str, scale: float = 1) -> Iterator[None]:
@@ -301,10 +315,17 @@ class Workload:
         yield
         self.figures[name] = (clock() - start) * scale
 
+    def note_cpu(self, name: str, meter: CpuMeter, per: float, kinds: Sequence[str] = ("client", "server")) -> None:
+        """Note the CPU seconds of those processes together, for each ``per``; nothing where there are none."""
+        used = meter.seconds()
+        if meter.watches:
+            self.figures[name] = sum(used[kind] for kind in kinds) / per
+
     # -- large files --
 
     def seq_write(self) -> None:
         """One large file, then fsync."""
+        meter = CpuMeter(self.state)
         start = clock()
         written = 0
         with opened(self.big, os.O_CREAT | os.O_TRUNC | os.O_WRONLY) as fd:
@@ -318,6 +339,7 @@ class Workload:
         self.figures["seq_write_MBps"] = written / (clock() - start)
         self.figures["seq_write_nosync_MBps"] = written / unsynced_s
         self.figures["seq_write_MiB"] = written
+        self.note_cpu("write_cpu_per_GiB_s", meter, written / 1024)
 
     def par_write(self) -> None:
         """Four files at once, each an eighth of the large one; also the data of par_read."""
@@ -352,9 +374,12 @@ class Workload:
         self.drop_caches()
         self._read_parts("par4_read_MBps")
 
-    def _random_reads(self, name: str, size_bytes: int, processes: int, cap_s: float = 3) -> None:
+    def _random_reads(self, name: str, size_bytes: int, processes: int, warm: bool = False, cap_s: float = 3) -> None:
         share = self.big.stat().st_size // size_bytes // processes
-        self.drop_caches()
+        if warm:
+            read_all(self.big, 2 * self.cap_s)
+        else:
+            self.drop_caches()
 
         def read(index: int) -> float:
             order = random.Random(index).sample(range(index * share, (index + 1) * share), min(share, 60000))
@@ -372,10 +397,12 @@ class Workload:
         self.figures[name] = in_parallel(processes, read)[0]
 
     def rand(self) -> None:
-        """Random reads in the large file, each place at most once."""
+        """Random reads in the large file, each place at most once: from the local cache, then from the page cache."""
         self._random_reads("rand4k_1t_iops", 4096, 1)
         self._random_reads("rand4k_16t_iops", 4096, 16)
         self._random_reads("rand1m_1t_MBps", MIB, 1)
+        self._random_reads("rand4k_warm_1t_iops", 4096, 1, warm=True)
+        self._random_reads("rand4k_warm_16t_iops", 4096, 16, warm=True)
 
     def rcold(self) -> None:
         """Reading right after a remount without the local cache."""
@@ -388,16 +415,30 @@ class Workload:
             fd = os.open(self.big, os.O_RDONLY)
             os.read(fd, 1)
         os.close(fd)
-        self.figures["rcold_seq_read_MBps"] = read_rate(self.big, 2 * self.cap_s)
+        meter = CpuMeter(self.state)
+        mib, seconds = read_all(self.big, 2 * self.cap_s)
+        self.figures["rcold_seq_read_MBps"] = mib / seconds
+        self.note_cpu("cold_read_cpu_per_GiB_s", meter, mib / 1024)
+        self._reread()
         self.drop_caches()
         self._read_parts("rcold_par4_read_MBps")
 
+    def _reread(self) -> None:
+        """The large file for a second, again and again: what that costs client and server."""
+        meter, start, mib = CpuMeter(self.state), clock(), 0.0
+        while clock() - start < 1:
+            mib += read_all(self.big, 1)[0]
+        self.note_cpu("warm_reread_server_cpu_per_GiB_s", meter, mib / 1024, ["server"])
+
     def rcold_rand(self) -> None:
-        """Random reads right after a remount without the local cache."""
+        """Random reads, each right after a remount without the local cache."""
         if not self.cold_hook:
             return
-        self.remount()
-        self._random_reads("rcold_rand4k_1t_iops", 4096, 1)
+        for name, size_bytes, processes in (
+            ("rcold_rand4k_1t_iops", 4096, 1), ("rcold_rand4k_16t_iops", 4096, 16), ("rcold_rand1m_1t_MBps", MIB, 1),
+        ):  # fmt: skip
+            self.remount()
+            self._random_reads(name, size_bytes, processes)
 
     # -- many small files --
 
@@ -461,25 +502,50 @@ class Workload:
                 subprocess.run(["ls", "-l", directory], stdout=subprocess.DEVNULL, check=True, timeout=120)
         self.rate("unlink_empty_per_s", lambda index: os.unlink(entries[index]), count)
 
+    def rcold_small(self) -> None:
+        """A thousand files and a listing of five thousand, right after a remount without the local cache.
+
+        What is made first takes as long as it takes in ``small`` and ``bigdir``, with the same cap and scale.
+        """
+        if not self.cold_hook:
+            return
+        small, large = self.directory / "rs", self.directory / "rD"
+        small.mkdir()
+        large.mkdir()
+        files, data = [small / f"f{index:05}" for index in range(SMALL_FILES)], block(8)[:4096]
+        count = self.repeat(lambda index: files[index].write_bytes(data), SMALL_FILES)
+        listed = self.repeat(lambda index: (large / f"entry_{index:06}").touch(), BIG_DIRECTORY, 2 * self.cap_s)
+        self.remount()
+        self.drop_caches()
+        self.rate("rcold_read_4k_files_per_s", lambda index: files[index].read_bytes(), count)
+        with self.seconds("rcold_ls_l5k_s", BIG_DIRECTORY / listed):
+            subprocess.run(["ls", "-l", large], stdout=subprocess.DEVNULL, check=True, timeout=120)
+
     # -- programs --
 
-    def tree(self) -> None:
-        """Unpack, find, grep and remove a tree of 1500 files; a time is scaled to that when tar was cut short."""
-        archive, tree = make_tar(self.material), self.directory / "tree"
+    def _unpack(self, where: Path) -> bool:
+        """Unpack the tree there; whether it is there then, in whole or in part."""
         limit_s = 6 * self.cap_s
         start = clock()
         try:
             subprocess.run(
-                ["tar", "xf", archive, "-C", self.directory, "--no-same-owner"],
+                ["tar", "xf", make_tar(self.material), "-C", where, "--no-same-owner"],
                 check=True, timeout=limit_s, stderr=subprocess.PIPE,
             )  # fmt: skip
             self.figures["tar_x_1500_s"] = clock() - start
         except subprocess.TimeoutExpired:
-            done = sum(len(files) for _, _, files in os.walk(tree))
+            done = sum(len(files) for _, _, files in os.walk(where / "tree"))
             self.figures["tar_x_1500_s"] = (clock() - start) * TREE_FILES / max(done, 1)
             self.figures["tar_x_truncated"] = done
         except subprocess.CalledProcessError as exc:
             self.figures["tar_x_error"] = _text(exc.stderr)
+            return False
+        return True
+
+    def tree(self) -> None:
+        """Unpack, find, grep and remove a tree of 1500 files; a time is scaled to that when tar was cut short."""
+        tree, limit_s = self.directory / "tree", 6 * self.cap_s
+        if not self._unpack(self.directory):
             return
         self.drop_caches()
         for name in ("find_cold_s", "find_warm_s"):
@@ -550,6 +616,69 @@ class Workload:
         if path.stat().st_size != expected:
             self.figures["append_error"] = f"size {path.stat().st_size}, expected {expected}"
 
+    # -- far away: what the bench runs when the server is behind a relay that delays; the first of them without delay --
+
+    def far_prepare(self) -> None:
+        """The large file and the tree that the other steps look at."""
+        self.seq_write()
+        self._unpack(self.directory)
+
+    def far_read(self) -> None:
+        """The large file, cold and again."""
+        self.remount()
+        self.drop_caches()
+        self.figures["rcold_seq_read_MBps"] = read_rate(self.big, 6 * self.cap_s)
+        self.figures["warm_seq_read_MBps"] = read_rate(self.big, self.cap_s)
+
+    def far_list(self) -> None:
+        """``ls -lR`` of the tree, cold and again, and the attributes of its files."""
+        tree = self.directory / "tree"
+        self.remount()
+        self.drop_caches()
+        for name in ("rcold_ls_lR_1500_s", "ls_lR_1500_warm_s"):
+            with self.seconds(name):
+                listed = subprocess.run(["ls", "-lR", tree], stdout=subprocess.PIPE, check=True, timeout=120).stdout
+        if listed.count(b".txt\n") != TREE_FILES:
+            self.figures["far_list_error"] = f"listed {listed.count(b'.txt')} files of {TREE_FILES}"
+        files = list(tree.rglob("*.txt"))
+        start, done = clock(), 0
+        while clock() - start < 1.0:
+            for path in files:
+                os.stat(path)
+            done += len(files)
+        self.figures["stat_warm_per_s"] = done / (clock() - start)
+
+    def far_unpack(self) -> None:
+        """Unpack the tree once more, and wait until the last of it is safe."""
+        where = self.directory / "again"
+        where.mkdir()
+        start = clock()
+        self._unpack(where)
+        with opened(where / "last", os.O_CREAT | os.O_WRONLY) as fd:
+            os.write(fd, b"last")
+            os.fsync(fd)
+        if "tar_x_truncated" not in self.figures:
+            self.figures["tar_x_1500_fsync_s"] = clock() - start
+
+    # -- on an object store --
+
+    def objects(self) -> None:
+        """A large file, cold and warm, and small ones: what is stored where a request takes a millisecond."""
+        self.seq_write()
+        self.remount()
+        self.drop_caches()
+        self.figures["rcold_seq_read_MBps"] = read_rate(self.big, 3 * self.cap_s)
+        self.figures["warm_seq_read_MBps"] = read_rate(self.big, self.cap_s)
+        for name, size_bytes in (("create_4k_per_s", 4096), ("create_64k_per_s", 65536)):
+            data, directory = block(9)[:size_bytes], self.directory / name
+            directory.mkdir()
+
+            def create(index: int, data: bytes = data, directory: Path = directory) -> None:
+                with opened(directory / f"f{index:03}", os.O_CREAT | os.O_EXCL | os.O_WRONLY) as fd:
+                    os.write(fd, data)
+
+            self.rate(name, create, 200, 2 * self.cap_s)
+
 
 def _text(output: bytes) -> str:
     """The beginning of what a program said."""
@@ -563,9 +692,12 @@ STEPS: dict[str, Callable[[Workload], None]] = {
     for step in (
         Workload.seq_write, Workload.par_write, Workload.seq_read, Workload.par_read, Workload.rand, Workload.rcold,
         Workload.rcold_rand, Workload.small, Workload.bigdir, Workload.tree, Workload.git, Workload.sqlite,
-        Workload.append,
+        Workload.append, Workload.rcold_small, Workload.far_prepare, Workload.far_read, Workload.far_list, Workload.far_unpack,
+        Workload.objects,
     )
 }  # fmt: skip
+EVERYDAY = [name for name in STEPS if not name.startswith("far_") and name != "objects"]
+FAR = ["far_read", "far_list", "far_unpack"]
 
 
 def _too_long(_number: int, _frame: FrameType | None) -> None:
@@ -611,7 +743,7 @@ def main() -> None:
     """Entry point."""
     parser = argparse.ArgumentParser(description="Run a file system workload on a directory; print figures as JSON.")
     parser.add_argument("directory", type=Path, help="on the file system; a new directory wl is made in it")
-    parser.add_argument("--steps", type=chosen_steps, default=list(STEPS), help=f"of {','.join(STEPS)}")
+    parser.add_argument("--steps", type=chosen_steps, default=EVERYDAY, help=f"of {','.join(STEPS)}")
     parser.add_argument("--cold-hook", default="", metavar="COMMAND", help="remounts with the local cache wiped")
     parser.add_argument("--cap", type=float, default=8, metavar="S", help="for a loop of small operations (default 8)")
     parser.add_argument("--big", type=int, default=512, metavar="MIB", help="of the large file (default 512)")
@@ -623,7 +755,7 @@ def main() -> None:
     directory = args.directory / "wl"
     directory.mkdir(parents=True, exist_ok=True)
     about = {"label": args.label, "dir": str(args.directory), "start": time.time(), "load": os.getloadavg()[0]}
-    workload = Workload(directory, args.material, args.cap, args.big, args.cold_hook)
+    workload = Workload(directory, args.material, args.cap, args.big, args.cold_hook, args.state)
     print(json.dumps({**about, **run_steps(workload, args.steps, args.state)}))
 
 

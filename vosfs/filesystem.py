@@ -34,6 +34,7 @@ from vosfs.metadata.content import LENGTH_MAX
 from vosfs.metadata.messages import Commit, Create, Mutation, Rename
 from vosfs.metadata.node import CONTAINER, DATA, LINK, Attributes, Change, NewNode, Node, Usage
 from vosfs.metadata.store import PAGE_NODES_MAX, check_guard
+from vosfs.metadata.walk import WalkAhead
 from vosfs.uri import NAME_BYTES_MAX, RESERVED_NAMES, check_name
 
 log = logging.getLogger(__name__)
@@ -42,6 +43,8 @@ DEADLINE_S = 30.0
 """Default for every operation that waits for the service."""
 PREFETCHES_MAX = 4
 """Read-ahead runs at once."""
+LISTINGS_MAX = 12
+"""Containers listed ahead at once: fewer than the client has connections, so that nobody who waits finds none."""
 
 GONE_MAX = 1_000
 """Nodes without a name whose attributes are kept."""
@@ -121,6 +124,9 @@ class FileSystem:
         pipe may still be open."""
         self._next_handle = 1
         self._prefetching = 0
+        self._walk = WalkAhead()
+        self._listing: dict[int, trio.Event] = {}
+        """Containers that are being listed ahead; INVARIANT: at most LISTINGS_MAX."""
         self.on_invalid: Callable[[Change], None] = lambda change: None
         """Tells the kernel; set by the composition root."""
 
@@ -534,16 +540,23 @@ class FileSystem:
         return found
 
     async def _load(self, handle: DirectoryHandle, wanted: int) -> None:
-        known = self._known_page(handle.id) if wanted == 0 else None
-        if known is not None:
-            handle.page, handle.base, handle.complete = known, 0, True
-            return
+        if wanted == 0:
+            self._walk.begun(handle.id)
+            self._list_ahead()
+            if handle.id in self._listing:
+                await self._listing[handle.id].wait()
+            known = self._known_page(handle.id)
+            if known is not None:
+                handle.page, handle.base, handle.complete = known, 0, True
+                self._found(known)
+                return
         page = min(wanted, len(handle.starts) - 1)
         while True:
             if page == 0:
                 handle.epoch, handle.seen = self.tree.epoch, 0
             entries = await self.tree.children(handle.id, handle.starts[page], PAGE_NODES_MAX)
             handle.page, handle.base = entries, page * PAGE_NODES_MAX
+            self._found(entries)
             handle.complete = len(entries) < PAGE_NODES_MAX
             if page == handle.seen // PAGE_NODES_MAX and handle.seen == handle.base:
                 handle.seen += len(entries)
@@ -556,6 +569,33 @@ class FileSystem:
             if page >= wanted:
                 return
             page += 1
+
+    def _found(self, entries: list[tuple[bytes, Node]]) -> None:
+        self._walk.found(node.id for _, node in entries if node.kind == CONTAINER)
+        self._list_ahead()
+
+    def _list_ahead(self) -> None:
+        """Begin to list what a program that walks a tree will list next, where that is not known."""
+        if not self.tree.live:
+            # It would not be kept long enough.
+            return
+        for id in self._walk.next(LISTINGS_MAX - len(self._listing)):
+            if id not in self._listing and self.tree.names_known(id) is None:
+                self._listing[id] = trio.Event()
+                self._nursery.start_soon(self._list, id)
+
+    async def _list(self, id: int) -> None:
+        epoch = self.tree.epoch
+        try:
+            entries = await self.tree.children(id, b"", PAGE_NODES_MAX)
+            if len(entries) < PAGE_NODES_MAX:
+                self.tree.listed(id, epoch, len(entries))
+        except VOSpaceError as exc:
+            # Whoever asks for it will be told.
+            log.debug("listing %d ahead failed: %s", id, exc)
+        finally:
+            self._listing.pop(id).set()
+        self._list_ahead()
 
     def _known_page(self, id: int) -> list[tuple[bytes, Node]] | None:
         """The whole listing from memory, if every name and node of it is known."""

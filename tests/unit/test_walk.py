@@ -1,0 +1,175 @@
+"""Listing ahead of a program that walks a tree: which containers, and how many round trips that saves."""
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+import trio
+from trio.testing import MockClock
+
+from vosfs.backends.blobs import LocalBlobs
+from vosfs.backends.memory import MemoryBackend
+from vosfs.cache.blocks import BlockCache
+from vosfs.cache.file import FileTable
+from vosfs.errors import PermissionDenied
+from vosfs.filesystem import LISTINGS_MAX, FileSystem
+from vosfs.metadata.cached import CachedTree
+from vosfs.metadata.memory import MemoryStore
+from vosfs.metadata.node import CONTAINER, DATA, ROOT_ID, NewNode, Node
+from vosfs.metadata.store import PAGE_NODES_MAX
+from vosfs.metadata.walk import SEEN_MAX, WINDOW_MAX, WINDOW_MIN, WalkAhead
+
+# -- the decision ----------------------------------------------------------------------------------------------------
+
+
+def _goes_on(walk: WalkAhead, id: int, *containers: int, most: int = 1000) -> list[int]:
+    walk.begun(id)
+    walk.found(containers)
+    return walk.next(most)
+
+
+def test_one_listing_is_no_walk() -> None:
+    walk = WalkAhead()
+    assert _goes_on(walk, 1, 11, 12, 13) == [] and _goes_on(walk, 2, 21) == []
+
+
+def test_going_on_with_what_was_listed_doubles_the_window() -> None:
+    walk = WalkAhead()
+    _goes_on(walk, 1, *range(100, 200))
+    assert _goes_on(walk, 100) == list(range(101, 101 + WINDOW_MIN))
+    assert _goes_on(walk, 101) == list(range(101 + WINDOW_MIN, 102 + 2 * WINDOW_MIN)), "each once only"
+    for id in range(102, 110):
+        _goes_on(walk, id)
+    assert _goes_on(walk, 110) == [110 + WINDOW_MAX]
+    assert _goes_on(walk, 5) == [], "somewhere else: it begins anew"
+
+
+def test_what_there_is_no_room_for_comes_later() -> None:
+    walk = WalkAhead()
+    _goes_on(walk, 1, 2, 3, 4, 5)
+    assert _goes_on(walk, 2, most=2) == [3, 4] and walk.next(0) == [] and walk.next(2) == [5]
+
+
+def test_a_walk_goes_down_before_it_goes_on() -> None:
+    walk = WalkAhead()
+    _goes_on(walk, 1, 2, 3, 4)
+    assert _goes_on(walk, 2, 21, 22, most=3) == [21, 22, 3]
+    assert _goes_on(walk, 21, 211) == [211, 4]
+
+
+def test_what_was_seen_is_bounded() -> None:
+    walk = WalkAhead()
+    _goes_on(walk, 1, *range(10, 10 + 2 * SEEN_MAX))
+    assert _goes_on(walk, 10 + SEEN_MAX) == [], "forgotten"
+    assert _goes_on(walk, 10) == list(range(11, 11 + WINDOW_MIN))
+
+
+# -- a mount that does it --------------------------------------------------------------------------------------------
+
+ROUND_TRIP_S = 1.0
+CONTAINERS, FILES = 50, 3
+
+
+class Distant:
+    """A tree whose listings take a round trip each."""
+
+    def __init__(self, store: MemoryStore) -> None:
+        self._store = store
+        self.asked: list[int] = []
+        self.at_once = self.most_at_once = 0
+        self.refused: set[int] = set()
+
+    async def children(self, parent: int, after: bytes, limit: int) -> list[tuple[bytes, Node]]:
+        self.asked.append(parent)
+        self.at_once += 1
+        self.most_at_once = max(self.most_at_once, self.at_once)
+        await trio.sleep(ROUND_TRIP_S)
+        self.at_once -= 1
+        if parent in self.refused:
+            raise PermissionDenied("not yours")
+        return await self._store.children(parent, after, limit)
+
+
+class Rig:
+    def __init__(self, directory: Path, nursery: trio.Nursery) -> None:
+        self.store = MemoryStore("me")
+        self.distant = Distant(self.store)
+        self.tree = CachedTree(self.distant)  # type: ignore[arg-type]
+        self.tree.live = True
+        blobs = LocalBlobs(MemoryBackend())
+        blocks = BlockCache(directory / "blocks", blobs, 0, nursery)
+        self.fs = FileSystem(self.tree, blocks, FileTable(self.tree, blobs, blocks, directory, 1 << 20), nursery)
+        self.containers: list[int] = []
+
+    async def fill(self) -> None:
+        for number in range(CONTAINERS):
+            container = await self.store.create(ROOT_ID, b"d%02d" % number, NewNode(CONTAINER))
+            self.containers.append(container.id)
+            for index in range(FILES):
+                await self.store.create(container.id, b"f%d" % index, NewNode(DATA))
+
+    async def list(self, id: int) -> list[bytes]:
+        """As readdir(3) does."""
+        number, names = self.fs.open_directory(id), []
+        while entries := await self.fs.entries(number, len(names)):
+            names += [name for name, _, _ in entries]
+        self.fs.release_directory(number)
+        return names
+
+
+@pytest.fixture
+async def rig(tmp_path: Path, nursery: trio.Nursery) -> AsyncIterator[Rig]:
+    made = Rig(tmp_path, nursery)
+    await made.fill()
+    yield made
+
+
+async def _walk(rig: Rig) -> float:
+    """Seconds for all containers, one after the other."""
+    begun = trio.current_time()
+    assert len(await rig.list(ROOT_ID)) == CONTAINERS
+    for id in rig.containers:
+        assert await rig.list(id) == [b"f%d" % index for index in range(FILES)]
+    return trio.current_time() - begun
+
+
+async def test_a_walk_waits_for_few_of_its_listings(rig: Rig, autojump_clock: MockClock) -> None:
+    """51 listings of one round trip each: they take eight at most, and none is asked for twice."""
+    assert await _walk(rig) <= 8 * ROUND_TRIP_S
+    assert sorted(rig.distant.asked) == sorted([ROOT_ID, *rig.containers])
+    assert rig.distant.most_at_once <= LISTINGS_MAX + 1
+
+
+async def test_without_a_feed_nothing_is_listed_ahead(rig: Rig, autojump_clock: MockClock) -> None:
+    """It would not be kept."""
+    rig.tree.live = False
+    assert await _walk(rig) == (1 + CONTAINERS) * ROUND_TRIP_S
+    assert rig.distant.asked == [ROOT_ID, *rig.containers]
+
+
+async def test_a_look_into_one_container_asks_for_no_other(rig: Rig, autojump_clock: MockClock) -> None:
+    await rig.list(rig.containers[7])
+    await rig.list(rig.containers[3])
+    assert rig.distant.asked == [rig.containers[7], rig.containers[3]]
+
+
+async def test_what_cannot_be_listed_ahead_fails_when_it_is_asked_for(rig: Rig, autojump_clock: MockClock) -> None:
+    secret = rig.containers[2]
+    rig.distant.refused.add(secret)
+    await rig.list(ROOT_ID)
+    for id in rig.containers[:2]:
+        await rig.list(id)
+    with pytest.raises(PermissionDenied):
+        await rig.list(secret)
+    assert len(await rig.list(rig.containers[3])) == FILES
+
+
+async def test_a_container_too_large_to_be_kept_is_asked_for_once_ahead(rig: Rig, autojump_clock: MockClock) -> None:
+    large = rig.containers[-1]
+    for number in range(PAGE_NODES_MAX):
+        await rig.store.create(large, b"n%05d" % number, NewNode(DATA))
+    await rig.list(ROOT_ID)
+    for id in rig.containers[:-1]:
+        await rig.list(id)
+    assert rig.distant.asked.count(large) == 1
+    assert len(await rig.list(large)) == PAGE_NODES_MAX + FILES
