@@ -89,7 +89,7 @@ async def _store(
     seen: Callable[[memoryview], None] = lambda data: None, check: Callable[[], None] = lambda: None,
 ) -> Blob:  # fmt: skip
     """A request's body as a blob.  ``seen`` is shown the bytes as they come, ``check`` may refuse them at the end."""
-    writer = await trio.to_thread.run_sync(service.backend.create)
+    writer = await trio.to_thread.run_sync(service.backend.create, request.length or 0)
 
     def sink(data: memoryview) -> None:
         seen(data)

@@ -53,7 +53,9 @@ def _parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     mount.add_argument("url", help="base URL of the space, such as http://127.0.0.1:8080/vos")
     mount.add_argument("mountpoint", type=Path)
-    mount.add_argument("--token-file", type=Path, help="file with the bearer token; none: anonymous")
+    mount.add_argument(
+        "--token-file", type=Path, help="file with the bearer token, read again when it changes; none: anonymous"
+    )
     mount.add_argument("--cache-dir", type=Path, help=CACHE_HELP)
     mount.add_argument("-o", dest="options", action="append", default=[], metavar="OPT,...")
     mount.add_argument("--foreground", "-f", action="store_true", help="stay, and log to stderr")
@@ -87,18 +89,14 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _token(file: Path | None) -> str:
+    from vosfs.mount import read_token
+
     if file is None:
         return ""
-    try:
-        text = file.read_text().strip()
-        mode = file.stat().st_mode
-    except OSError as exc:
-        raise QuietError(f"token file {file}: {exc.strerror}") from exc
-    if mode & (stat.S_IRGRP | stat.S_IROTH):
+    token = read_token(file)
+    if file.stat().st_mode & (stat.S_IRGRP | stat.S_IROTH):
         print(f"vosfs: warning: others can read {file}: chmod 600 it", file=sys.stderr)
-    if not text or any(c <= " " or c > "~" for c in text):
-        raise QuietError(f"token file {file} does not hold one token")
-    return text
+    return token
 
 
 def _mount(args: argparse.Namespace) -> None:
@@ -124,7 +122,7 @@ def _mount(args: argparse.Namespace) -> None:
     try:
         options = mount.Options(
             args.url, args.mountpoint.absolute(), _cache_dir(args.cache_dir),
-            _token(args.token_file), _size(given.get("cache_size", "10G")), float(given.get("deadline", "30")),
+            _token(args.token_file), args.token_file and args.token_file.absolute(), _size(given.get("cache_size", "10G")), float(given.get("deadline", "30")),
             "ro" in given, int(given.get("uid", os.getuid())), int(given.get("gid", os.getgid())),
             frozenset(kernel), "sync" in given, "plain" in given,
         )  # fmt: skip
@@ -274,6 +272,8 @@ def _show(point: str, status: dict[str, object]) -> None:
     live = (
         "live: changes elsewhere show at once" if status["live"] else "down: attributes are asked for again each second"
     )
+    if status["away"]:
+        live = "down: the service cannot be reached, what is in the cache can be read"
     print(f"{point}\n  space    {status['url']} ({status['binding']} binding)")
     print(f"  feed     {live}")
     if "delegation" in status:

@@ -470,7 +470,7 @@ class FileSystem:
         """close(2): commit what was written; its error is the close's."""
         handle = self._handle(number)
         handle.check()
-        if handle.file.changed:
+        if handle.writable and handle.file.changed:
             await self._save(handle.file, False)
 
     async def sync(self, number: int) -> None:
@@ -499,7 +499,7 @@ class FileSystem:
                 try:
                     await handle.file.sync(False)
                 except VOSpaceError as exc:
-                    log.error("unsaved bytes of node %d are lost: %s", handle.file.node.id, exc)
+                    log.warning("node %d is not saved: %s", handle.file.node.id, exc)
             self.files.release(handle.file)
             self.blocks.make_spare()
 
@@ -638,6 +638,7 @@ class FileSystem:
         """What ``vosfs status`` shows."""
         return {
             "live": self.tree.live,
+            "away": self.tree.away,
             **self.tree.debt(),
             "open_files": self.files.open_files(),
             "dirty_bytes": self.files.dirty_bytes,

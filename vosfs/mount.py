@@ -24,7 +24,7 @@ from vosfs.cache.file import FileTable, Replacer
 from vosfs.cache.journal import Journal
 from vosfs.cache.kept import Kept
 from vosfs.client import HttpClient
-from vosfs.errors import QuietError, Stale, VOSpaceError
+from vosfs.errors import QuietError, ServiceUnavailable, Stale, TimedOut, VOSpaceError
 from vosfs.filesystem import DEADLINE_S, FileSystem
 from vosfs.metadata import messages as m
 from vosfs.metadata.ahead import AheadTree
@@ -43,6 +43,8 @@ JOURNAL, LOCK = "journal", "lock"
 """Files of the private cache directory."""
 KEPT = "kept"
 """Directory beside the private ones, of ``kept.py``."""
+TOKEN_EVERY_S = 2.0
+"""How often the token file is looked at."""
 RETRY_S_MIN, RETRY_S_MAX = 0.2, 5.0
 """Between attempts to reach the change feed."""
 
@@ -61,6 +63,8 @@ class Options:
     mountpoint: Path
     cache_dir: Path
     token: str = ""
+    token_file: Path | None = None
+    """Read again when it changes: tokens end."""
     cache_bytes: int = CACHE_BYTES
     deadline_s: float = DEADLINE_S
     read_only: bool = False
@@ -127,6 +131,8 @@ async def run(options: Options, report: Callable[[str], None]) -> None:
                     nursery.start_soon(invalidator.run)
                     nursery.start_soon(follow, tree, filesystem, greeting.cursor)
                     nursery.start_soon(_keep_leases, files)
+                    if options.token_file is not None and isinstance(blobs, GatewayBlobs):
+                        nursery.start_soon(_renew_token, options.token_file, tree, blobs)
                 nursery.start_soon(_announce, options, mounted, report)
                 await mounted.serve()
                 clean = True
@@ -273,12 +279,13 @@ async def follow(tree: GatewayTree, filesystem: FileSystem, cursor: Cursor) -> N
             if filesystem.tree.live:
                 log.warning("change feed lost, attributes are trusted for a second only: %s", exc)
             filesystem.tree.live = tree.behind.held = False
+            filesystem.tree.away = isinstance(exc, (ServiceUnavailable, TimedOut))
             await trio.sleep(pause)
             pause = min(pause * 2, RETRY_S_MAX)
         else:
             if not filesystem.tree.live:
                 log.info("change feed is back")
-            filesystem.tree.live = True
+            filesystem.tree.live, filesystem.tree.away = True, False
             pause, cursor = RETRY_S_MIN, page.cursor
             for change in page.changes:
                 if change.origin != tree.origin:
@@ -328,6 +335,44 @@ async def _settle(tree: GatewayTree, deadline_s: float) -> None:
             log.debug("the end: %s", exc)
     if not tree.behind.idle:
         log.error("%d changes did not reach the service: the next mount of this space will send them", tree.behind.owed)
+
+
+def read_token(file: Path) -> str:
+    """The token in a file.  QuietError if there is none."""
+    try:
+        text = file.read_text().strip()
+    except (OSError, UnicodeDecodeError) as exc:
+        raise QuietError(f"token file {file}: {getattr(exc, 'strerror', 'not text')}") from exc
+    if not text or any(c <= " " or c > "~" for c in text):
+        raise QuietError(f"token file {file} does not hold one token")
+    return text
+
+
+async def _renew_token(file: Path, tree: GatewayTree, blobs: GatewayBlobs) -> None:
+    """Look now and then whether the token file has another token."""
+    seen = _changed_ns(file)
+    while True:
+        await trio.sleep(TOKEN_EVERY_S)
+        now = _changed_ns(file)
+        if now == seen:
+            continue
+        try:
+            token = read_token(file)
+        except QuietError as exc:
+            # Perhaps it is being written.
+            log.warning("%s", exc)
+            continue
+        seen = now
+        tree.use_token(token)
+        blobs.use_token(token)
+        log.info("%s has a new token", file)
+
+
+def _changed_ns(file: Path) -> int:
+    try:
+        return file.stat().st_mtime_ns
+    except OSError:
+        return 0
 
 
 async def _keep_leases(files: FileTable) -> None:

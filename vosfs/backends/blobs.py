@@ -39,7 +39,12 @@ class GatewayBlobs:
         self._client = client
         # Constants
         self._path = path
-        self._put = client.head("PUT", path, [("Authorization", f"Bearer {token}")])
+        # Mutable state
+        self.use_token(token)
+
+    def use_token(self, token: str) -> None:
+        """Be whoever this names from now on."""
+        self._put = self._client.head("PUT", self._path, [("Authorization", f"Bearer {token}")])
 
     async def fetch(self, name: str, start: int, into: memoryview, arrived: Arrived) -> None:
         head = self._client.head("GET", f"{self._path}/{name}", [("Range", f"bytes={start}-{start + len(into) - 1}")])

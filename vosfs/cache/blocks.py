@@ -4,6 +4,7 @@ Blobs never change, so a block that is here is right for ever; nothing is ever i
 is one sparse file of up to SEGMENT_BYTES of one blob; eviction removes whole segments, oldest use first.
 """
 
+import errno
 import os
 from collections import OrderedDict
 from pathlib import Path
@@ -228,8 +229,11 @@ class BlockCache:
         buffer = bytearray(stop - start)
         try:
             count = os.preadv(self._descriptor(key, segment), [buffer], start - base, os.RWF_NOWAIT)
-        except BlockingIOError:
-            return None
+        except OSError as exc:
+            # Not in memory; or a file system that cannot tell, as tmpfs.
+            if exc.errno in (errno.EAGAIN, errno.EOPNOTSUPP):
+                return None
+            raise
         return bytes(buffer) if count == stop - start else None
 
     async def read(self, name: str, length: int, start: int, stop: int) -> bytes:

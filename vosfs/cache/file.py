@@ -623,7 +623,9 @@ class FileTable:
 
     def _current(self, file: CachedFile) -> bool:
         node = self.tree.peek(file.node.id)
-        return self.tree.live and file.fresh and node is not None and node.version == file.node.version
+        return (
+            (self.tree.live or self.tree.away) and file.fresh and node is not None and node.version == file.node.version
+        )
 
     def release(self, file: CachedFile) -> None:
         """One handle fewer; the last one's going makes the content evictable."""

@@ -6,7 +6,6 @@ certain from what is remembered is then made here at once, in one synchronous st
 """
 
 import logging
-import time
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -35,7 +34,7 @@ class AheadTree(CachedTree):
 
     def _now(self) -> float:
         # Nothing expires that nobody else can change.
-        return 0.0 if self._behind.held else time.monotonic()
+        return 0.0 if self._behind.held else super()._now()
 
     async def room(self) -> None:
         if self._behind.held:

@@ -69,6 +69,8 @@ class CachedTree:
         # Mutable state
         self.live = False
         """Whether a feed invalidates what changes elsewhere."""
+        self.away = False
+        """Whether the service cannot be reached: what is remembered is then all there is."""
         self._nodes: OrderedDict[int, tuple[Node, float, int]] = OrderedDict()
         """Attributes, until when they are trusted, and the change made here that they were last part of."""
         self._serial = 0
@@ -122,7 +124,7 @@ class CachedTree:
 
     def _now(self) -> float:
         """What expiry is compared with."""
-        return time.monotonic()
+        return 0.0 if self.away else time.monotonic()
 
     def peek(self, id: int) -> Node | None:
         """The node, if it is remembered and fresh."""
@@ -208,7 +210,7 @@ class CachedTree:
     def names_kept(self, parent: int) -> dict[bytes, int]:
         """The names of a container that are known, be they all or not."""
         names = self._names.get(parent)
-        return {} if names is None or names.expires < time.monotonic() else names.ids
+        return {} if names is None or names.expires < self._now() else names.ids
 
     def peek_name(self, parent: int, name: bytes) -> int | None:
         """The id under a name; 0 if there is no such name; None if not known."""

@@ -50,17 +50,22 @@ class GatewayTree:
         # Constants
         self.origin = secrets.token_hex(8)
         """What this mount's changes are logged under."""
-        headers = [("Content-Type", m.MEDIA_TYPE), (m.ORIGIN_HEADER, self.origin)]
-        if token:
-            headers.append(("Authorization", f"Bearer {token}"))
-        self._head = client.head("POST", path, headers)
+        self._path = path
         # Mutable state
+        self.use_token(token)
         self._looked_up = -ALONE_S
         """When something was last looked up."""
         self._in_doubt: dict[int, dict[int, int | None]] = {}
         """Of nodes, the versions that saves would have made whose answers did not come, and their mtime: who tries again
         knows them."""
         self.behind = WriteBehind(self._send, _DECODERS, client.deadline_s)
+
+    def use_token(self, token: str) -> None:
+        """Be whoever this names from now on."""
+        headers = [("Content-Type", m.MEDIA_TYPE), (m.ORIGIN_HEADER, self.origin)]
+        if token:
+            headers.append(("Authorization", f"Bearer {token}"))
+        self._head = self._client.head("POST", self._path, headers)
 
     async def _call(self, request: m.Ordered) -> Any:
         """A request about the tree: behind what is owed, if something is."""
