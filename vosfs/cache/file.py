@@ -41,6 +41,8 @@ AHEAD_INLINE_MAX = 4 << 20
 """Bytes of an open file that were committed and are still in memory: more wait for the service, which has blobs of them."""
 WHOLE_STEP_BYTES = 4 << 20
 """How much of a file is brought here at a time before it is sent whole."""
+RESTING_BYTES_MAX = 32 << 20
+"""Bytes of closed files in memory; the oldest go."""
 LIST_INLINE_MAX = 64
 """More small runs than this at one commit are uploaded as one blob instead."""
 
@@ -79,6 +81,8 @@ class CachedFile:
         """False once the node changed elsewhere: the next open must look."""
         self.kernel_version = 0
         """Version that the kernel's page cache was filled from; 0: it must drop what it has."""
+        self.resting_bytes = 0
+        """In memory with the extents, when it was last closed."""
         self.losses = 0
         """How often unsaved bytes were given up."""
         self.unlinked = False
@@ -506,8 +510,7 @@ class CachedFile:
         """Nobody has it open: what is in memory is quickly fetched again."""
         if not self.scratch_file:
             self.close()
-        if sum(len(e.data) for e in self._extents) > content.INLINE_TOTAL_MAX:
-            self._extents, self.fresh = [], False
+        self.resting_bytes = sum(len(e.data) for e in self._extents)
 
     @property
     def has_local(self) -> bool:
@@ -576,6 +579,8 @@ class FileTable:
         self.local_bytes = 0
         """INVARIANT: sum over the files of their bytes in scratch."""
         self._opening: dict[int, trio.Event] = {}
+        self._resting_bytes = 0
+        """INVARIANT: sum of the files' own."""
         self._serial = 0
         directory.mkdir(parents=True, exist_ok=True, mode=0o700)
 
@@ -638,13 +643,16 @@ class FileTable:
             if file.changed:
                 # Its last flush failed, and said so.
                 file.discard("the service did not take it")
+            self._resting_bytes -= file.resting_bytes
             file.rest()
+            self._resting_bytes += file.resting_bytes
         self.trim()
 
     def _drop(self, file: CachedFile) -> None:
         file.close()
         if self._files.get(file.node.id) is file:
             del self._files[file.node.id]
+            self._resting_bytes -= file.resting_bytes
 
     def trim(self) -> None:
         """Bring closed files' content under its limits, oldest first."""
@@ -657,7 +665,11 @@ class FileTable:
                     return
 
     def _over(self) -> bool:
-        return len(self._files) > CLOSED_FILES_MAX or self.local_bytes > self.limit_bytes
+        return (
+            len(self._files) > CLOSED_FILES_MAX
+            or self.local_bytes > self.limit_bytes
+            or self._resting_bytes > RESTING_BYTES_MAX
+        )
 
     def uploaded(self, file: CachedFile, group: list[tuple[int, int]]) -> None:
         """A blob has these bytes now: keep them as cache only while there is room."""

@@ -11,6 +11,7 @@ import logging
 import os
 import sqlite3
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +69,10 @@ def render(statement: str, dialect: sql.Dialect) -> str:
     return statement.replace("?", dialect.placeholder)
 
 
+SYNC_HERE_S = 0.5e-3
+"""After a sync quicker than this the next one is not worth a thread, which costs two wake-ups: 0.1 ms."""
+
+
 class SqliteStore(SqlStore):
     """The store in one SQLite file (``":memory:"`` for tests of SQL alone)."""
 
@@ -87,6 +92,8 @@ class SqliteStore(SqlStore):
         self._durable = 0
         """INVARIANT: the first ``_durable`` of ``_commits`` transactions are on disk."""
         self._syncing = trio.Lock()
+        self._sync_s = SYNC_HERE_S
+        """How long the last one took."""
         self._prepare()
 
     def _prepare(self) -> None:
@@ -212,5 +219,10 @@ class SqliteStore(SqlStore):
                     return
                 covered = self._commits
                 if self._log_fd >= 0:
-                    await trio.to_thread.run_sync(os.fdatasync, self._log_fd)
+                    began = time.perf_counter()
+                    if self._sync_s < SYNC_HERE_S:
+                        os.fdatasync(self._log_fd)
+                    else:
+                        await trio.to_thread.run_sync(os.fdatasync, self._log_fd)
+                    self._sync_s = time.perf_counter() - began
                 self._durable = covered
