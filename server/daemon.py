@@ -5,6 +5,7 @@ import contextlib
 import ctypes
 import getpass
 import hashlib
+import json
 import logging
 import os
 import signal
@@ -17,9 +18,10 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Protocol
 
+import msgspec
 import trio
 
-from server import app, digests, housekeeping, recursive, remote, transfers, uws
+from server import app, audit, digests, housekeeping, recursive, remote, transfers, uws
 from server.auth import check_user, hash_password, issue_token
 from server.http import Server, listen
 from server.importer import import_tree
@@ -40,6 +42,8 @@ KINDS: list[Kind] = [transfers.KIND, recursive.DELETE, recursive.SET_PROPERTIES]
 """Of jobs."""
 MMAP_BYTES = 4 << 20
 """Allocations above this are mapped, and unmapped when freed; buffers of bodies are below."""
+DAMAGED = 3
+"""Exit status of an audit that found bytes missing or damaged."""
 DEFAULT_CONFIG = Path("/etc/vosfs/vosfsd.toml")
 
 
@@ -231,7 +235,7 @@ def _where(parser: argparse.ArgumentParser) -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         "vosfsd", description="Serve a VOSpace: metadata and storage over HTTP.",
-        epilog="Other commands: vosfsd import, vosfsd user, vosfsd token, vosfsd gc; each has its --help.",
+        epilog="Other commands: vosfsd import, vosfsd user, vosfsd token, vosfsd gc, vosfsd audit; each has its --help.",
     )  # fmt: skip
     _where(parser)
     parser.add_argument("--port", type=int, default=8080, help="with --dev: port on 127.0.0.1 (0: a free one)")
@@ -354,6 +358,7 @@ def _run_token(argv: list[str]) -> None:
 def _run_gc(argv: list[str]) -> None:
     parser = argparse.ArgumentParser("vosfsd gc", description="Collect what nothing refers to, now.")
     _where(parser)
+    parser.add_argument("--json", action="store_true", help="report as JSON")
     args = parser.parse_args(argv)
 
     async def work() -> None:
@@ -364,12 +369,49 @@ def _run_gc(argv: list[str]) -> None:
             nodes = await housekeeping.empty_trash(store)
             blobs = await housekeeping.collect(store, backend)
             orphans = await housekeeping.collect_orphans(store, backend)
-            print(f"purged {nodes} nodes, collected {blobs} blobs and {orphans} orphans")
+            if args.json:
+                print(json.dumps({"nodes": nodes, "blobs": blobs, "orphans": orphans}))
+            else:
+                print(f"purged {nodes} nodes, collected {blobs} blobs and {orphans} orphans")
 
     trio.run(work)
 
 
-COMMANDS = {"import": _run_import, "user": _run_user, "token": _run_token, "gc": _run_gc}
+def _run_audit(argv: list[str]) -> None:
+    parser = argparse.ArgumentParser(
+        "vosfsd audit", description="Compare what the nodes say with what the storage has; changes nothing.",
+        epilog="Exit status: 0 all is there (there may be orphans, for the collector), 3 bytes are missing or damaged, "
+        "1 not everything could be looked at.",
+    )  # fmt: skip
+    _where(parser)
+    parser.add_argument("--deep", action="store_true", help="read all bytes and compare their checksums")
+    parser.add_argument("--json", action="store_true", help="report as JSON")
+    args = parser.parse_args(argv)
+
+    async def work() -> audit.Report:
+        cfg = _configured(args)
+        with opened(cfg) as (store, backend):
+            await store.begin_space(cfg.space.owner)
+            await check(store, backend)
+            blobs, length = await store.used_total()
+            bar = audit.Bar(sys.stderr, length if args.deep else blobs, lambda r: r.bytes if args.deep else r.blobs)
+            try:
+                return await audit.audit(store, backend, args.deep, bar.show)
+            finally:
+                bar.end()
+
+    report = trio.run(work)
+    if args.json:
+        print(msgspec.json.encode(report).decode())
+    else:
+        print("\n".join(audit.lines(report)))
+    if report.damaged:
+        sys.exit(DAMAGED)
+    if report.counts[audit.UNREACHABLE]:
+        sys.exit(1)
+
+
+COMMANDS = {"import": _run_import, "user": _run_user, "token": _run_token, "gc": _run_gc, "audit": _run_audit}
 
 
 def main() -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from vosfs.backends.backend import Backend
 from vosfs.backends.posix import PosixBackend
-from vosfs.errors import DataCorrupt
+from vosfs.errors import BlobMissing, DataCorrupt
 from vosfs.metadata.node import Blob
 
 NEVER_ISSUED = "0" * 32
@@ -195,7 +195,7 @@ def test_a_missing_blob_is_corrupt_data(backend: Backend) -> None:
     issued = put(backend, b"abc").locator
     never_issued = ("1" if issued[0] == "0" else "0") + issued[1:]
     for start, stop in ((0, 0), (0, 3)):
-        with pytest.raises(DataCorrupt):
+        with pytest.raises(BlobMissing):
             backend.open(never_issued, start, stop)
     backend.remove(never_issued)
     assert get(backend, issued) == b"abc"

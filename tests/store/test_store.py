@@ -28,6 +28,7 @@ from vosfs.metadata.node import (
     Cursor,
     Extent,
     NewNode,
+    Used,
 )
 from vosfs.metadata.postgres import PostgresStore
 from vosfs.metadata.sqlite import SqliteStore
@@ -164,6 +165,31 @@ async def test_blobs_are_released_with_their_last_extent(store: AnyStore) -> Non
     assert await blobs_free(store) == {"b1", "b2"}
     assert await store.unreferenced(1, 100) == []
     assert len(await store.unreferenced(later(), 1)) == 1
+
+
+async def test_the_auditor_sees_what_nodes_stand_on(store: AnyStore) -> None:
+    box = await store.create(ROOT_ID, b"box", BOX)
+    a = await store.create(box.id, b"a", FILE)
+    b = await store.create(ROOT_ID, b"b", FILE)
+    one, two = Blob("b1", 10, 7), Blob("b2", 30, 8)
+    await store.commit(a.id, None, 20, [Extent(0, 10, "b1"), Extent(10, 20, "b2", 15)], [one, two])
+    await store.commit(b.id, None, 5, [Extent(0, 5, "b2")], [two])
+    assert await store.used("", 100) == [Used("b1", 10, one), Used("b2", 25, two)]
+    assert await store.used("", 1) == [Used("b1", 10, one)]
+    assert await store.used("b1", 1) == [Used("b2", 25, two)]
+    assert await store.used("b2", 1) == []
+    assert await store.used_total() == (2, 40)
+    assert await store.users("b1", 9) == [(b"box", b"a")]
+    assert set(await store.users("b2", 9)) == {(b"box", b"a"), (b"b",)}
+    assert len(await store.users("b2", 1)) == 1
+    assert await store.users("b3", 9) == []
+    await store.commit(a.id, None, 0, [], [])
+    assert await store.used("", 100) == [Used("b2", 5, two)]
+    assert await store.used_total() == (1, 30)
+    await store.remove(ROOT_ID, b"b", "leaf")
+    assert await store.users("b2", 9) == [b.id], "in the trash, it has no path"
+    await store.purge(100)
+    assert (await store.used("", 100), await store.users("b2", 9)) == ([], [])
 
 
 async def test_a_blob_of_two_nodes_is_released_by_the_second(store: AnyStore) -> None:
@@ -457,6 +483,19 @@ async def test_postgres_survives_a_lost_connection(database: str) -> None:
 def test_postgres_that_is_not_there_is_unavailable() -> None:
     with pytest.raises(ServiceUnavailable):
         PostgresStore("postgresql://nobody@127.0.0.1:1/none")
+
+
+async def test_what_nodes_stand_on_is_no_orphan_even_without_its_row(tmp_path: Path) -> None:
+    store = SqliteStore(tmp_path / "a.db")
+    try:
+        await store.begin_space("alice")
+        node = await store.create(ROOT_ID, b"a", FILE)
+        await store.commit(node.id, None, 10, [Extent(0, 10, "b1")], [Blob("b1", 10, 0)])
+        store._db.execute("DELETE FROM blob")
+        assert await store.used("", 9) == [Used("b1", 10, None)]
+        assert [await store.referenced(locator) for locator in ("b1", "b2")] == [True, False]
+    finally:
+        store.close()
 
 
 async def test_two_stores_on_one_sqlite_file_see_each_other(tmp_path: Path) -> None:

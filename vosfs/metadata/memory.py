@@ -41,6 +41,7 @@ from vosfs.metadata.node import (
     Node,
     Renamed,
     Usage,
+    Used,
     made,
     new_id,
 )
@@ -88,6 +89,7 @@ class MemoryStore:
         self._trash: list[int] = []
         self._blobs: dict[str, int | None] = {}
         """Locator -> since when nothing stands on it."""
+        self._recorded: dict[str, Blob] = {}
         self._secret = secrets.token_bytes(32)
         self.notify: Callable[[], None] = lambda: None
         self._tables: dict[str, dict[Any, Any]] = {"account": {}, "token": {}, "certificate": {}}
@@ -337,6 +339,7 @@ class MemoryStore:
         new = content.apply(old, changes, length)
         for blob in blobs:
             self._blobs[blob.locator] = None
+            self._recorded.setdefault(blob.locator, blob)
         self._extents[id] = new
         self._release(content.locators(old) | {b.locator for b in blobs})
         now = self._now()
@@ -453,7 +456,36 @@ class MemoryStore:
         return sorted({uri for properties in self._properties.values() for uri in properties})
 
     async def referenced(self, locator: str) -> bool:
-        return locator in self._blobs
+        return locator in self._blobs or any(locator in content.locators(e) for e in self._extents.values())
+
+    async def used(self, after: str, limit: int) -> list[Used]:
+        reach: dict[str, int] = {}
+        for extents in self._extents.values():
+            for e in extents:
+                if e.locator > after:
+                    reach[e.locator] = max(reach.get(e.locator, 0), e.offset + e.stop - e.start)
+        return [Used(locator, reach[locator], self._recorded.get(locator)) for locator in sorted(reach)[:limit]]
+
+    async def used_total(self) -> tuple[int, int]:
+        blobs = [self._recorded[locator] for locator, since in self._blobs.items() if since is None]
+        return len(blobs), sum(blob.length for blob in blobs)
+
+    async def users(self, locator: str, limit: int) -> list[tuple[bytes, ...] | int]:
+        nodes = [id for id, extents in self._extents.items() if locator in content.locators(extents)]
+        return [self._path(id) or id for id in nodes[:limit]]
+
+    def _path(self, id: int) -> tuple[bytes, ...]:
+        path: list[bytes] = []
+        while id != ROOT_ID:
+            parent, name = next(
+                ((p, name) for p, names in self._names.items() for name, child in names.items() if child == id),
+                (0, b""),
+            )
+            if not parent:
+                return ()
+            path.append(name)
+            id = parent
+        return tuple(reversed(path))
 
     async def unreferenced(self, before_ns: int, limit: int) -> list[str]:
         return [b for b, since in self._blobs.items() if since is not None and since < before_ns][:limit]
@@ -466,6 +498,7 @@ class MemoryStore:
     async def forget_blobs(self, locators: list[str]) -> None:
         for locator in locators:
             self._blobs.pop(locator, None)
+            self._recorded.pop(locator, None)
 
     async def purge(self, limit: int) -> int:
         done = 0

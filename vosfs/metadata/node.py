@@ -102,6 +102,16 @@ class Blob(msgspec.Struct, array_like=True):
     crc32: int
 
 
+class Used(msgspec.Struct, array_like=True):
+    """A blob that nodes stand on."""
+
+    locator: str
+    reach: int
+    """How many bytes, from its first one on, their extents need."""
+    blob: Blob | None
+    """What is recorded of it; None: nothing, which should not be."""
+
+
 class Content(msgspec.Struct, array_like=True):
     """A data node and where its bytes are."""
 

@@ -797,7 +797,14 @@ def properties_in_use(f: Frame) -> Transaction[list[str]]:
 
 
 def referenced(f: Frame, locator: str) -> Transaction[bool]:
-    rows = yield "SELECT 1 FROM blob WHERE space = ? AND locator = ?", (f.space, locator)
+    # Its row says so; but what extents name is no orphan even without one.
+    rows = yield (
+        (
+            "SELECT 1 FROM blob WHERE space = ? AND locator = ?"
+            " UNION ALL SELECT 1 FROM extent WHERE space = ? AND locator = ? AND locator <> '' LIMIT 1"
+        ),
+        (f.space, locator, f.space, locator),
+    )
     return bool(rows)
 
 

@@ -40,6 +40,7 @@ from vosfs.metadata.node import (
     Node,
     Renamed,
     Usage,
+    Used,
 )
 
 READ, WRITE, OWN = "read", "write", "own"
@@ -300,7 +301,16 @@ class Store(Tree, Protocol):
         """The URIs of all properties that somebody set on any node, some thousands at most."""
 
     async def referenced(self, locator: str) -> bool:
-        """Whether any node stands on a blob."""
+        """Whether a blob is known: nodes stand on it, or did until a moment ago."""
+
+    async def used(self, after: str, limit: int) -> list[Used]:
+        """Up to ``limit`` blobs that extents name, with locators above ``after``, in order.  A shorter page is the last."""
+
+    async def used_total(self) -> tuple[int, int]:
+        """How many blobs are recorded as in use, and their bytes."""
+
+    async def users(self, locator: str, limit: int) -> list[tuple[bytes, ...] | int]:
+        """The paths of up to ``limit`` nodes that stand on a blob; the id of one that no path is found of."""
 
     async def unreferenced(self, before_ns: int, limit: int) -> list[str]:
         """Blobs that nothing has stood on since before ``before_ns``."""

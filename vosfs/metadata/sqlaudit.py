@@ -1,0 +1,63 @@
+"""What the auditor asks, in SQL: transactions as in ``sql.py``."""
+
+from vosfs.metadata.node import ROOT_ID, Blob, Used
+from vosfs.metadata.sql import DEPTH_MAX, Frame, Transaction
+
+
+def used(f: Frame, after: str, limit: int) -> Transaction[list[Used]]:
+    # One statement, so that extents and what is recorded of their blobs are of one moment.
+    rows = yield (
+        (
+            "SELECT u.locator, u.reach, b.length, b.crc32 FROM (SELECT e.locator AS locator,"
+            " max(e.start_in_blob + e.stop - e.start) AS reach FROM extent e WHERE e.space = ? AND e.locator > ?"
+            " AND e.locator <> '' GROUP BY e.locator ORDER BY e.locator LIMIT ?) u"
+            " LEFT JOIN blob b ON b.space = ? AND b.locator = u.locator ORDER BY u.locator"
+        ),
+        (f.space, after, limit, f.space),
+    )
+    return [
+        Used(locator, reach, None if length is None else Blob(locator, length, crc32))
+        for locator, reach, length, crc32 in rows
+    ]
+
+
+def used_total(f: Frame) -> Transaction[tuple[int, int]]:
+    rows = yield (
+        "SELECT count(*), coalesce(sum(length), 0) FROM blob WHERE space = ? AND unreferenced_ns IS NULL",
+        (f.space,),
+    )
+    return int(rows[0][0]), int(rows[0][1])
+
+
+def users(f: Frame, locator: str, limit: int) -> Transaction[list[tuple[bytes, ...] | int]]:
+    rows = yield (
+        "SELECT DISTINCT node FROM extent WHERE space = ? AND locator = ? AND locator <> '' LIMIT ?",
+        (f.space, locator, limit),
+    )
+    found: list[tuple[bytes, ...] | int] = []
+    for (node,) in rows:
+        path = yield from _path(f, node)
+        found.append(node if path is None else path)
+    return found
+
+
+def _path(f: Frame, id: int) -> Transaction[tuple[bytes, ...] | None]:
+    """Where a node is; None if its row does not lead to a name (it is in the trash, or its last name was another)."""
+    path: list[bytes] = []
+    while id != ROOT_ID and len(path) < DEPTH_MAX:
+        # No index on names by node: one look through the container's names, for the few blobs that are damaged.
+        rows = yield (
+            (
+                "SELECT m.parent, m.name FROM node n JOIN name m ON m.space = n.space + 0 AND m.parent = n.parent"
+                " AND m.node = n.id WHERE n.space = ? AND n.id = ? LIMIT 1"
+            ),
+            (f.space, id),
+        )
+        if not rows:
+            return None
+        id = rows[0][0]
+        path.append(bytes(rows[0][1]))
+    return tuple(reversed(path))
+
+
+READS = frozenset((used, used_total, users))
