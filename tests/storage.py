@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from vosfs.config import StorageConfig
+from vosfs.config import Config, StorageConfig
 
 if TYPE_CHECKING:
     from tests.services import rgw
@@ -60,24 +60,24 @@ def options(directory: Path, given: Sequence[Any] = ()) -> list[str]:
     return ["--objects", f"{_bucket}/{hashlib.sha256(str(directory).encode()).hexdigest()[:20]}"]
 
 
-def config_of(directory: Path) -> StorageConfig:
-    """The storage of a daemon with this state directory."""
+def config_of(directory: Path) -> Config:
+    """As much of the configuration of a daemon with this state directory as says where its bytes are."""
     told = options(directory)
-    return StorageConfig(objects=told[1] if told else "")
+    return Config(storage=StorageConfig(objects=told[1] if told else ""), base=directory)
 
 
-def kept(directory: Path) -> set[str]:
+def kept(where: Path | Config) -> set[str]:
     """What is in a daemon's storage: the blobs, and what was begun and not finished."""
     from server.daemon import backend_of
     from vosfs.backends.objects import ObjectsBackend
-    from vosfs.config import Config
 
-    backend = backend_of(Config(storage=config_of(directory), base=directory))
+    cfg = where if isinstance(where, Config) else config_of(where)
+    backend = backend_of(cfg)
     try:
         found = set(backend.locators(1 << 62))
         if isinstance(backend, ObjectsBackend):
             assert backend._uploads is not None
             return found | {f"unfinished {key}" for key, _, _ in backend._uploads.unfinished()}
-        return found | {f"unfinished {path.name}" for path in (directory / "storage/incoming").iterdir()}
+        return found | {f"unfinished {path.name}" for path in (cfg.base / "storage/incoming").iterdir()}
     finally:
         backend.close()

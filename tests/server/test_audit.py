@@ -26,7 +26,6 @@ from tests.conftest import BIN, Daemon
 from tests.server.support import create, fetch, store, upload, vosfsd, where
 from tests.storage import config_of, kept
 from vosfs.backends.memory import MemoryBackend
-from vosfs.config import Config
 from vosfs.errors import ServiceUnavailable
 from vosfs.metadata.memory import MemoryStore
 from vosfs.metadata.node import DATA, ROOT_ID, Blob, Extent, NewNode
@@ -175,7 +174,7 @@ def audited(daemon: Daemon, *options: str) -> tuple[int, dict[str, object]]:
 
 def damage(daemon: Daemon, locator: str, data: bytes | None) -> None:
     """Change a blob behind the daemon's back, or take it away."""
-    if not config_of(daemon.directory).objects:
+    if not config_of(daemon.directory).storage.objects:
         file = daemon.directory / "storage/blobs" / locator[:2] / locator[2:4] / locator
         file.unlink() if data is None else file.write_bytes(data)
         return
@@ -183,7 +182,7 @@ def damage(daemon: Daemon, locator: str, data: bytes | None) -> None:
 
     from server.daemon import backend_of
 
-    backend = backend_of(Config(storage=config_of(daemon.directory), base=daemon.directory))
+    backend = backend_of(config_of(daemon.directory))
     if data is None:
         backend.remove(locator)
     else:
