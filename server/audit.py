@@ -1,11 +1,12 @@
 """``vosfsd audit``: whether the storage holds what the nodes say.
 
-Every blob that an extent names is opened, and read to its end when that is asked for; every blob of the storage that
+Every copy of every blob that an extent names is opened, and read to its end when that is asked for; every blob of the storage that
 no row knows is an orphan, once it is older than any receipt.  It runs beside a serving daemon, with connections of
 its own: what looks wrong is judged only if nodes still stand on it when they are asked again.
 """
 
 import contextlib
+import logging
 import time
 import zlib
 from collections import Counter
@@ -18,19 +19,25 @@ import trio
 
 from server.housekeeping import GRACE_S, orphans
 from vosfs.backends.backend import Backend
-from vosfs.errors import BlobMissing, DataCorrupt, ServiceUnavailable, TimedOut
-from vosfs.metadata.node import Used
+from vosfs.backends.storages import Storages
+from vosfs.errors import BlobMissing, DataCorrupt, ServiceUnavailable, StorageFull, TimedOut
+from vosfs.metadata.node import COPY, Blob, Used, parts
 from vosfs.metadata.store import Store
+
+log = logging.getLogger(__name__)
 
 MISSING, WRONG_LENGTH, CORRUPT, UNRECORDED = "missing", "wrong length", "corrupt", "unrecorded"
 DAMAGE = (MISSING, WRONG_LENGTH, CORRUPT, UNRECORDED)
 """What costs nodes their bytes, or may."""
+REPAIRABLE = (MISSING, WRONG_LENGTH, CORRUPT)
 UNREACHABLE, ORPHAN = "unreachable", "orphan"
 PAGE = 1000
 AT_ONCE = 8
 """Blobs looked at together: a request to an object store is a journey."""
 FINDINGS_MAX = 10_000
 """Listed; more are only counted."""
+RELOCATED_AT_ONCE = 50
+"""Nodes in one transaction."""
 PATHS_MAX = 10
 """Listed of a blob that many nodes stand on."""
 UNREACHABLE_MAX = 100
@@ -45,6 +52,7 @@ class Finding(msgspec.Struct):
     why: str = ""
     paths: list[str] = []
     """Percent-encoded, of some nodes that stand on it."""
+    repaired: bool = False
 
 
 class Report(msgspec.Struct):
@@ -55,30 +63,30 @@ class Report(msgspec.Struct):
     blobs: int = 0
     bytes: int = 0
     seconds: float = 0.0
+    repaired: int = 0
+    """Of the damage counted; the rest is still there."""
     counts: dict[str, int] = msgspec.field(default_factory=lambda: dict.fromkeys((*DAMAGE, UNREACHABLE, ORPHAN), 0))
     findings: list[Finding] = []
 
     @property
     def damaged(self) -> bool:
-        """Whether nodes lost bytes, or will."""
-        return any(self.counts[kind] for kind in DAMAGE)
+        """Whether nodes lack bytes, or a copy of them, or may."""
+        return sum(self.counts[kind] for kind in DAMAGE) > self.repaired
 
     def add(self, finding: Finding) -> None:
         self.counts[finding.kind] += 1
+        self.repaired += finding.repaired
         if len(self.findings) < FINDINGS_MAX:
             self.findings.append(finding)
 
 
-def examine(backend: Backend, used: Used, deep: bool) -> tuple[str, str] | None:
-    """What is wrong with a blob, and why; None if nothing is.  Blocks."""
-    blob = used.blob
-    if blob is None:
-        return UNRECORDED, "nothing says how long it should be, nor its checksum"
+def examine(backend: Backend, part: str, blob: Blob, deep: bool) -> tuple[str, str] | None:
+    """What is wrong with a copy of a blob, and why; None if nothing is.  Blocks."""
     try:
-        reader = backend.open(used.locator, 0, blob.length if deep else 0)
+        reader = backend.open(part, 0, blob.length if deep else 0)
         try:
-            if reader.length != blob.length or used.reach > blob.length:
-                return WRONG_LENGTH, f"{reader.length} bytes, recorded {blob.length}, nodes need {used.reach}"
+            if reader.length != blob.length:
+                return WRONG_LENGTH, f"{reader.length} bytes, recorded {blob.length}"
             if deep:
                 crc32 = 0
                 for data in reader.stream(0, blob.length):
@@ -97,12 +105,59 @@ def examine(backend: Backend, used: Used, deep: bool) -> tuple[str, str] | None:
     return None
 
 
+def examined(backend: Backend, used: Used, deep: bool) -> list[Finding]:
+    """What is wrong with a blob that nodes stand on.  Blocks."""
+    blob = used.blob
+    if blob is None:
+        return [Finding(UNRECORDED, used.locator, "nothing says how long it should be, nor its checksum")]
+    if used.reach > blob.length:
+        return [Finding(WRONG_LENGTH, used.locator, f"{blob.length} bytes, nodes need {used.reach}")]
+    found = [(part, examine(backend, part, blob, deep)) for part in parts(used.locator)]
+    return [Finding(wrong[0], part, wrong[1]) for part, wrong in found if wrong is not None]
+
+
+def rewritten(backend: Storages, blob: Blob, bad: str) -> Blob:
+    """The same blob with a new copy instead of a bad one, written from one that is good.  DataCorrupt if none is.  Blocks."""
+    for good in parts(blob.locator):
+        if good == bad:
+            continue
+        try:
+            writer = backend.create(blob.length, backend.storage_of(bad))
+            try:
+                reader = backend.open(good, 0, blob.length)
+                try:
+                    for data in reader.stream(0, blob.length):
+                        writer.write(data)
+                finally:
+                    reader.close()
+                copy = writer.finish(True)
+            finally:
+                writer.abort()
+            if (copy.length, copy.crc32) == (blob.length, blob.crc32):
+                new = [copy.locator if part == bad else part for part in parts(blob.locator)]
+                return Blob(COPY.join(new), blob.length, blob.crc32)
+            backend.remove(copy.locator)
+        except DataCorrupt as exc:
+            log.info("copy %s cannot be used either: %s", good, exc)
+    raise DataCorrupt(f"no copy of {blob.locator} is good")
+
+
+async def mend(store: Store, backend: Storages, blob: Blob, bad: str) -> Blob:
+    """Replace a bad copy: nodes stand on the new blob then, and the collector takes the copy.  DataCorrupt."""
+    new = await trio.to_thread.run_sync(rewritten, backend, blob, bad)
+    while await store.relocate(blob.locator, new, RELOCATED_AT_ONCE):
+        await trio.lowlevel.checkpoint()
+    await store.sync()
+    return new
+
+
 async def audit(
     store: Store, backend: Backend, deep: bool = False, show: Callable[[Report], None] = lambda report: None,
-    older_s: float = GRACE_S,
+    older_s: float = GRACE_S, repair: Storages | None = None,
 ) -> Report:  # fmt: skip
     """Compare what nodes stand on with what the storage has; ``show`` is called as it goes on.
 
+    With ``repair``, which is then ``backend``, bad copies are written anew from good ones.
     ServiceUnavailable if too much of the storage cannot be reached.
     """
     report, began = Report(deep), time.monotonic()
@@ -112,19 +167,28 @@ async def audit(
         async with limit:
             if report.counts[UNREACHABLE] > UNREACHABLE_MAX:
                 return
-            found = await trio.to_thread.run_sync(examine, backend, used, deep)
+            findings = await trio.to_thread.run_sync(examined, backend, used, deep)
+            if findings:
+                await judge(used, findings)
         report.blobs += 1
         report.bytes += used.blob.length if used.blob else 0
-        if found is not None:
-            await judge(used, *found)
         show(report)
 
-    async def judge(used: Used, kind: str, why: str) -> None:
+    async def judge(used: Used, findings: list[Finding]) -> None:
         paths = await store.users(used.locator, PATHS_MAX)
         if not paths:
             # Replaced or deleted meanwhile, and perhaps collected.
             return
-        report.add(Finding(kind, used.locator, why, [_shown(path) for path in paths]))
+        blob = used.blob
+        for finding in findings:
+            finding.paths = [_shown(path) for path in paths]
+            if repair is not None and blob is not None and finding.kind in REPAIRABLE and COPY in blob.locator:
+                try:
+                    blob = await mend(store, repair, blob, finding.locator)
+                    finding.repaired = True
+                except (DataCorrupt, StorageFull, ServiceUnavailable, TimedOut, OSError) as exc:
+                    finding.why += f"; not repaired: {exc}"
+            report.add(finding)
 
     after = ""
     while page := await store.used(after, PAGE):
@@ -149,10 +213,15 @@ def lines(report: Report) -> list[str]:
     """The report for people."""
     about = "bytes compared" if report.deep else "lengths compared; --deep reads the bytes too"
     text = [f"{report.blobs} blobs of {report.bytes} bytes in {report.seconds:.1f} s ({about})"]
-    text += [f"{f.kind}: {f.locator} {' '.join(f.paths)} {f.why}".rstrip() for f in report.findings]
+    text += [
+        f"{f.kind}{', repaired' * f.repaired}: {f.locator} {' '.join(f.paths)} {f.why}".rstrip()
+        for f in report.findings
+    ]
     left_out = Counter(report.counts) - Counter(f.kind for f in report.findings)
     text += [f"{kind}: {count} more" for kind, count in left_out.items()]
-    found = ", ".join(f"{count} {kind}" for kind, count in report.counts.items() if count)
+    found = ", ".join(
+        f"{count} {kind}" for kind, count in (*report.counts.items(), ("repaired", report.repaired)) if count
+    )
     return [*text, found or "the storage holds what the nodes say"]
 
 

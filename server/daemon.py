@@ -16,7 +16,6 @@ from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import replace
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Protocol
 
 import msgspec
 import trio
@@ -30,7 +29,8 @@ from server.service import Service
 from vosfs import __version__, config, log, uri
 from vosfs.backends.backend import Backend
 from vosfs.backends.posix import PosixBackend
-from vosfs.config import Config
+from vosfs.backends.storages import DEFAULT, Keeper, Storages
+from vosfs.config import Config, StorageConfig
 from vosfs.errors import QuietError, VOSpaceError
 from vosfs.metadata.job import Job
 from vosfs.metadata.sqlite import SqliteStore
@@ -66,7 +66,7 @@ def dev_config(args: argparse.Namespace) -> Config:
             ),
             config.DatabaseConfig(dsn=args.dsn),
             config.StorageConfig(objects=args.objects, endpoint=args.objects_endpoint, url=args.storage_url),
-            args.dev.resolve(),
+            base=args.dev.resolve(),
         )
     )  # fmt: skip
 
@@ -79,26 +79,30 @@ def invoking_user() -> str:
         return f"uid{os.getuid()}"
 
 
-class Keeper(Backend, Protocol):
-    """A backend as it is held here."""
-
-    def close(self) -> None:
-        """Give back what it holds."""
-
-
-def backend_of(cfg: Config) -> Keeper:
-    """The backend of a configuration: of this package, or one that another package registered for its kind of URL."""
-    scheme = cfg.storage.objects.partition(":")[0]
+def backend_of(storage: StorageConfig, base: Path) -> Keeper:
+    """The backend of one storage: of this package, or one that another package registered for its kind of URL."""
+    scheme = storage.objects.partition(":")[0]
     if not scheme:
-        return PosixBackend(cfg.base / cfg.storage.directory)
+        return PosixBackend(base / storage.directory)
     for plugin in entry_points(group="vosfs.backends", name=scheme):
-        made: Keeper = plugin.load()(cfg.storage, cfg.base)
+        made: Keeper = plugin.load()(storage, base)
         return made
-    raise QuietError(f"[storage] objects: {cfg.storage.objects!r}: there is no backend for {scheme}:// here")
+    raise QuietError(f"[storage] objects: {storage.objects!r}: there is no backend for {scheme}:// here")
+
+
+def storages_of(cfg: Config) -> Storages:
+    """All storages of a configuration, as one backend."""
+    with contextlib.ExitStack() as stack:
+        members: dict[str, Keeper] = {}
+        for name, storage in {DEFAULT: cfg.storage, **cfg.storages}.items():
+            members[name] = backend_of(storage, cfg.base)
+            stack.callback(members[name].close)
+        stack.pop_all()
+    return Storages(members, frozenset(name for name, storage in cfg.storages.items() if storage.offered))
 
 
 @contextlib.contextmanager
-def opened(cfg: Config) -> Iterator[tuple[SqlStore, Keeper]]:
+def opened(cfg: Config) -> Iterator[tuple[SqlStore, Storages]]:
     """Store and backend of a configuration."""
     store: SqlStore
     if cfg.database.dsn:
@@ -109,7 +113,7 @@ def opened(cfg: Config) -> Iterator[tuple[SqlStore, Keeper]]:
         store = SqliteStore(cfg.base / cfg.database.file)
     backend = None
     try:
-        backend = backend_of(cfg)
+        backend = storages_of(cfg)
         yield store, backend
     finally:
         if backend is not None:
@@ -294,7 +298,8 @@ def _run_import(argv: list[str]) -> None:
     async def work() -> None:
         cfg = _configured(args)
         with opened(cfg) as (store, backend):
-            if not isinstance(backend, PosixBackend):
+            directory = backend.default
+            if not isinstance(directory, PosixBackend):
                 raise QuietError("vosfsd import registers files where they are, which needs [storage] directory")
             await store.begin_space(cfg.space.owner)
             path = tuple(os.fsencode(name) for name in args.container.strip("/").split("/") if name)
@@ -302,7 +307,7 @@ def _run_import(argv: list[str]) -> None:
             def warn(line: str) -> None:
                 print(line, file=sys.stderr)
 
-            done = await import_tree(store, backend, args.source, path, args.owner or cfg.space.owner, warn)
+            done = await import_tree(store, directory, args.source, path, args.owner or cfg.space.owner, warn)
             print(f"imported {done.nodes - done.skipped} nodes, {done.bytes} bytes, into {args.container}")
 
     trio.run(work)
@@ -379,12 +384,13 @@ def _run_gc(argv: list[str]) -> None:
 
 def _run_audit(argv: list[str]) -> None:
     parser = argparse.ArgumentParser(
-        "vosfsd audit", description="Compare what the nodes say with what the storage has; changes nothing.",
-        epilog="Exit status: 0 all is there (there may be orphans, for the collector), 3 bytes are missing or damaged, "
+        "vosfsd audit", description="Compare what the nodes say with what the storages have.",
+        epilog="Exit status: 0 all is there (there may be orphans, for the collector), 3 bytes or copies are missing or damaged, "
         "1 not everything could be looked at.",
     )  # fmt: skip
     _where(parser)
     parser.add_argument("--deep", action="store_true", help="read all bytes and compare their checksums")
+    parser.add_argument("--repair", action="store_true", help="write bad copies anew from good ones")
     parser.add_argument("--json", action="store_true", help="report as JSON")
     args = parser.parse_args(argv)
 
@@ -396,7 +402,7 @@ def _run_audit(argv: list[str]) -> None:
             blobs, length = await store.used_total()
             bar = audit.Bar(sys.stderr, length if args.deep else blobs, lambda r: r.bytes if args.deep else r.blobs)
             try:
-                return await audit.audit(store, backend, args.deep, bar.show)
+                return await audit.audit(store, backend, args.deep, bar.show, repair=backend if args.repair else None)
             finally:
                 bar.end()
 

@@ -17,6 +17,7 @@ import trio.lowlevel
 from server.signing import LEASE_S, RECEIPT_S
 from vosfs.backends.backend import Backend
 from vosfs.errors import VOSpaceError
+from vosfs.metadata.node import parts
 from vosfs.metadata.store import Store
 
 log = logging.getLogger(__name__)
@@ -47,9 +48,11 @@ async def collect(store: Store, backend: Backend, older_s: float = LEASE_S + MAR
     total = 0
     while locators := await store.unreferenced(time.time_ns() - int(older_s * 1e9), COLLECT_BATCH):
         # Row first: who still has a receipt finds no blob to commit, and a crash in between leaves an orphan.
-        await store.forget_blobs(locators)
-        for locator in locators:
-            await trio.to_thread.run_sync(backend.remove, locator)
+        for locator in await store.forget_blobs(locators):
+            for part in parts(locator):
+                # A blob whose bad copy was replaced shares the good one with its successor.
+                if not await store.referenced(part):
+                    await trio.to_thread.run_sync(backend.remove, part)
         total += len(locators)
     return total
 

@@ -72,7 +72,7 @@ def kept(where: Path | Config) -> set[str]:
     from vosfs.backends.objects import ObjectsBackend
 
     cfg = where if isinstance(where, Config) else config_of(where)
-    backend = backend_of(cfg)
+    backend = backend_of(cfg.storage, cfg.base)
     try:
         found = set(backend.locators(1 << 62))
         if isinstance(backend, ObjectsBackend):

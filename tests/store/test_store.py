@@ -192,6 +192,52 @@ async def test_the_auditor_sees_what_nodes_stand_on(store: AnyStore) -> None:
     assert (await store.used("", 100), await store.users("b2", 9)) == ([], [])
 
 
+async def test_nodes_are_told_of_another_blob_of_the_same_bytes(store: AnyStore) -> None:
+    ids = []
+    for name in (b"a", b"b"):
+        ids.append((await store.create(ROOT_ID, name, FILE)).id)
+        await store.commit(
+            ids[-1], None, 20, [Extent(0, 10, "old", 5), Extent(10, 20, "b2")], [Blob("old", 15, 7), Blob("b2", 10, 8)]
+        )
+    before, version = await store.cursor(), (await store.get(ids[0])).version
+    new = Blob("new", 15, 7)
+    assert await store.relocate("old", new, 1) == 1
+    assert await blobs_free(store) == set(), "one node still stands on the old one"
+    assert (await store.relocate("old", new, 9), await store.relocate("old", new, 9)) == (1, 0)
+    for id in ids:
+        assert (await store.open(id)).extents == [Extent(0, 10, "new", 5), Extent(10, 20, "b2")]
+    assert await blobs_free(store) == {"old"}
+    assert (await store.get(ids[0])).version == version and (await store.changes(before))[1] == []
+    assert [used.blob for used in await store.used("", 9)] == [Blob("b2", 10, 8), new]
+    assert await store.forget_blobs(["old", "new", "none"]) == ["old"]
+    assert [await store.referenced(blob) for blob in ("old", "new")] == [False, True]
+
+
+async def test_copies_are_known_by_their_own_names(store: AnyStore) -> None:
+    a = await store.create(ROOT_ID, b"a", FILE)
+    await store.commit(a.id, None, 10, [Extent(0, 10, "x+s~y")], [Blob("x+s~y", 10, 7)])
+    assert [await store.referenced(part) for part in ("x", "s~y", "x+s~y", "y", "s~x")] == [True] * 3 + [False] * 2
+    assert await store.relocate("x+s~y", Blob("x+s~z", 10, 7), 9) == 1
+    assert await store.forget_blobs(["x+s~y"]) == ["x+s~y"]
+    assert [await store.referenced(part) for part in ("x", "s~y", "s~z")] == [True, False, True]
+
+
+async def test_a_storage_policy_is_handed_down(store: AnyStore) -> None:
+    box = await store.create(ROOT_ID, b"box", BOX)
+    before = await store.create(box.id, b"before", FILE)
+    assert (await store.set_attributes(box.id, Attributes(storage="fast slow"))).storage == "fast slow"
+    inner = await store.create(box.id, b"inner", BOX)
+    file = await store.create(inner.id, b"f", FILE)
+    put = await store.put_data(inner.id, b"p", FILE, 0, [], [], "")
+    own = await store.create(inner.id, b"own", NewNode(DATA, storage="other"))
+    assert [node.storage for node in (inner, file, put.node, own)] == ["fast slow"] * 3 + ["other"]
+    assert (await store.get(before.id)).storage == ""
+    moved = (await store.rename(inner.id, b"f", ROOT_ID, b"f")).node
+    assert (await store.get(moved.id)).storage == "fast slow", "as a group is kept"
+    copied = await store.copy_node(file.id, b"job", "bob")
+    assert copied.storage == "fast slow"
+
+
 async def test_a_blob_of_two_nodes_is_released_by_the_second(store: AnyStore) -> None:
     ids = []
     for name in (b"a", b"b"):

@@ -44,6 +44,7 @@ from vosfs.metadata.node import (
     Used,
     made,
     new_id,
+    parts,
 )
 from vosfs.metadata.sql import LINKS_MAX, OWNER_FIELDS, found_extents
 from vosfs.metadata.store import (
@@ -184,7 +185,7 @@ class MemoryStore:
         names = self._writable(parent, caller)
         if name in names or id in self._nodes:
             raise DuplicateNode(repr(name))
-        node = made(new, id or new_id(), self._now())
+        node = made(new, id or new_id(), self._now(), self._nodes[parent].storage)
         self._nodes[node.id] = node
         names[name] = node.id
         if new.kind == CONTAINER:
@@ -456,7 +457,8 @@ class MemoryStore:
         return sorted({uri for properties in self._properties.values() for uri in properties})
 
     async def referenced(self, locator: str) -> bool:
-        return locator in self._blobs or any(locator in content.locators(e) for e in self._extents.values())
+        known = set(self._blobs).union(*(content.locators(extents) for extents in self._extents.values()))
+        return any(locator == blob or locator in parts(blob) for blob in known)
 
     async def used(self, after: str, limit: int) -> list[Used]:
         reach: dict[str, int] = {}
@@ -495,10 +497,24 @@ class MemoryStore:
             if self._blobs.get(locator) is not None:
                 self._blobs[locator] = time.time_ns()
 
-    async def forget_blobs(self, locators: list[str]) -> None:
-        for locator in locators:
-            self._blobs.pop(locator, None)
+    async def relocate(self, locator: str, blob: Blob, limit: int) -> int:
+        nodes = sorted(id for id, extents in self._extents.items() if locator in content.locators(extents))[:limit]
+        for id in nodes:
+            self._extents[id] = [
+                replace(e, locator=blob.locator) if e.locator == locator else e for e in self._extents[id]
+            ]
+        if nodes:
+            self._blobs[blob.locator] = None
+            self._recorded.setdefault(blob.locator, blob)
+            self._release({locator})
+        return len(nodes)
+
+    async def forget_blobs(self, locators: list[str]) -> list[str]:
+        forgotten = [locator for locator in locators if self._blobs.get(locator) is not None]
+        for locator in forgotten:
+            del self._blobs[locator]
             self._recorded.pop(locator, None)
+        return forgotten
 
     async def purge(self, limit: int) -> int:
         done = 0

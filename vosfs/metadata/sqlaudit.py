@@ -1,7 +1,7 @@
 """What the auditor asks, in SQL: transactions as in ``sql.py``."""
 
 from vosfs.metadata.node import ROOT_ID, Blob, Used
-from vosfs.metadata.sql import DEPTH_MAX, Frame, Transaction
+from vosfs.metadata.sql import DEPTH_MAX, Frame, Transaction, record, release
 
 
 def used(f: Frame, after: str, limit: int) -> Transaction[list[Used]]:
@@ -58,6 +58,24 @@ def _path(f: Frame, id: int) -> Transaction[tuple[bytes, ...] | None]:
         id = rows[0][0]
         path.append(bytes(rows[0][1]))
     return tuple(reversed(path))
+
+
+def relocate(f: Frame, locator: str, blob: Blob, limit: int) -> Transaction[int]:
+    rows = yield (
+        "SELECT DISTINCT node FROM extent WHERE space = ? AND locator = ? AND locator <> '' ORDER BY node LIMIT ?",
+        (f.space, locator, limit),
+    )
+    for (node,) in rows:
+        # As a commit does: who changes the node's extents meanwhile sees all of them on either blob.
+        yield "SELECT 1 FROM node WHERE space = ? AND id = ?{update}", (f.space, node)
+        yield (
+            "UPDATE extent SET locator = ? WHERE space = ? AND node = ? AND locator = ?",
+            (blob.locator, f.space, node, locator),
+        )
+    if rows:
+        yield from record(f, blob)
+        yield from release(f, {locator, blob.locator})
+    return len(rows)
 
 
 READS = frozenset((used, used_total, users))

@@ -197,8 +197,11 @@ class SqlStore:
     async def renew(self, locators: list[str]) -> None:
         await self._run(sql.renew, ANYONE, False, locators)
 
-    async def forget_blobs(self, locators: list[str]) -> None:
-        await self._run(sql.forget_blobs, ANYONE, False, locators)
+    async def relocate(self, locator: str, blob: Blob, limit: int) -> int:
+        return await self._run(sqlaudit.relocate, ANYONE, False, locator, blob, limit)
+
+    async def forget_blobs(self, locators: list[str]) -> list[str]:
+        return await self._run(sql.forget_blobs, ANYONE, False, locators)
 
     async def purge(self, limit: int) -> int:
         return await self._run(sql.purge, ANYONE, False, limit)

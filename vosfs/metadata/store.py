@@ -318,8 +318,14 @@ class Store(Tree, Protocol):
     async def renew(self, locators: list[str]) -> None:
         """Count blobs as just used: a reader still holds them."""
 
-    async def forget_blobs(self, locators: list[str]) -> None:
-        """The collector removed these."""
+    async def relocate(self, locator: str, blob: Blob, limit: int) -> int:
+        """Let up to ``limit`` of the nodes that stand on a blob stand on another of the same bytes; returns how many.
+
+        Nothing else of them changes, and nobody is told: names of the old blob are good until it is collected.
+        """
+
+    async def forget_blobs(self, locators: list[str]) -> list[str]:
+        """The collector is about to remove these; returns those on which still nothing stands."""
 
     async def purge(self, limit: int) -> int:
         """Empty some of the trash; returns how many nodes went."""
