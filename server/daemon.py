@@ -20,7 +20,8 @@ from pathlib import Path
 import msgspec
 import trio
 
-from server import app, audit, digests, housekeeping, recursive, remote, transfers, uws
+from server import app, audit, digests, housekeeping, recursive, relocation, remote, transfers, uws
+from server.access import ADMIN, Subject
 from server.auth import check_user, hash_password, issue_token
 from server.http import Server, listen
 from server.importer import import_tree
@@ -38,7 +39,7 @@ from vosfs.metadata.sqlstore import SqlStore
 
 logger = logging.getLogger("vosfsd")
 
-KINDS: list[Kind] = [transfers.KIND, recursive.DELETE, recursive.SET_PROPERTIES]
+KINDS: list[Kind] = [transfers.KIND, recursive.DELETE, recursive.SET_PROPERTIES, relocation.KIND]
 """Of jobs."""
 MMAP_BYTES = 4 << 20
 """Allocations above this are mapped, and unmapped when freed; buffers of bodies are below."""
@@ -239,7 +240,7 @@ def _where(parser: argparse.ArgumentParser) -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         "vosfsd", description="Serve a VOSpace: metadata and storage over HTTP.",
-        epilog="Other commands: vosfsd import, vosfsd user, vosfsd token, vosfsd gc, vosfsd audit; each has its --help.",
+        epilog="Other commands: vosfsd import, vosfsd user, vosfsd token, vosfsd gc, vosfsd audit, vosfsd move-storage; each has its --help.",
     )  # fmt: skip
     _where(parser)
     parser.add_argument("--port", type=int, default=8080, help="with --dev: port on 127.0.0.1 (0: a free one)")
@@ -417,7 +418,42 @@ def _run_audit(argv: list[str]) -> None:
         sys.exit(1)
 
 
-COMMANDS = {"import": _run_import, "user": _run_user, "token": _run_token, "gc": _run_gc, "audit": _run_audit}
+def _run_move_storage(argv: list[str]) -> None:
+    parser = argparse.ArgumentParser(
+        "vosfsd move-storage", description="Move a node and all below it to other storages, readable all the time.",
+    )  # fmt: skip
+    _where(parser)
+    parser.add_argument("path", metavar="/PATH", help="of the node, not percent-encoded")
+    parser.add_argument("storage", metavar="NAME", help="of a storage, or two ('default vault') for a copy in each")
+    args = parser.parse_args(argv)
+
+    async def work() -> int:
+        cfg = _configured(args)
+        with opened(cfg) as (store, backend):
+            await store.begin_space(cfg.space.owner)
+            await check(store, backend)
+            path = tuple(os.fsencode(name) for name in args.path.strip("/").split("/") if name)
+            chain, _ = await store.trace(path)
+            if len(chain) <= len(path):
+                raise QuietError(f"{args.path}: no such node")
+            mover = relocation.Mover(store, backend, " ".join(backend.names(args.storage)))
+            await mover.tree(chain[-1], Subject(cfg.space.owner, frozenset((ADMIN,))))
+            left = f", {mover.failed} were left" if mover.failed else ""
+            print(f"moved {mover.done} nodes, {mover.bytes} bytes{left}")
+            return mover.failed
+
+    if trio.run(work):
+        sys.exit(1)
+
+
+COMMANDS = {
+    "import": _run_import,
+    "user": _run_user,
+    "token": _run_token,
+    "gc": _run_gc,
+    "audit": _run_audit,
+    "move-storage": _run_move_storage,
+}
 
 
 def main() -> None:

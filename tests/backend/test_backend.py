@@ -10,7 +10,7 @@ import pytest
 from vosfs.backends.backend import Backend
 from vosfs.backends.posix import PosixBackend
 from vosfs.errors import BlobMissing, DataCorrupt
-from vosfs.metadata.node import Blob, parts
+from vosfs.metadata.node import COPY, Blob, parts
 
 NEVER_ISSUED = "0" * 32
 TRAVERSALS = [
@@ -52,6 +52,12 @@ def get(backend: Backend, locator: str) -> bytes:
 def listed(backend: Backend) -> list[str]:
     """Locators of all blobs, or of their copies."""
     return list(backend.locators(later()))
+
+
+def other(locator: str) -> str:
+    """A locator like this one, of nothing."""
+    name, of, own = locator.rpartition("~")
+    return name + of + ("1" if own[0] == "0" else "0") + own[1:]
 
 
 def files(root: Path) -> list[str]:
@@ -198,7 +204,7 @@ def test_an_open_blob_stays_readable(backend: Backend) -> None:
 
 def test_a_missing_blob_is_corrupt_data(backend: Backend) -> None:
     issued = put(backend, b"abc").locator
-    never_issued = ("1" if issued[0] == "0" else "0") + issued[1:]
+    never_issued = COPY.join(other(part) for part in parts(issued))
     for start, stop in ((0, 0), (0, 3)):
         with pytest.raises(BlobMissing):
             backend.open(never_issued, start, stop)

@@ -2,17 +2,28 @@
 
 import json
 import os
+import random
+import signal
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from urllib.parse import urlencode
 
 import pytest
+import trio
 
+from server import daemon as composition
+from server import housekeeping
 from tests.clients.support import start_configured
 from tests.conftest import Daemon
-from tests.server.support import create, fetch, is_fault, node, store, update, vosfsd
-from tests.vospace.support import move, push, tar
+from tests.server.dying import NOW_S
+from tests.server.support import ROOT, create, fetch, is_fault, node, store, update, vosfsd
+from tests.server.test_killed import DYING, SEED, TRIED
+from tests.vospace.support import FORM, Job, move, push, tar
+from vosfs import config
 from vosfs.backends.storages import DEFAULT
-from vosfs.metadata.node import STORAGE
+from vosfs.metadata.node import STORAGE, parts
 
 BYTES = 100_000
 SETTINGS = """
@@ -165,3 +176,132 @@ def test_a_storage_that_is_no_longer_configured(space: Daemon) -> None:
     assert audited(space) == (3, {"corrupt": 1}, 0)
     (space.directory / "vosfsd.toml").write_text(text)
     assert audited(space) == (0, {}, 0)
+
+
+# -- moving what is there --------------------------------------------------------------------------------------------
+
+
+def moved(daemon: Daemon, path: str, storage: str, headers: dict[str, str] | None = None) -> Job:
+    """The job that moves a tree, told to run."""
+    body = urlencode({"target": ROOT + path, "storage": storage}).encode()
+    answer = daemon.request("POST", "/async-storage", body, {**FORM, **(headers or {})})
+    assert answer[0] == 303, answer
+    return Job(daemon, answer[1]["Location"], headers).run()
+
+
+@pytest.fixture
+def tree(space: Daemon) -> dict[str, bytes]:
+    """A tree in the default storage, two of its files copies of each other; bytes by path."""
+    create(space, "/t", "ContainerNode")
+    create(space, "/t/sub", "ContainerNode")
+    contents = {"/t/a": os.urandom(BYTES), "/t/sub/b": os.urandom(3 * BYTES), "/t/small": b"inline"}
+    for path, data in contents.items():
+        store(space, path, data)
+    move(space, "/t/a", "/t/sub/a", keep="true").completed()
+    move(space, "/t/a", "/outside", keep="true").completed()
+    return contents | {"/t/sub/a": contents["/t/a"], "/outside": contents["/t/a"]}
+
+
+@pytest.mark.parametrize("by", ["job", "command"])
+def test_a_tree_is_moved(space: Daemon, tree: dict[str, bytes], by: str) -> None:
+    with_versions = {path: space.request("HEAD", "/files" + path)[1]["ETag"] for path in tree}
+    if by == "job":
+        assert moved(space, "/t", "fast").completed().results()["successcount"] == "final:6"
+    else:
+        done = vosfsd("move-storage", *config_of(space), "/t", "fast")
+        assert (done.returncode, done.stdout) == (0, f"moved 6 nodes, {4 * BYTES} bytes\n"), done.stderr
+    assert counts(space)[1] == 2, "what shared a blob shares its copy"
+    for path, data in tree.items():
+        assert fetch(space, path) == data
+        assert node(space, path).properties.get(STORAGE) == ("fast" if path.startswith("/t/") else None)
+    assert {path: space.request("HEAD", "/files" + path)[1]["ETag"] for path in tree} == with_versions
+    assert audited(space, "--deep") == (0, {}, 0)
+    store(space, "/t/sub/new", bytes(BYTES))
+    assert counts(space)[1] == 3
+    moved(space, "/t", "fast").completed()
+    assert counts(space)[1] == 3, "nothing is moved twice"
+    moved(space, "/t", "fast default").completed()
+    files(space, "fast")[0].unlink()
+    for path, data in tree.items():
+        assert fetch(space, path) == data
+
+
+def test_who_may_not_move_what(space: Daemon, tree: dict[str, bytes]) -> None:
+    vosfsd("user", *config_of(space), "alice", "--no-password")
+    token = space.directory / "alice.token"
+    assert vosfsd("token", *config_of(space), "alice", token).returncode == 0
+    alice = {"Authorization": "Bearer " + token.read_text().strip()}
+    update(space, "", "ContainerNode", {"publicread": "true"})
+    update(space, "/t", "ContainerNode", {"publicread": "true"})
+    assert moved(space, "/t", "fast", alice).ended() == "ERROR"
+    body = urlencode({"target": ROOT + "/t", "storage": "tape"}).encode()
+    assert is_fault(space.request("POST", "/async-storage", body, {**FORM, **alice}), 403, "PermissionDenied")
+    body = urlencode({"target": ROOT + "/t", "storage": "none"}).encode()
+    assert is_fault(space.request("POST", "/async-storage", body, FORM), 400, "InvalidArgument")
+    assert counts(space) == (2, 0, 0)
+    done = vosfsd("move-storage", *config_of(space), "/none", "fast")
+    assert done.returncode == 1 and "no such node" in done.stderr
+
+
+def test_a_rotten_file_is_left_and_the_rest_moved(space: Daemon, tree: dict[str, bytes]) -> None:
+    rotten = next(file for file in files(space, DEFAULT) if file.stat().st_size == 3 * BYTES)
+    rotten.write_bytes(bytes(3 * BYTES))
+    results = moved(space, "/t", "fast").completed().results()
+    assert (results["successcount"], results["errorcount"]) == ("final:5", "final:1")
+    assert counts(space)[1] == 1
+
+
+def test_a_mount_reads_and_writes_on_while_its_files_move(
+    space: Daemon, tree: dict[str, bytes], make_mount: Callable[..., Path]
+) -> None:
+    point = make_mount(space)
+    with open(point / "t/sub/b", "r+b") as stream:
+        stream.write(b"before")
+        stream.flush()
+        moved(space, "/t", "fast").completed()
+        stream.seek(BYTES)
+        stream.write(b"after")
+        os.fsync(stream.fileno())
+    data = bytearray(tree["/t/sub/b"])
+    data[:6], data[BYTES : BYTES + 5] = b"before", b"after"
+    assert fetch(space, "/t/sub/b") == data == (point / "t/sub/b").read_bytes()
+    assert audited(space, "--deep") == (0, {}, 0)
+
+
+def left_after_a_collection(daemon: Daemon) -> tuple[set[str], set[str]]:
+    """What the storages hold when everything unused was collected, and what the nodes say."""
+    cfg = config.load(daemon.directory / "vosfsd.toml")
+
+    async def work() -> tuple[set[str], set[str]]:
+        with composition.opened(cfg) as (nodes, backend):
+            await housekeeping.collect(nodes, backend, NOW_S)
+            await housekeeping.collect_orphans(nodes, backend, NOW_S)
+            used = {part for used in await nodes.used("", 1000) for part in parts(used.locator)}
+            return set(backend.locators(1 << 62)), used
+
+    return trio.run(work)
+
+
+def test_a_move_that_is_killed_between_two_steps(space: Daemon, tree: dict[str, bytes], tmp_path: Path) -> None:
+    armed, rng = tmp_path / "armed", random.Random(SEED)
+    killed = 0
+    for turn in range(TRIED or 60):
+        armed.write_text(str(turn if not TRIED else rng.randrange(60)))
+        command = [
+            sys.executable,
+            DYING,
+            armed,
+            "move-storage",
+            *config_of(space),
+            "/t",
+            ("fast default", "fast", "")[turn % 3],
+        ]
+        status = subprocess.run([str(part) for part in command], capture_output=True, timeout=60).returncode
+        assert status in (0, -signal.SIGKILL)
+        killed += status != 0
+        for path, data in tree.items():
+            assert fetch(space, path) == data
+        there, used = left_after_a_collection(space)
+        assert there == used
+    assert killed
+    assert audited(space, "--deep") == (0, {}, 0)

@@ -497,8 +497,12 @@ class MemoryStore:
             if self._blobs.get(locator) is not None:
                 self._blobs[locator] = time.time_ns()
 
-    async def relocate(self, locator: str, blob: Blob, limit: int) -> int:
-        nodes = sorted(id for id, extents in self._extents.items() if locator in content.locators(extents))[:limit]
+    async def blob(self, locator: str) -> Blob | None:
+        return self._recorded.get(locator)
+
+    async def relocate(self, locator: str, blob: Blob, limit: int, node: int = 0) -> int:
+        users = [id for id, extents in self._extents.items() if locator in content.locators(extents)]
+        nodes = sorted(id for id in users if node in (0, id))[:limit]
         for id in nodes:
             self._extents[id] = [
                 replace(e, locator=blob.locator) if e.locator == locator else e for e in self._extents[id]

@@ -60,22 +60,33 @@ def _path(f: Frame, id: int) -> Transaction[tuple[bytes, ...] | None]:
     return tuple(reversed(path))
 
 
-def relocate(f: Frame, locator: str, blob: Blob, limit: int) -> Transaction[int]:
-    rows = yield (
-        "SELECT DISTINCT node FROM extent WHERE space = ? AND locator = ? AND locator <> '' ORDER BY node LIMIT ?",
-        (f.space, locator, limit),
+def blob(f: Frame, locator: str) -> Transaction[Blob | None]:
+    rows = yield "SELECT length, crc32 FROM blob WHERE space = ? AND locator = ?", (f.space, locator)
+    return Blob(locator, *rows[0]) if rows else None
+
+
+def relocate(f: Frame, locator: str, blob: Blob, limit: int, node: int = 0) -> Transaction[int]:
+    one, values = (" AND node = ?", (node,)) if node else ("", ())
+    users = (
+        f"SELECT DISTINCT node FROM extent WHERE space = ? AND locator = ? AND locator <> ''{one} ORDER BY node LIMIT ?"
     )
-    for (node,) in rows:
+    rows = yield users, (f.space, locator, *values, limit)
+    changed = 0
+    for (id,) in rows:
         # As a commit does: who changes the node's extents meanwhile sees all of them on either blob.
-        yield "SELECT 1 FROM node WHERE space = ? AND id = ?{update}", (f.space, node)
-        yield (
-            "UPDATE extent SET locator = ? WHERE space = ? AND node = ? AND locator = ?",
-            (blob.locator, f.space, node, locator),
+        yield "SELECT 1 FROM node WHERE space = ? AND id = ?{update}", (f.space, id)
+        changed += len(
+            (
+                yield (
+                    "UPDATE extent SET locator = ? WHERE space = ? AND node = ? AND locator = ? RETURNING node",
+                    (blob.locator, f.space, id, locator),
+                )
+            )
         )
-    if rows:
+    if changed:
         yield from record(f, blob)
         yield from release(f, {locator, blob.locator})
     return len(rows)
 
 
-READS = frozenset((used, used_total, users))
+READS = frozenset((blob, used, used_total, users))

@@ -197,8 +197,11 @@ class SqlStore:
     async def renew(self, locators: list[str]) -> None:
         await self._run(sql.renew, ANYONE, False, locators)
 
-    async def relocate(self, locator: str, blob: Blob, limit: int) -> int:
-        return await self._run(sqlaudit.relocate, ANYONE, False, locator, blob, limit)
+    async def blob(self, locator: str) -> Blob | None:
+        return await self._run(sqlaudit.blob, ANYONE, False, locator)
+
+    async def relocate(self, locator: str, blob: Blob, limit: int, node: int = 0) -> int:
+        return await self._run(sqlaudit.relocate, ANYONE, False, locator, blob, limit, node)
 
     async def forget_blobs(self, locators: list[str]) -> list[str]:
         return await self._run(sql.forget_blobs, ANYONE, False, locators)

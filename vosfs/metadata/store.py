@@ -318,9 +318,13 @@ class Store(Tree, Protocol):
     async def renew(self, locators: list[str]) -> None:
         """Count blobs as just used: a reader still holds them."""
 
-    async def relocate(self, locator: str, blob: Blob, limit: int) -> int:
-        """Let up to ``limit`` of the nodes that stand on a blob stand on another of the same bytes; returns how many.
+    async def blob(self, locator: str) -> Blob | None:
+        """What is recorded of a blob."""
 
+    async def relocate(self, locator: str, blob: Blob, limit: int, node: int = 0) -> int:
+        """Let up to ``limit`` of the nodes that stand on a blob, or just that one, stand on another of the same bytes.
+
+        Returns on how many, 0 if none did any more.
         Nothing else of them changes, and nobody is told: names of the old blob are good until it is collected.
         """
 
