@@ -5,7 +5,7 @@ import time
 
 import trio
 
-from server import archive, data, nodes, recursive, transfers, uws, vosi
+from server import archive, data, nodes, recursive, relocation, transfers, uws, vosi
 from server.gateway import Gateway
 from server.http import Request, Response
 from server.jobs import Jobs
@@ -26,6 +26,7 @@ METHODS = {
     "transfers": ("GET", "HEAD", "POST", "DELETE"),
     "async-delete": ("GET", "HEAD", "POST", "DELETE"),
     "async-setprops": ("GET", "HEAD", "POST", "DELETE"),
+    "async-storage": ("GET", "HEAD", "POST", "DELETE"),
     "pkg": ("GET",),
     "capabilities": ("GET", "HEAD"),
     "availability": ("GET", "HEAD"),
@@ -36,7 +37,7 @@ METHODS = {
 STORAGE = ("data", "blobs", "pkg", "capabilities", "availability")
 """What the storage role answers."""
 METADATA = tuple(name for name in METHODS if name not in ("data", "blobs", "pkg"))
-JOBS = ("transfers", "async-delete", "async-setprops")
+JOBS = ("transfers", "async-delete", "async-setprops", "async-storage")
 
 ALIVE = {"capabilities": vosi.capabilities, "availability": vosi.availability, "protocols": vosi.protocols,
          "views": vosi.views, "properties": vosi.properties}  # fmt: skip
@@ -123,6 +124,8 @@ class App:
         if request.method == "POST" and not rest.strip("/"):
             if resource == transfers.KIND.name:
                 return await transfers.create(self._service, self._jobs, request)
+            if resource == relocation.KIND.name:
+                return await relocation.create(self._service, self._jobs, request)
             return await recursive.create(self._service, self._jobs, request, resource)
         subject, _ = await self._service.caller(request)
         return await uws.handle(self._jobs, request, resource, rest, subject)

@@ -28,9 +28,9 @@ def stager(subject: Subject) -> Anyone:
 
 async def copy(
     store: Store, subject: Subject, node: Node, parent: Node, name: bytes, job: str,
-    confirm: Callable[[], Awaitable[None]],
+    confirm: Callable[[int], Awaitable[None]],
 ) -> None:  # fmt: skip
-    """Copy ``node`` and all below it to ``name`` in ``parent``; ``confirm`` is asked before it shows.
+    """Copy ``node`` and all below it to ``name`` in ``parent``; ``confirm`` is asked before the new node shows.
 
     DuplicateNode, PermissionDenied, NodeNotFound.
     """
@@ -46,7 +46,7 @@ async def copy(
                 after = page.after
                 todo += page.containers
                 await trio.lowlevel.checkpoint()
-        await confirm()
+        await confirm(copied.id)
         await store.rename(STAGING_ID, staged, parent.id, name, "keep", caller)
         await store.sync()
     except BaseException:

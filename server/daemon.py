@@ -5,6 +5,7 @@ import contextlib
 import ctypes
 import getpass
 import hashlib
+import json
 import logging
 import os
 import signal
@@ -15,11 +16,12 @@ from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import replace
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Protocol
 
+import msgspec
 import trio
 
-from server import app, digests, housekeeping, recursive, remote, transfers, uws
+from server import app, audit, digests, housekeeping, recursive, relocation, remote, transfers, uws
+from server.access import ADMIN, Subject
 from server.auth import check_user, hash_password, issue_token
 from server.http import Server, listen
 from server.importer import import_tree
@@ -28,7 +30,8 @@ from server.service import Service
 from vosfs import __version__, config, log, uri
 from vosfs.backends.backend import Backend
 from vosfs.backends.posix import PosixBackend
-from vosfs.config import Config
+from vosfs.backends.storages import DEFAULT, Keeper, Storages
+from vosfs.config import Config, StorageConfig
 from vosfs.errors import QuietError, VOSpaceError
 from vosfs.metadata.job import Job
 from vosfs.metadata.sqlite import SqliteStore
@@ -36,10 +39,12 @@ from vosfs.metadata.sqlstore import SqlStore
 
 logger = logging.getLogger("vosfsd")
 
-KINDS: list[Kind] = [transfers.KIND, recursive.DELETE, recursive.SET_PROPERTIES]
+KINDS: list[Kind] = [transfers.KIND, recursive.DELETE, recursive.SET_PROPERTIES, relocation.KIND]
 """Of jobs."""
 MMAP_BYTES = 4 << 20
 """Allocations above this are mapped, and unmapped when freed; buffers of bodies are below."""
+DAMAGED = 3
+"""Exit status of an audit that found bytes missing or damaged."""
 DEFAULT_CONFIG = Path("/etc/vosfs/vosfsd.toml")
 
 
@@ -62,7 +67,7 @@ def dev_config(args: argparse.Namespace) -> Config:
             ),
             config.DatabaseConfig(dsn=args.dsn),
             config.StorageConfig(objects=args.objects, endpoint=args.objects_endpoint, url=args.storage_url),
-            args.dev.resolve(),
+            base=args.dev.resolve(),
         )
     )  # fmt: skip
 
@@ -75,26 +80,30 @@ def invoking_user() -> str:
         return f"uid{os.getuid()}"
 
 
-class Keeper(Backend, Protocol):
-    """A backend as it is held here."""
-
-    def close(self) -> None:
-        """Give back what it holds."""
-
-
-def backend_of(cfg: Config) -> Keeper:
-    """The backend of a configuration: of this package, or one that another package registered for its kind of URL."""
-    scheme = cfg.storage.objects.partition(":")[0]
+def backend_of(storage: StorageConfig, base: Path) -> Keeper:
+    """The backend of one storage: of this package, or one that another package registered for its kind of URL."""
+    scheme = storage.objects.partition(":")[0]
     if not scheme:
-        return PosixBackend(cfg.base / cfg.storage.directory)
+        return PosixBackend(base / storage.directory)
     for plugin in entry_points(group="vosfs.backends", name=scheme):
-        made: Keeper = plugin.load()(cfg.storage, cfg.base)
+        made: Keeper = plugin.load()(storage, base)
         return made
-    raise QuietError(f"[storage] objects: {cfg.storage.objects!r}: there is no backend for {scheme}:// here")
+    raise QuietError(f"[storage] objects: {storage.objects!r}: there is no backend for {scheme}:// here")
+
+
+def storages_of(cfg: Config) -> Storages:
+    """All storages of a configuration, as one backend."""
+    with contextlib.ExitStack() as stack:
+        members: dict[str, Keeper] = {}
+        for name, storage in {DEFAULT: cfg.storage, **cfg.storages}.items():
+            members[name] = backend_of(storage, cfg.base)
+            stack.callback(members[name].close)
+        stack.pop_all()
+    return Storages(members, frozenset(name for name, storage in cfg.storages.items() if storage.offered))
 
 
 @contextlib.contextmanager
-def opened(cfg: Config) -> Iterator[tuple[SqlStore, Keeper]]:
+def opened(cfg: Config) -> Iterator[tuple[SqlStore, Storages]]:
     """Store and backend of a configuration."""
     store: SqlStore
     if cfg.database.dsn:
@@ -105,7 +114,7 @@ def opened(cfg: Config) -> Iterator[tuple[SqlStore, Keeper]]:
         store = SqliteStore(cfg.base / cfg.database.file)
     backend = None
     try:
-        backend = backend_of(cfg)
+        backend = storages_of(cfg)
         yield store, backend
     finally:
         if backend is not None:
@@ -231,7 +240,7 @@ def _where(parser: argparse.ArgumentParser) -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         "vosfsd", description="Serve a VOSpace: metadata and storage over HTTP.",
-        epilog="Other commands: vosfsd import, vosfsd user, vosfsd token, vosfsd gc; each has its --help.",
+        epilog="Other commands: vosfsd import, vosfsd user, vosfsd token, vosfsd gc, vosfsd audit, vosfsd move-storage; each has its --help.",
     )  # fmt: skip
     _where(parser)
     parser.add_argument("--port", type=int, default=8080, help="with --dev: port on 127.0.0.1 (0: a free one)")
@@ -290,7 +299,8 @@ def _run_import(argv: list[str]) -> None:
     async def work() -> None:
         cfg = _configured(args)
         with opened(cfg) as (store, backend):
-            if not isinstance(backend, PosixBackend):
+            directory = backend.default
+            if not isinstance(directory, PosixBackend):
                 raise QuietError("vosfsd import registers files where they are, which needs [storage] directory")
             await store.begin_space(cfg.space.owner)
             path = tuple(os.fsencode(name) for name in args.container.strip("/").split("/") if name)
@@ -298,7 +308,7 @@ def _run_import(argv: list[str]) -> None:
             def warn(line: str) -> None:
                 print(line, file=sys.stderr)
 
-            done = await import_tree(store, backend, args.source, path, args.owner or cfg.space.owner, warn)
+            done = await import_tree(store, directory, args.source, path, args.owner or cfg.space.owner, warn)
             print(f"imported {done.nodes - done.skipped} nodes, {done.bytes} bytes, into {args.container}")
 
     trio.run(work)
@@ -354,6 +364,7 @@ def _run_token(argv: list[str]) -> None:
 def _run_gc(argv: list[str]) -> None:
     parser = argparse.ArgumentParser("vosfsd gc", description="Collect what nothing refers to, now.")
     _where(parser)
+    parser.add_argument("--json", action="store_true", help="report as JSON")
     args = parser.parse_args(argv)
 
     async def work() -> None:
@@ -364,12 +375,85 @@ def _run_gc(argv: list[str]) -> None:
             nodes = await housekeeping.empty_trash(store)
             blobs = await housekeeping.collect(store, backend)
             orphans = await housekeeping.collect_orphans(store, backend)
-            print(f"purged {nodes} nodes, collected {blobs} blobs and {orphans} orphans")
+            if args.json:
+                print(json.dumps({"nodes": nodes, "blobs": blobs, "orphans": orphans}))
+            else:
+                print(f"purged {nodes} nodes, collected {blobs} blobs and {orphans} orphans")
 
     trio.run(work)
 
 
-COMMANDS = {"import": _run_import, "user": _run_user, "token": _run_token, "gc": _run_gc}
+def _run_audit(argv: list[str]) -> None:
+    parser = argparse.ArgumentParser(
+        "vosfsd audit", description="Compare what the nodes say with what the storages have.",
+        epilog="Exit status: 0 all is there (there may be orphans, for the collector), 3 bytes or copies are missing or damaged, "
+        "1 not everything could be looked at.",
+    )  # fmt: skip
+    _where(parser)
+    parser.add_argument("--deep", action="store_true", help="read all bytes and compare their checksums")
+    parser.add_argument("--repair", action="store_true", help="write bad copies anew from good ones")
+    parser.add_argument("--json", action="store_true", help="report as JSON")
+    args = parser.parse_args(argv)
+
+    async def work() -> audit.Report:
+        cfg = _configured(args)
+        with opened(cfg) as (store, backend):
+            await store.begin_space(cfg.space.owner)
+            await check(store, backend)
+            blobs, length = await store.used_total()
+            bar = audit.Bar(sys.stderr, length if args.deep else blobs, lambda r: r.bytes if args.deep else r.blobs)
+            try:
+                return await audit.audit(store, backend, args.deep, bar.show, repair=backend if args.repair else None)
+            finally:
+                bar.end()
+
+    report = trio.run(work)
+    if args.json:
+        print(msgspec.json.encode(report).decode())
+    else:
+        print("\n".join(audit.lines(report)))
+    if report.damaged:
+        sys.exit(DAMAGED)
+    if report.counts[audit.UNREACHABLE]:
+        sys.exit(1)
+
+
+def _run_move_storage(argv: list[str]) -> None:
+    parser = argparse.ArgumentParser(
+        "vosfsd move-storage", description="Move a node and all below it to other storages, readable all the time.",
+    )  # fmt: skip
+    _where(parser)
+    parser.add_argument("path", metavar="/PATH", help="of the node, not percent-encoded")
+    parser.add_argument("storage", metavar="NAME", help="of a storage, or two ('default vault') for a copy in each")
+    args = parser.parse_args(argv)
+
+    async def work() -> int:
+        cfg = _configured(args)
+        with opened(cfg) as (store, backend):
+            await store.begin_space(cfg.space.owner)
+            await check(store, backend)
+            path = tuple(os.fsencode(name) for name in args.path.strip("/").split("/") if name)
+            chain, _ = await store.trace(path)
+            if len(chain) <= len(path):
+                raise QuietError(f"{args.path}: no such node")
+            mover = relocation.Mover(store, backend, " ".join(backend.names(args.storage)))
+            await mover.tree(chain[-1], Subject(cfg.space.owner, frozenset((ADMIN,))))
+            left = f", {mover.failed} were left" if mover.failed else ""
+            print(f"moved {mover.done} nodes, {mover.bytes} bytes{left}")
+            return mover.failed
+
+    if trio.run(work):
+        sys.exit(1)
+
+
+COMMANDS = {
+    "import": _run_import,
+    "user": _run_user,
+    "token": _run_token,
+    "gc": _run_gc,
+    "audit": _run_audit,
+    "move-storage": _run_move_storage,
+}
 
 
 def main() -> None:

@@ -19,6 +19,7 @@ from server import archive, unpack
 from server.access import Subject
 from server.http import Request, Response, Runs
 from server.jobs import Jobs
+from server.parameters import parameters
 from server.service import Service, packed, text
 from server.signing import ENDPOINT_S, Endpoint
 from vosfs import wire
@@ -56,8 +57,8 @@ class Received(msgspec.Struct):
     blobs: list[Blob]
 
 
-async def receive(service: Service, request: Request, node: Node | None = None) -> Received:
-    """Take a request's body into the backend, durably; meanwhile ``node`` is busy (R191).
+async def receive(service: Service, request: Request, policy: str, node: Node | None = None) -> Received:
+    """Take a request's body into the storages of a policy, durably; meanwhile ``node`` is busy (R191).
 
     ProtocolError if it ends early, DigestMismatch, StorageFull.
     """
@@ -70,11 +71,11 @@ async def receive(service: Service, request: Request, node: Node | None = None) 
         return received
     if request.length is not None and request.length > DIGEST_BYTES_MAX and not _wants_digest(request):
         with service.uploading(node):
-            blob = await _store(service, request, True)
+            blob = await _store(service, request, policy, True)
         return Received(blob.length, "", [Extent(0, blob.length, blob.locator)], [blob])
     md5 = hashlib.md5(usedforsecurity=False)
     with service.uploading(node):
-        blob = await _store(service, request, True, md5.update, lambda: check_digest(request, md5.hexdigest()))
+        blob = await _store(service, request, policy, True, md5.update, lambda: check_digest(request, md5.hexdigest()))
     extents = [Extent(0, blob.length, blob.locator)] if blob.length else []
     return Received(blob.length, md5.hexdigest(), extents, [blob])
 
@@ -85,11 +86,11 @@ def _wants_digest(request: Request) -> bool:
 
 
 async def _store(
-    service: Service, request: Request, durable: bool,
+    service: Service, request: Request, policy: str, durable: bool,
     seen: Callable[[memoryview], None] = lambda data: None, check: Callable[[], None] = lambda: None,
 ) -> Blob:  # fmt: skip
     """A request's body as a blob.  ``seen`` is shown the bytes as they come, ``check`` may refuse them at the end."""
-    writer = await trio.to_thread.run_sync(service.backend.create, request.length or 0)
+    writer = await trio.to_thread.run_sync(service.backend.create, request.length or 0, policy)
 
     def sink(data: memoryview) -> None:
         seen(data)
@@ -162,7 +163,7 @@ async def put(
         if request.header(b"x-put-txn-op") == "start" and request.length == 0:
             # The vos client announces a long upload: it must not empty the file (clients-and-demands, section 1.5).
             return Response(200)
-    received = await receive(service, request, node)
+    received = await receive(service, request, (node or parent).storage, node)
     new = NewNode(
         DATA, owner=subject.user, content_type=_content_type(request), public=parent.public,
         group_read=parent.group_read, group_write=parent.group_write,
@@ -404,8 +405,10 @@ async def blobs(service: Service, request: Request, name: str) -> Response:
         subject, _ = await service.caller(request)
         if subject.anonymous:
             raise PermissionDenied("anonymous may not upload")
+        # The mount knows the node, which the service may not have heard of yet; what it names must be configured.
+        policy = parameters(request.query).get("storage", "").replace(",", " ")
         # Who commits it makes it durable first; who commits elsewhere cannot.
-        blob = await _store(service, request, durable=service.role != "all")
+        blob = await _store(service, request, policy, durable=service.role != "all")
         signer = service.signer
         return packed(Stored(signer.receipt(blob, subject.user), signer.lease(blob.locator)), 201)
     locator = service.signer.leased(name)

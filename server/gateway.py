@@ -16,9 +16,10 @@ import trio
 
 from server.access import Subject
 from server.http import Request, Response
-from server.service import Service, check_texts, packed
-from vosfs.backends.backend import Backend, pieces
-from vosfs.errors import InvalidArgument, InvalidURI, PermissionDenied, VOSpaceError
+from server.service import Service, check_texts, packed, policy_of
+from vosfs.backends.backend import pieces
+from vosfs.backends.storages import Storages
+from vosfs.errors import InvalidArgument, InvalidURI, NodeNotFound, PermissionDenied, VOSpaceError
 from vosfs.metadata import content, xml
 from vosfs.metadata import messages as m
 from vosfs.metadata.node import (
@@ -30,6 +31,8 @@ from vosfs.metadata.node import (
     ROOT_ID,
     SPECIAL,
     STAGING_ID,
+    STORAGE,
+    Attributes,
     Blob,
     Change,
     Content,
@@ -160,13 +163,14 @@ class Gateway:
         if not long and not any(steps[n].arguments[4] for n in commits):
             return steps
         backend = self._service.backend
+        policies = await self._policies(steps, long)
 
         def store() -> list[Step]:
             done = list(steps)
             for number in long:
                 id, base, length, changes, blobs, mtime_ns, md5, atime_ns = done[number].arguments
                 inline = [e for e in changes if e.data]
-                blob = joined(backend, inline, durable=False)
+                blob = joined(backend, policies[number], inline, durable=False)
                 if len(changes) == 1 and inline_bytes(changes) == length:
                     md5 = hashlib.md5(changes[0].data, usedforsecurity=False).hexdigest()
                 slices = iter(laid_out(inline, blob))
@@ -177,6 +181,21 @@ class Gateway:
             return done
 
         return await trio.to_thread.run_sync(store)
+
+    async def _policies(self, steps: list[Step], numbers: list[int]) -> dict[int, str]:
+        """Which storages the nodes of some commits want: those of their containers, if the same steps make them."""
+        made = {step.id: step.arguments[0] for step in steps if step.operation == "create"}
+        policies = {}
+        for number in numbers:
+            id, left = steps[number].arguments[0], dict(made)
+            while id in left:
+                # Each once: what a client says may go in a circle.
+                id = left.pop(id)
+            try:
+                policies[number] = (await self._store.get(id)).storage
+            except NodeNotFound:
+                policies[number] = ""
+        return policies
 
     async def _shown(self, outcome: Outcome, caller: Anyone) -> object:
         """What a change gave, as the mount gets it."""
@@ -265,7 +284,14 @@ class Gateway:
         for uri, value in new.properties.items():
             xml.check_property(uri, value)
         mine = msgspec.structs.replace(
-            new, owner=subject.user, mode=new.mode & 0o7777, public=0, group_read="", group_write="", immutable=0
+            new,
+            owner=subject.user,
+            mode=new.mode & 0o7777,
+            public=0,
+            group_read="",
+            group_write="",
+            immutable=0,
+            storage="",
         )
         return Step("create", (r.parent, _name(r.name), mine), _moment(r.at_ns), r.id)
 
@@ -282,6 +308,8 @@ class Gateway:
         change = r.change
         if change.target is not None:
             raise InvalidArgument("a target is changed by a request of its own")
+        if change.storage is not None:
+            raise InvalidArgument(f"{STORAGE} is set as a property")
         check_texts(b"", change.content_type, change.group_read, change.group_write)
         return Step("set_attributes", (r.id, change), _moment(r.at_ns))
 
@@ -359,11 +387,16 @@ class Gateway:
         }
 
     async def _set_properties(self, r: m.SetProperties, subject: Subject, caller: Anyone) -> Node:
-        for uri, value in r.change.items():
+        change, attributes = dict(r.change), Attributes()
+        if STORAGE in change:
+            attributes.storage = policy_of(self._service, subject, change.pop(STORAGE) or "")
+        for uri, value in change.items():
             xml.check_property(uri, value or "")
             if uri in xml.READ_ONLY or uri in xml.AS_ATTRIBUTES:
                 raise PermissionDenied(f"{uri} is kept by the service")
-        return await self._store.set_properties(r.id, r.change, False, caller)
+        if attributes != Attributes():
+            return await self._store.update(r.id, attributes, change, caller, durable=False)
+        return await self._store.set_properties(r.id, change, False, caller)
 
     async def _usage(self, r: m.SpaceUsage, subject: Subject, caller: Anyone) -> object:
         usage = await self._store.usage()
@@ -447,7 +480,7 @@ async def compact(service: Service, found: Content, caller: Anyone) -> Content |
         return None
     extents = found.extents if many else inline
     try:
-        blob = await trio.to_thread.run_sync(joined, service.backend, extents)
+        blob = await trio.to_thread.run_sync(joined, service.backend, node.storage, extents)
         changes = laid_out(extents, blob)
         return await service.store.commit(
             node.id, node.version, node.length, changes, [blob], node.mtime_ns, node.md5, caller=Anyone(caller.origin)
@@ -471,9 +504,9 @@ def laid_out(extents: list[Extent], blob: Blob) -> list[Extent]:
     return slices
 
 
-def joined(backend: Backend, extents: list[Extent], durable: bool = True) -> Blob:
+def joined(backend: Storages, policy: str, extents: list[Extent], durable: bool = True) -> Blob:
     """One blob of all the bytes that extents hold."""
-    writer = backend.create(sum(e.stop - e.start for e in extents))
+    writer = backend.create(sum(e.stop - e.start for e in extents), policy)
     try:
         for data in pieces(backend, extents):
             writer.write(data)

@@ -5,9 +5,11 @@ that opened a file before it was replaced can finish.  A blob file that no row k
 committed; its receipt must have expired first.
 """
 
+import contextlib
 import itertools
 import logging
 import time
+from collections.abc import AsyncGenerator
 
 import trio
 import trio.lowlevel
@@ -15,6 +17,7 @@ import trio.lowlevel
 from server.signing import LEASE_S, RECEIPT_S
 from vosfs.backends.backend import Backend
 from vosfs.errors import VOSpaceError
+from vosfs.metadata.node import parts
 from vosfs.metadata.store import Store
 
 log = logging.getLogger(__name__)
@@ -27,6 +30,8 @@ ORPHANS_EVERY_S = 6 * 3600.0
 LOG_LIFE_S = 24 * 3600
 MARGIN_S = 600
 """Clocks of a metadata and a storage host may differ by this much."""
+GRACE_S = RECEIPT_S + MARGIN_S
+"""A younger blob is no orphan: somebody may hold a receipt for it."""
 
 
 async def empty_trash(store: Store) -> int:
@@ -43,23 +48,32 @@ async def collect(store: Store, backend: Backend, older_s: float = LEASE_S + MAR
     total = 0
     while locators := await store.unreferenced(time.time_ns() - int(older_s * 1e9), COLLECT_BATCH):
         # Row first: who still has a receipt finds no blob to commit, and a crash in between leaves an orphan.
-        await store.forget_blobs(locators)
-        for locator in locators:
-            await trio.to_thread.run_sync(backend.remove, locator)
+        for locator in await store.forget_blobs(locators):
+            for part in parts(locator):
+                # A blob whose bad copy was replaced shares the good one with its successor.
+                if not await store.referenced(part):
+                    await trio.to_thread.run_sync(backend.remove, part)
         total += len(locators)
     return total
 
 
-async def collect_orphans(store: Store, backend: Backend, older_s: float = RECEIPT_S + MARGIN_S) -> int:
-    """Remove blobs that were uploaded and never committed; returns how many."""
-    await trio.to_thread.run_sync(backend.sweep, time.time_ns() - int(older_s * 1e9))
+async def orphans(store: Store, backend: Backend, older_s: float = GRACE_S) -> AsyncGenerator[str, None]:
+    """Blobs of the storage that were uploaded and never committed: nobody can any more, their receipts have expired."""
     found = backend.locators(time.time_ns() - int(older_s * 1e9))
-    total = 0
     while page := await trio.to_thread.run_sync(lambda: list(itertools.islice(found, COLLECT_BATCH))):
         for locator in page:
             if not await store.referenced(locator):
-                await trio.to_thread.run_sync(backend.remove, locator)
-                total += 1
+                yield locator
+
+
+async def collect_orphans(store: Store, backend: Backend, older_s: float = GRACE_S) -> int:
+    """Remove blobs that were uploaded and never committed; returns how many."""
+    await trio.to_thread.run_sync(backend.sweep, time.time_ns() - int(older_s * 1e9))
+    total = 0
+    async with contextlib.aclosing(orphans(store, backend, older_s)) as found:
+        async for locator in found:
+            await trio.to_thread.run_sync(backend.remove, locator)
+            total += 1
     return total
 
 

@@ -86,6 +86,14 @@ class Result(msgspec.Struct):
     """Served at ``results/ID``; ``href`` is then made from that."""
 
 
+class Landing(msgspec.Struct):
+    """The last step of a move or copy: this node gets that name.  If it has it, the job is done, whoever died since."""
+
+    parent: int
+    name: bytes
+    node: int
+
+
 class State(msgspec.Struct):
     """What a job's stored document holds."""
 
@@ -103,6 +111,8 @@ class State(msgspec.Struct):
     fault: str = ""
     message: str = ""
     results: list[Result] = []
+    landing: Landing | None = None
+    """Written before its last step, for who takes the job up again."""
 
 
 class Execution:
@@ -117,6 +127,8 @@ class Execution:
         """To be called last, before anything shows: raises if the job was aborted, by another process say (R194)."""
         self.waiting = False
         """Set by the kind: the work is done, and the client's turn has come."""
+        self.landing: Landing | None = None
+        """Set by the kind before it calls ``confirm``, if its last step must not be done twice."""
 
 
 class Kind(Protocol):
@@ -333,10 +345,14 @@ class Jobs:
     async def _work(self, job: Job, state: State, kind: Kind, request: Any) -> str:
         """Do the job's work; the phase that it ends in."""
         try:
+            if state.landing is not None and await self._landed(state.landing):
+                return COMPLETED
+            state.results, state.landing = [], None
             subject = await self.service.auth.known_user(job.owner)
 
             async def confirm() -> None:
                 if job.document:
+                    state.results, state.landing = execution.results, execution.landing
                     await self.close(job, state)
 
             execution = Execution(job.id, subject, request, confirm)
@@ -351,7 +367,14 @@ class Jobs:
         else:
             state.results, state.waiting = execution.results, execution.waiting
             return EXECUTING if state.waiting else COMPLETED
+        state.results = []
         return ERROR
+
+    async def _landed(self, landing: Landing) -> bool:
+        try:
+            return (await self._store.lookup(landing.parent, landing.name)).id == landing.node
+        except VOSpaceError:
+            return False
 
     async def close(self, job: Job, state: State) -> None:
         """The job's work is about to show: from here on no abort is taken.  PermissionDenied if one came before."""

@@ -9,7 +9,7 @@ from server import vosi
 from server.access import ADMIN, Subject
 from server.http import Request, Response
 from server.parameters import parameters
-from server.service import Service, Trace, check_texts, xml
+from server.service import Service, Trace, check_texts, policy_of, xml
 from server.walk import below
 from vosfs.errors import (
     DuplicateNode,
@@ -19,7 +19,7 @@ from vosfs.errors import (
     PermissionDenied,
 )
 from vosfs.metadata import xml as documents
-from vosfs.metadata.node import CONTAINER, CORE, DATA, LINK, LOCKED, SPECIAL, Attributes, NewNode, Node
+from vosfs.metadata.node import CONTAINER, CORE, DATA, LINK, LOCKED, SPECIAL, STORAGE, Attributes, NewNode, Node
 from vosfs.metadata.store import PAGE_NODES_MAX, READ, WRITE, Anyone, check_guard
 from vosfs.uri import RESERVED_NAMES, Path, check_name
 
@@ -65,6 +65,7 @@ async def create_node(service: Service, request: Request, path: Path, subject: S
     if trace.found is not None:
         raise DuplicateNode(service.authority.uri(path))
     attributes, properties = _split(document.properties, None, {})
+    _check_policy(service, subject, attributes)
     check_texts(
         (document.target or "").encode(), attributes.content_type, attributes.group_read, attributes.group_write
     )
@@ -76,7 +77,7 @@ async def create_node(service: Service, request: Request, path: Path, subject: S
         public=parent.public if attributes.public is None else attributes.public,
         group_read=parent.group_read if attributes.group_read is None else attributes.group_read,
         group_write=parent.group_write if attributes.group_write is None else attributes.group_write,
-        immutable=attributes.immutable or 0,
+        immutable=attributes.immutable or 0, storage=attributes.storage or "",
     )  # fmt: skip
     try:
         node = await service.store.create(parent.id, check_name(path[-1]), new, caller, durable=True)
@@ -126,6 +127,8 @@ def _split(
                 attributes.immutable = _boolean(uri, value or "false")
             elif name == "type":
                 attributes.content_type = (value or "").strip()[:200]
+            elif uri == STORAGE:
+                attributes.storage = value or ""
             elif name == "groupread":
                 attributes.group_read = (value or "").strip()
             else:
@@ -133,6 +136,11 @@ def _split(
         elif stored.get(uri) != value:
             properties[uri] = value
     return attributes, properties
+
+
+def _check_policy(service: Service, subject: Subject, attributes: Attributes) -> None:
+    if attributes.storage is not None:
+        attributes.storage = policy_of(service, subject, attributes.storage)
 
 
 # -- getNode ---------------------------------------------------------------------------------------------------
@@ -281,6 +289,7 @@ async def set_node(service: Service, request: Request, path: Path, subject: Subj
         raise InvalidArgument(f"the node is a {documents.TYPE_OF[shown]}, and stays one")
     subject.permit(node, WRITE)
     attributes, properties = _split(document.properties, node, trace.properties)
+    _check_policy(service, subject, attributes)
     if node.kind == LINK and document.target and document.target != service.target_uri(node, path):
         attributes.target = document.target.encode()
     check_texts(attributes.target or b"", attributes.content_type, attributes.group_read, attributes.group_write)
@@ -301,6 +310,7 @@ async def set_properties(service: Service, node: Node, given: dict[str, str | No
     """Change some properties of a node, as setNode does; what is the same already is left alone."""
     stored = await service.store.properties(node.id)
     attributes, properties = _split(given, node, stored)
+    _check_policy(service, subject, attributes)
     check_texts(b"", attributes.content_type, attributes.group_read, attributes.group_write)
     if properties or attributes != Attributes():
         await service.store.update(node.id, attributes, properties, Anyone("", subject.permit), durable=False)

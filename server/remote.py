@@ -123,9 +123,10 @@ async def _fetch_one(
     if path[-1] == b".null":
         await _get(service, url, lambda data: None)
         return
-    parent = (await service.trace(path, subject)).parent()
+    trace = await service.trace(path, subject)
+    parent = trace.parent()
     md5 = hashlib.md5(usedforsecurity=False)
-    writer = await trio.to_thread.run_sync(service.backend.create)
+    writer = await trio.to_thread.run_sync(service.backend.create, 0, (trace.found or parent).storage)
 
     def sink(data: memoryview) -> None:
         md5.update(data)

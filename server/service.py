@@ -13,7 +13,7 @@ from server.auth import Authenticator
 from server.delegation import Delegation
 from server.http import Request, Response
 from server.signing import Signer
-from vosfs.backends.backend import Backend
+from vosfs.backends.storages import Storages
 from vosfs.errors import (
     ContainerNotFound,
     InvalidArgument,
@@ -21,6 +21,7 @@ from vosfs.errors import (
     LinkFound,
     NodeNotFound,
     NotContainer,
+    PermissionDenied,
     VOSpaceError,
 )
 from vosfs.metadata import xml as documents
@@ -42,7 +43,7 @@ class Service:
     """One space, served."""
 
     def __init__(
-        self, store: Store, backend: Backend, authority: Authority, base_url: str, data_url: str, secret: bytes,
+        self, store: Store, backend: Storages, authority: Authority, base_url: str, data_url: str, secret: bytes,
         gateway: bool = True, role: str = "all", private_endpoints: bool = False,
         certificates: bool = False,
     ) -> None:  # fmt: skip
@@ -218,6 +219,15 @@ class Feed:
         """Until something changes, or ``seconds`` passed (a change by another process is noticed only then)."""
         with trio.move_on_after(seconds):
             await self._event.wait()
+
+
+def policy_of(service: Service, subject: Subject, text: str) -> str:
+    """A storage policy as it is kept, from what a user wrote.  InvalidArgument, PermissionDenied."""
+    names = service.backend.names(text) if text.strip() else ()
+    for name in names:
+        if name not in service.backend.offered and not subject.admin:
+            raise PermissionDenied(f"the storage {name!r} is not offered to everybody")
+    return " ".join(names)
 
 
 def check_texts(target: bytes, *texts: str | None) -> None:

@@ -14,7 +14,7 @@ from server.access import Subject
 from server.archive import ARCHIVE_VIEWS
 from server.data import endpoint_url
 from server.http import Request, Response
-from server.jobs import Execution, Jobs, Result, State, encoded, fail, new_id
+from server.jobs import Execution, Jobs, Landing, Result, State, encoded, fail, new_id
 from server.nodes import remove_tree
 from server.parameters import all_parameters, parameters
 from server.service import Service, xml
@@ -32,6 +32,7 @@ from vosfs.errors import (
     ViewNotSupported,
     VOSpaceError,
 )
+from vosfs.metadata import content
 from vosfs.metadata import xml as documents
 from vosfs.metadata.job import COMPLETED as DONE
 from vosfs.metadata.job import ERROR, EXECUTING
@@ -180,8 +181,10 @@ def _check_params(service: Service, transfer: documents.Transfer) -> None:
     length = transfer.params.get(CORE + "length", "").strip()
     if length.isascii() and length.isdigit() and service.keeps_bytes and transfer.direction in (PUSH, FETCH):
         total, free = service.backend.space()
-        if total and int(length[:20]) > free:
-            raise QuotaExceeded(f"{length[:20]} bytes are announced, {free} are free")
+        # An object store does not know what is free.
+        fits = free if total else content.LENGTH_MAX
+        if int(length[:20]) > fits:
+            raise QuotaExceeded(f"{length[:20]} bytes are announced, {fits} are free")
 
 
 async def source_of(service: Service, path: Path, subject: Subject, view: str) -> tuple[Path, Node]:
@@ -254,9 +257,7 @@ class Transfers:
     async def run(self, service: Service, execution: Execution) -> None:
         transfer: documents.Transfer = execution.request
         if transfer.direction.startswith("vos:"):
-            moved = await _move_or_copy(service, execution, transfer)
-            if moved is not None:
-                execution.results.append(Result("destination", service.authority.uri(moved)))
+            await _move_or_copy(service, execution, transfer)
         elif transfer.direction in (PUSH, PULL):
             endpoints, path, _ = await negotiate(service, transfer, execution.subject, execution.id)
             _report(service, transfer, endpoints, path, execution)
@@ -299,8 +300,8 @@ def _report(
         execution.results.append(Result("target", uri))
 
 
-async def _move_or_copy(service: Service, execution: Execution, transfer: documents.Transfer) -> Path | None:
-    """moveNode and copyNode (R131-R165); the new path, None for a move to ``.null``."""
+async def _move_or_copy(service: Service, execution: Execution, transfer: documents.Transfer) -> None:
+    """moveNode and copyNode (R131-R165)."""
     subject = execution.subject
     if transfer.keep_bytes is None:
         raise InvalidArgument("keepBytes says whether to move or to copy")
@@ -316,18 +317,25 @@ async def _move_or_copy(service: Service, execution: Execution, transfer: docume
             subject.permit(node, READ)
         else:
             await remove_tree(service, source, subject, caller)
-        return None
+        return
     parent, target = await _destination(service, subject, wanted, source.path[-1])
     if target[: len(source.path)] == source.path and (target != source.path or transfer.keep_bytes):
         if target == source.path:
             raise DuplicateNode(transfer.direction)
         raise InvalidURI(f"{transfer.direction}: Cannot move container node into its descendants")
     name = check_name(target[-1])
+
+    async def confirm(id: int) -> None:
+        execution.results.append(Result("destination", service.authority.uri(target)))
+        # Done twice, a copy would go into the first one.
+        execution.landing = Landing(parent.id, name, id)
+        await execution.confirm()
+
     if transfer.keep_bytes:
         subject.permit(parent, WRITE)
-        await copying.copy(service.store, subject, node, parent, name, execution.id, execution.confirm)
-        return target
-    await execution.confirm()
+        await copying.copy(service.store, subject, node, parent, name, execution.id, confirm)
+        return
+    await confirm(node.id)
     try:
         await service.store.rename(
             source.parent().id, source.path[-1], parent.id, name, "keep", caller, durable=True
@@ -335,7 +343,6 @@ async def _move_or_copy(service: Service, execution: Execution, transfer: docume
     except InvalidArgument as exc:
         # Found by the store: somebody moved an ancestor meanwhile (R143).
         raise InvalidURI(f"{transfer.direction}: {exc}") from None
-    return target
 
 
 async def _destination(service: Service, subject: Subject, path: Path, name: bytes) -> tuple[Node, Path]:

@@ -112,7 +112,7 @@ async def upload(
     """
     name = b"upload-" + secrets.token_hex(12).encode()
     staged = await service.store.create(
-        STAGING_ID, name, NewNode(CONTAINER, owner=subject.user, public=top.public, group_read=top.group_read,
+        STAGING_ID, name, NewNode(CONTAINER, owner=subject.user, storage=top.storage, public=top.public, group_read=top.group_read,
                                   group_write=top.group_write),
     )  # fmt: skip
     incoming = _Incoming()
@@ -226,6 +226,7 @@ class _Unpacker:
 
     def _zip(self) -> Iterator[_Member]:
         backend = self._service.backend
+        # For as long as it takes to unpack it: one copy will do.
         writer = backend.create()
         try:
             while data := self.incoming.read(PIECE_BYTES):
@@ -336,7 +337,7 @@ class _Unpacker:
             raise InvalidData(f"{b'/'.join(member.path)!r}: {exc}") from None
 
     def _blob(self, first: bytes, stream: IO[bytes]) -> Blob:
-        writer: BlobWriter = self._service.backend.create()
+        writer: BlobWriter = self._service.backend.create(0, self._top.storage)
         try:
             data = first
             while data:

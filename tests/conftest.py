@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests import storage
 from tests.vospace import conformance
 
 if TYPE_CHECKING:
@@ -51,6 +52,7 @@ def _expected_log_records_only(caplog: pytest.LogCaptureFixture, request: pytest
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     conformance.add_option(parser)
+    storage.add_option(parser)
 
 
 def pytest_collection_finish() -> None:
@@ -61,7 +63,12 @@ def pytest_collection_finish() -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     conformance.configure(config)
+    storage.configure(config)
     config.addinivalue_line("markers", "expect_log: the test provokes warnings in the log")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    storage.skip_what_needs_a_directory(config, items)
 
 
 def free_port() -> int:
@@ -150,6 +157,13 @@ def azure() -> Iterator["azurite.Azure"]:
         yield service
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _storage(request: pytest.FixtureRequest) -> None:
+    """The storage that the run was asked for."""
+    if storage.chosen(request.config) == "s3":
+        storage.use(request.getfixturevalue("s3"))
+
+
 # -- daemons and mounts ------------------------------------------------------------------------------------------------
 
 
@@ -217,8 +231,9 @@ def start_daemon(
     """Start ``vosfsd --dev`` and wait for its READY line."""
     log = open(directory.parent / f"{directory.name}.log", "a")
     process = subprocess.Popen(
-        [*program, "--dev", directory, "--port", str(port), *options], stdout=subprocess.PIPE, stderr=log, text=True
-    )
+        [*program, "--dev", directory, "--port", str(port), *options, *storage.options(directory, options)],
+        stdout=subprocess.PIPE, stderr=log, text=True,
+    )  # fmt: skip
     log.close()
     assert process.stdout is not None
     line = process.stdout.readline()

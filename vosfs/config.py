@@ -4,6 +4,8 @@ Unknown tables and keys, wrong types and impossible combinations are errors at s
 """
 
 import dataclasses
+import os
+import re
 import tomllib
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -84,6 +86,8 @@ class StorageConfig:
     (``AWS_ACCESS_KEY_ID``, ``AWS_SECRET_ACCESS_KEY``; ``NGAS_USER``, ``NGAS_PASSWORD``); default: the environment."""
     url: str = ""
     """Public URL of the storage role, if it is another process; default: this one's."""
+    offered: bool = True
+    """Whether whoever may write a container may choose this storage for it; else only members of the group ``admin``."""
 
 
 @dataclass(frozen=True)
@@ -94,6 +98,8 @@ class Config:
     server: ServerConfig = field(default_factory=ServerConfig)
     database: DatabaseConfig = field(default_factory=DatabaseConfig)
     storage: StorageConfig = field(default_factory=StorageConfig)
+    storages: dict[str, StorageConfig] = field(default_factory=dict)
+    """``[storages.NAME]``: further ones, which containers choose by the property ``ivo://vosfs/core#storage``."""
     base: Path = field(default_factory=Path)
     """Directory that relative paths start from (not a key of the file)."""
 
@@ -122,6 +128,27 @@ def _table(cls: type[Any], name: str, given: dict[str, Any]) -> Any:
     return cls(**given)
 
 
+STORAGE_NAME = re.compile(r"[a-z][a-z0-9-]{0,14}")
+"""Short, as it is part of every locator there."""
+
+
+def _check_storage(table: str, storage: StorageConfig) -> None:
+    if storage.endpoint and not storage.endpoint.startswith(("https://", "http://")):
+        raise QuietError(f"[{table}] endpoint: {storage.endpoint!r} is not an http or https URL")
+    if not storage.objects:
+        for name in ("endpoint", "endpoint_ca", "region", "credentials_file"):
+            if getattr(storage, name):
+                raise QuietError(f"[{table}] {name} is about an object store: set [{table}] objects too")
+
+
+def _place(storage: StorageConfig) -> tuple[str, str]:
+    return (
+        (storage.objects.rstrip("/"), storage.endpoint)
+        if storage.objects
+        else (os.path.normpath(storage.directory), "")
+    )
+
+
 def check(config: Config) -> Config:
     """QuietError for values that cannot be meant."""
     server = config.server
@@ -139,13 +166,20 @@ def check(config: Config) -> Config:
         raise QuietError("[server] client_ca needs a certificate of the server's own")
     if server.role != "all" and not config.database.dsn:
         raise QuietError("separate roles share a database: set [database] dsn to a PostgreSQL one")
-    storage = config.storage
-    if storage.endpoint and not storage.endpoint.startswith(("https://", "http://")):
-        raise QuietError(f"[storage] endpoint: {storage.endpoint!r} is not an http or https URL")
-    if not storage.objects:
-        for name in ("endpoint", "endpoint_ca", "region", "credentials_file"):
-            if getattr(storage, name):
-                raise QuietError(f"[storage] {name} is about an object store: set [storage] objects too")
+    _check_storage("storage", config.storage)
+    places = {_place(config.storage)}
+    for name, storage in config.storages.items():
+        table = f"storages.{name}"
+        if not STORAGE_NAME.fullmatch(name) or name == "default":
+            raise QuietError(f"[{table}]: a name has up to 15 letters a-z, digits and '-', and is not 'default'")
+        _check_storage(table, storage)
+        if storage.url:
+            raise QuietError(f"[{table}] url: the storage role has one, and all storages: set [storage] url")
+        if not storage.objects and storage.directory == StorageConfig.directory:
+            raise QuietError(f"[{table}] needs a directory of its own, or objects")
+        if _place(storage) in places:
+            raise QuietError(f"[{table}] is the same place as another storage: each would collect the other's blobs")
+        places.add(_place(storage))
     if server.role == "metadata" and not config.storage.url:
         raise QuietError("the metadata role must know where the storage role is: set [storage] url")
     return config
@@ -161,10 +195,16 @@ def load(path: Path) -> Config:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as exc:
         raise QuietError(f"{path}: {exc}") from exc
     tables = {"space": SpaceConfig, "server": ServerConfig, "database": DatabaseConfig, "storage": StorageConfig}
-    made = {}
+    made: dict[str, Any] = {}
     for name, table in given.items():
+        if name == "storages" and isinstance(table, dict):
+            for key, value in table.items():
+                if not isinstance(value, dict):
+                    raise QuietError(f"{path}: [storages] holds tables: [storages.NAME], not {key!r}")
+            made[name] = {key: _table(StorageConfig, f"storages.{key}", value) for key, value in table.items()}
+            continue
         if name not in tables or not isinstance(table, dict):
-            raise QuietError(f"{path}: no table [{name}]; there are: {', '.join(tables)}")
+            raise QuietError(f"{path}: no table [{name}]; there are: {', '.join(tables)}, storages.NAME")
         made[name] = _table(tables[name], name, table)
     return check(Config(**made, base=path.resolve().parent))
 

@@ -178,6 +178,10 @@ class DataCorrupt(VOSpaceError):
     fault, status, errno = "InternalFault", 500, errno.EIO
 
 
+class BlobMissing(DataCorrupt):
+    """The bytes that a node stands on are not there at all."""
+
+
 class QuietError(Exception):
     """A user's mistake: the command line prints this one line, with no traceback."""
 

@@ -10,10 +10,11 @@ import pytest
 
 from tests.services import azurite, ngas, rgw
 from vosfs.backends import ngas as driver
-from vosfs.backends.backend import Backend
+from vosfs.backends.backend import Backend, BlobWriter
 from vosfs.backends.memory import MemoryBackend
 from vosfs.backends.objects import DEADLINE_S, ObjectsBackend, connect
 from vosfs.backends.posix import PosixBackend
+from vosfs.backends.storages import DEFAULT, Storages
 from vosfs.config import StorageConfig
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "storage-backends.rst"
@@ -88,13 +89,33 @@ def example() -> str:
     return text
 
 
-@pytest.fixture(params=["memory", "posix", "s3", "azure", "ngas", "documented"])
+class _Placed:
+    """A backend whose blobs all go where one policy wants them."""
+
+    def __init__(self, storages: Storages, policy: str) -> None:
+        self._storages, self._policy = storages, policy
+
+    def create(self, length: int = 0) -> BlobWriter:
+        return self._storages.create(length, self._policy)
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._storages, name)
+
+
+@pytest.fixture(params=["memory", "posix", "s3", "azure", "ngas", "documented", "another", "copies"])
 def backend(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Backend]:
     """An empty backend of each kind."""
     if request.param == "memory":
         yield MemoryBackend()
     elif request.param == "posix":
         yield PosixBackend(tmp_path / "storage")
+    elif request.param in ("another", "copies"):
+        # What is taken away on purpose is a bad copy.
+        request.node.add_marker(pytest.mark.expect_log)
+        members = {DEFAULT: PosixBackend(tmp_path / "storage"), "second": PosixBackend(tmp_path / "second")}
+        storages = Storages(members)  # type: ignore[arg-type]
+        yield _Placed(storages, "second" if request.param == "another" else "default second")  # type: ignore[misc]
+        storages.close()
     elif request.param == "documented":
         config = StorageConfig(objects="rows:blobs.db")
         yield request.getfixturevalue("documented").connect(config, tmp_path)

@@ -21,6 +21,7 @@ from vosfs.backends.ngas import NgasBackend, connect
 from vosfs.backends.ngasblobs import BLOB_BYTES_MAX, BLOCK_BYTES, MEMORY_BYTES
 from vosfs.config import StorageConfig
 from vosfs.errors import (
+    BlobMissing,
     DataCorrupt,
     InternalFault,
     QuietError,
@@ -483,7 +484,7 @@ def test_what_one_server_has_not_yet_is_read_from_another(tmp_path: Path, open_n
         # Missing is what all say; one that does not answer may have it.
         servers[1].online = False
         assert outcome(lambda: both.open(blob.locator, 0, 9)) is ServiceUnavailable
-        assert outcome(lambda: open_ngas(servers[0].address).open(blob.locator, 0, 9)) is DataCorrupt
+        assert outcome(lambda: open_ngas(servers[0].address).open(blob.locator, 0, 9)) is BlobMissing
 
 
 def test_redirections_are_followed_to_servers_that_are_named(cluster: list[Ngas], open_ngas: Open) -> None:
@@ -672,7 +673,7 @@ def test_sums_without_their_blob_are_collected(server: Ngas, direct: NgasBackend
     blob = put(direct, LONG)
     server.archive.drop(next(file for file in server.files() if file.id == direct.file_id(blob.locator)))
     assert list(direct.locators(later())) == [blob.locator]
-    assert outcome(lambda: direct.open(blob.locator)) is DataCorrupt
+    assert outcome(lambda: direct.open(blob.locator)) is BlobMissing
     direct.remove(blob.locator)
     assert ids(server) == []
 

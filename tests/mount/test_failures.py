@@ -239,6 +239,7 @@ def test_a_mount_that_cannot_be_says_why_in_one_line(
     assert not os.path.ismount(point)
 
 
+@pytest.mark.directory
 def test_a_registered_tree_is_readable_and_read_only(
     make_daemon: Callable[..., Daemon], make_mount: Callable[..., Path], tmp_path: Path
 ) -> None:

@@ -43,14 +43,15 @@ def collected(space: Daemon, url: str) -> tuple[list[str], list[str]]:
 
     async def work() -> tuple[list[str], list[str]]:
         with composition.opened(cfg) as (store, backend):
-            assert isinstance(backend, ObjectsBackend) and backend._uploads is not None
+            objects = backend.default
+            assert isinstance(objects, ObjectsBackend) and objects._uploads is not None
             await store.begin_space("x")
             await housekeeping.empty_trash(store)
             await housekeeping.collect(store, backend, 0)
             await housekeeping.collect_orphans(store, backend, -60)
             found = list(backend.locators(1 << 62))
             assert all([await store.referenced(locator) for locator in found])
-            return found, [key for key, _, _ in backend._uploads.unfinished()]
+            return found, [key for key, _, _ in objects._uploads.unfinished()]
 
     return trio.run(work)
 

@@ -46,7 +46,7 @@ class GatedBlobs(LocalBlobs):
         await self._wait()
         await super().fetch(name, start, into, arrived)
 
-    async def store(self, segments: list[Segment]) -> Stored:
+    async def store(self, segments: list[Segment], storage: str = "") -> Stored:
         await self._wait()
         if self.fail:
             raise TransferFailed("told to")

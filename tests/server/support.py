@@ -12,6 +12,7 @@ from xml.sax.saxutils import escape, quoteattr
 import msgspec
 from lxml import etree
 
+from tests import storage
 from tests.conftest import BIN, Daemon
 from vosfs.metadata import messages as m
 from vosfs.metadata.node import CORE
@@ -145,7 +146,8 @@ def vosfsd(*arguments: object, data: str = "", timeout_s: float = 60) -> subproc
 
 def where(daemon: Daemon, dsn: str = "") -> list[str]:
     """The options that point a command at a daemon's space."""
-    return ["--dev", str(daemon.directory), *(["--dsn", dsn] if dsn else [])]
+    told = storage.options(daemon.directory)
+    return ["--dev", str(daemon.directory), *(["--dsn", dsn] if dsn else []), *told]
 
 
 def make_user(daemon: Daemon, name: str, groups: str = "", dsn: str = "") -> dict[str, str]:

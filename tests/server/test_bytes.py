@@ -28,6 +28,7 @@ from tests.server.support import (
     store,
     upload,
 )
+from tests.storage import kept
 from vosfs.metadata import messages as m
 from vosfs.metadata.node import Attributes, Extent, NewNode, Node
 from vosfs.wire import STALL_S
@@ -146,10 +147,10 @@ def test_a_digest_is_checked(space: Daemon, folder: str, size: int, name: str) -
     right = digest(data) if name == "Digest" else digest(data)[4:]
     wrong = digest(b"other") if name == "Digest" else digest(b"other")[4:]
     store(space, f"{folder}/f", b"old")
-    files = set((space.directory / "storage").rglob("*"))
+    before = kept(space.directory)
     assert is_fault(space.request("PUT", f"/files{folder}/f", data, {name: wrong}), 412, "PreconditionFailed")
     assert fetch(space, f"{folder}/f") == b"old"
-    assert {f for f in set((space.directory / "storage").rglob("*")) - files if f.is_file()} == set()
+    assert kept(space.directory) == before
     assert space.request("PUT", f"/files{folder}/new", data, {name: wrong})[0] == 412
     assert space.request("GET", f"/nodes{folder}/new")[0] == 404
     status, headers, _ = space.request("PUT", f"/files{folder}/f", data, {name: right})
@@ -280,13 +281,14 @@ def test_a_refusal_of_a_long_body_is_heard(space: Daemon, folder: str, path: str
 
 @pytest.mark.parametrize("path", [".null", "n/.null"])
 def test_nobody_fills_the_storage_through_null(space: Daemon, folder: str, path: str) -> None:
-    files = set((space.directory / "storage").rglob("*"))
+    before = kept(space.directory)
     answer = space.request("PUT", f"/files{folder}/{path}", bytes(MIB), auth=False)
     assert answer[0] in (401, 403, 404), answer
     assert space.request("PUT", f"/files{folder}/.null", bytes(MIB))[0] == 201
-    assert [f for f in set((space.directory / "storage").rglob("*")) - files if f.is_file()] == []
+    assert kept(space.directory) == before
 
 
+@pytest.mark.directory
 def test_a_failed_write_ends_the_connection(make_daemon: Callable[..., Daemon]) -> None:
     # The body's rest must never be read as the next request.
     daemon = make_daemon()

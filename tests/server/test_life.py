@@ -192,6 +192,7 @@ def tree(tmp_path: Path) -> Path:
     return top
 
 
+@pytest.mark.directory
 def test_an_imported_tree(daemon: Daemon, tree: Path) -> None:
     done = vosfsd("import", *where(daemon), tree, "/archive")
     assert done.returncode == 0, done.stderr
@@ -228,6 +229,7 @@ def test_an_imported_tree(daemon: Daemon, tree: Path) -> None:
     assert_sound(daemon)
 
 
+@pytest.mark.directory
 @pytest.mark.parametrize("how", ["longer", "shorter", "rewritten", "replaced", "gone"])
 def test_a_source_that_changed_is_refused(daemon: Daemon, tree: Path, how: str) -> None:
     assert vosfsd("import", *where(daemon), tree, "/archive").returncode == 0
@@ -249,6 +251,7 @@ def test_a_source_that_changed_is_refused(daemon: Daemon, tree: Path, how: str) 
     assert_sound(daemon)
 
 
+@pytest.mark.directory
 def test_an_import_that_fails_leaves_nothing(daemon: Daemon, tree: Path) -> None:
     os.rename(tree / "sub" / "deep", tree / "sub" / "f9")
     (tree / "sub" / "f9" / ".null").write_text("reserved")
@@ -280,6 +283,7 @@ def test_gc_keeps_what_is_in_use(daemon: Daemon) -> None:
     assert_sound(daemon)
 
 
+@pytest.mark.directory
 def test_gc_collects_what_is_old(make_daemon: Callable[..., Daemon]) -> None:
     daemon = make_daemon()
     store(daemon, "/kept", bytes(100_000))
@@ -299,6 +303,7 @@ def test_gc_collects_what_is_old(make_daemon: Callable[..., Daemon]) -> None:
     assert fetch(make_daemon(), "/kept") == bytes(100_000)
 
 
+@pytest.mark.directory
 def test_a_broken_storage_is_a_fault(make_daemon: Callable[..., Daemon]) -> None:
     daemon = make_daemon()
     store(daemon, "/f", bytes(100_000))

@@ -28,6 +28,7 @@ from vosfs.metadata.node import (
     Cursor,
     Extent,
     NewNode,
+    Used,
 )
 from vosfs.metadata.postgres import PostgresStore
 from vosfs.metadata.sqlite import SqliteStore
@@ -164,6 +165,77 @@ async def test_blobs_are_released_with_their_last_extent(store: AnyStore) -> Non
     assert await blobs_free(store) == {"b1", "b2"}
     assert await store.unreferenced(1, 100) == []
     assert len(await store.unreferenced(later(), 1)) == 1
+
+
+async def test_the_auditor_sees_what_nodes_stand_on(store: AnyStore) -> None:
+    box = await store.create(ROOT_ID, b"box", BOX)
+    a = await store.create(box.id, b"a", FILE)
+    b = await store.create(ROOT_ID, b"b", FILE)
+    one, two = Blob("b1", 10, 7), Blob("b2", 30, 8)
+    await store.commit(a.id, None, 20, [Extent(0, 10, "b1"), Extent(10, 20, "b2", 15)], [one, two])
+    await store.commit(b.id, None, 5, [Extent(0, 5, "b2")], [two])
+    assert await store.used("", 100) == [Used("b1", 10, one), Used("b2", 25, two)]
+    assert await store.used("", 1) == [Used("b1", 10, one)]
+    assert await store.used("b1", 1) == [Used("b2", 25, two)]
+    assert await store.used("b2", 1) == []
+    assert await store.used_total() == (2, 40)
+    assert await store.users("b1", 9) == [(b"box", b"a")]
+    assert set(await store.users("b2", 9)) == {(b"box", b"a"), (b"b",)}
+    assert len(await store.users("b2", 1)) == 1
+    assert await store.users("b3", 9) == []
+    await store.commit(a.id, None, 0, [], [])
+    assert await store.used("", 100) == [Used("b2", 5, two)]
+    assert await store.used_total() == (1, 30)
+    await store.remove(ROOT_ID, b"b", "leaf")
+    assert await store.users("b2", 9) == [b.id], "in the trash, it has no path"
+    await store.purge(100)
+    assert (await store.used("", 100), await store.users("b2", 9)) == ([], [])
+
+
+async def test_nodes_are_told_of_another_blob_of_the_same_bytes(store: AnyStore) -> None:
+    ids = []
+    for name in (b"a", b"b"):
+        ids.append((await store.create(ROOT_ID, name, FILE)).id)
+        await store.commit(
+            ids[-1], None, 20, [Extent(0, 10, "old", 5), Extent(10, 20, "b2")], [Blob("old", 15, 7), Blob("b2", 10, 8)]
+        )
+    before, version = await store.cursor(), (await store.get(ids[0])).version
+    new = Blob("new", 15, 7)
+    assert await store.relocate("old", new, 1) == 1
+    assert await blobs_free(store) == set(), "one node still stands on the old one"
+    assert (await store.relocate("old", new, 9), await store.relocate("old", new, 9)) == (1, 0)
+    for id in ids:
+        assert (await store.open(id)).extents == [Extent(0, 10, "new", 5), Extent(10, 20, "b2")]
+    assert await blobs_free(store) == {"old"}
+    assert (await store.get(ids[0])).version == version and (await store.changes(before))[1] == []
+    assert [used.blob for used in await store.used("", 9)] == [Blob("b2", 10, 8), new]
+    assert await store.forget_blobs(["old", "new", "none"]) == ["old"]
+    assert [await store.referenced(blob) for blob in ("old", "new")] == [False, True]
+
+
+async def test_copies_are_known_by_their_own_names(store: AnyStore) -> None:
+    a = await store.create(ROOT_ID, b"a", FILE)
+    await store.commit(a.id, None, 10, [Extent(0, 10, "x+s~y")], [Blob("x+s~y", 10, 7)])
+    assert [await store.referenced(part) for part in ("x", "s~y", "x+s~y", "y", "s~x")] == [True] * 3 + [False] * 2
+    assert await store.relocate("x+s~y", Blob("x+s~z", 10, 7), 9) == 1
+    assert await store.forget_blobs(["x+s~y"]) == ["x+s~y"]
+    assert [await store.referenced(part) for part in ("x", "s~y", "s~z")] == [True, False, True]
+
+
+async def test_a_storage_policy_is_handed_down(store: AnyStore) -> None:
+    box = await store.create(ROOT_ID, b"box", BOX)
+    before = await store.create(box.id, b"before", FILE)
+    assert (await store.set_attributes(box.id, Attributes(storage="fast slow"))).storage == "fast slow"
+    inner = await store.create(box.id, b"inner", BOX)
+    file = await store.create(inner.id, b"f", FILE)
+    put = await store.put_data(inner.id, b"p", FILE, 0, [], [], "")
+    own = await store.create(inner.id, b"own", NewNode(DATA, storage="other"))
+    assert [node.storage for node in (inner, file, put.node, own)] == ["fast slow"] * 3 + ["other"]
+    assert (await store.get(before.id)).storage == ""
+    moved = (await store.rename(inner.id, b"f", ROOT_ID, b"f")).node
+    assert (await store.get(moved.id)).storage == "fast slow", "as a group is kept"
+    copied = await store.copy_node(file.id, b"job", "bob")
+    assert copied.storage == "fast slow"
 
 
 async def test_a_blob_of_two_nodes_is_released_by_the_second(store: AnyStore) -> None:
@@ -457,6 +529,19 @@ async def test_postgres_survives_a_lost_connection(database: str) -> None:
 def test_postgres_that_is_not_there_is_unavailable() -> None:
     with pytest.raises(ServiceUnavailable):
         PostgresStore("postgresql://nobody@127.0.0.1:1/none")
+
+
+async def test_what_nodes_stand_on_is_no_orphan_even_without_its_row(tmp_path: Path) -> None:
+    store = SqliteStore(tmp_path / "a.db")
+    try:
+        await store.begin_space("alice")
+        node = await store.create(ROOT_ID, b"a", FILE)
+        await store.commit(node.id, None, 10, [Extent(0, 10, "b1")], [Blob("b1", 10, 0)])
+        store._db.execute("DELETE FROM blob")
+        assert await store.used("", 9) == [Used("b1", 10, None)]
+        assert [await store.referenced(locator) for locator in ("b1", "b2")] == [True, False]
+    finally:
+        store.close()
 
 
 async def test_two_stores_on_one_sqlite_file_see_each_other(tmp_path: Path) -> None:

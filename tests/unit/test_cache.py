@@ -195,7 +195,7 @@ class Gate:
         into[:] = expected(start, start + len(into))
         arrived(len(into))
 
-    async def store(self, segments: list[Segment], durable: bool) -> Stored:
+    async def store(self, segments: list[Segment], storage: str = "") -> Stored:
         raise NotImplementedError
 
 

@@ -232,6 +232,7 @@ def test_a_failure_of_the_database(broken: Daemon) -> None:
         assert headers["Content-Type"].startswith("text/plain") and b"psycopg" not in body and len(body.split()) > 1
 
 
+@pytest.mark.directory
 @pytest.mark.holds("R21", "R295")
 def test_a_failure_of_the_storage(make_daemon: Callable[..., Daemon]) -> None:
     daemon = make_daemon("space")

@@ -1,8 +1,10 @@
 """moveNode and copyNode: where things end up, what travels along, and that nobody sees a tree half way."""
 
 import concurrent.futures
+import contextlib
+import sqlite3
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 
@@ -353,3 +355,23 @@ def test_a_copy_is_a_node_like_any_other(space: Daemon, folder: str, tree: str) 
     assert space.request("POST", f"/nodes{folder}/copy", node_document(f"{folder}/copy", "ContainerNode"))[0] == 200
     move(space, f"{folder}/copy/a", f"{folder}/copy/sub", MOVE).completed()
     assert names(space, f"{folder}/copy/sub") == ["a", "b%20%C3%A9"]
+
+
+@holds("R413")
+@pytest.mark.parametrize("keep", [MOVE, COPY], ids=["move", "copy"])
+def test_one_that_was_done_when_the_daemon_died_is_not_done_again(
+    make_daemon: Callable[..., Daemon], keep: str
+) -> None:
+    daemon = make_daemon()
+    create(daemon, "/tree", "ContainerNode")
+    store(daemon, "/tree/f", b"x")
+    job = move(daemon, "/tree", "/new", keep).completed()
+    daemon.stop()
+    with contextlib.closing(sqlite3.connect(daemon.directory / "vosfs.db")) as database, database:
+        # Killed before it could write that it was done.
+        assert database.execute("UPDATE job SET phase = 'EXECUTING'").rowcount == 1
+    again = make_daemon(port=daemon.port)
+    job.daemon = again
+    job.completed()
+    assert job.results()["destination"] == f"{ROOT}/new"
+    assert names(again, "/new") == ["f"]

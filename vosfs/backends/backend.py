@@ -83,7 +83,7 @@ class Backend(Protocol):
         """Start a blob, of just this length if it is known: some storage must be told first, and spools if it is not."""
 
     def open(self, locator: str, start: int = 0, stop: int = 0) -> BlobReader:
-        """Open a blob.  DataCorrupt if it is not there: a node says that it must be.
+        """Open a blob.  BlobMissing, a DataCorrupt, if it is not there: a node says that it must be.
 
         ``start`` and ``stop`` tell what will be read first, so that a backend far away asks for it at once.
         """

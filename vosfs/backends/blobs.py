@@ -6,6 +6,7 @@ change, blobs do not, and the cache goes by the blob.
 
 import os
 from typing import Protocol
+from urllib.parse import quote
 
 import msgspec
 import trio
@@ -21,14 +22,21 @@ def blob_of(name: str) -> str:
     return name.partition(".")[0]
 
 
+HEADS_MAX = 100
+"""Of uploads, one for each storage policy, that are kept made."""
+
+
 class Blobs(Protocol):
     """Where the mount's bytes come from and go to."""
 
     async def fetch(self, name: str, start: int, into: memoryview, arrived: Arrived) -> None:
         """Fill ``into`` with a blob's bytes from ``start`` on, telling ``arrived``.  Stale if the lease has ended."""
 
-    async def store(self, segments: list[Segment]) -> Stored:
-        """Make one blob of runs of local files, one after the other; it survives a power cut once it is committed."""
+    async def store(self, segments: list[Segment], storage: str = "") -> Stored:
+        """Make one blob of runs of local files, one after the other, where a node with this ``storage`` wants it.
+
+        It survives a power cut once it is committed.
+        """
 
 
 class GatewayBlobs:
@@ -40,11 +48,23 @@ class GatewayBlobs:
         # Constants
         self._path = path
         # Mutable state
-        self.use_token(token)
+        self._token = token
+        self._puts: dict[str, bytes] = {}
+        """Storage policy -> head of uploads; INVARIANT: at most HEADS_MAX."""
 
     def use_token(self, token: str) -> None:
         """Be whoever this names from now on."""
-        self._put = self._client.head("PUT", self._path, [("Authorization", f"Bearer {token}")])
+        self._token = token
+        self._puts.clear()
+
+    def _head(self, storage: str) -> bytes:
+        head = self._puts.get(storage)
+        if head is None:
+            wanted = f"?storage={quote(','.join(storage.split()), safe=',')}" if storage else ""
+            head = self._client.head("PUT", self._path + wanted, [("Authorization", f"Bearer {self._token}")])
+            if len(self._puts) < HEADS_MAX:
+                self._puts[storage] = head
+        return head
 
     async def fetch(self, name: str, start: int, into: memoryview, arrived: Arrived) -> None:
         head = self._client.head("GET", f"{self._path}/{name}", [("Range", f"bytes={start}-{start + len(into) - 1}")])
@@ -56,8 +76,8 @@ class GatewayBlobs:
         if answer.status != 206:
             raise _error(answer)
 
-    async def store(self, segments: list[Segment]) -> Stored:
-        answer = await self._client.upload(self._put, segments)
+    async def store(self, segments: list[Segment], storage: str = "") -> Stored:
+        answer = await self._client.upload(self._head(storage), segments)
         if answer.status != 201:
             raise _error(answer)
         return msgspec.msgpack.decode(answer.body, type=Stored)
@@ -94,7 +114,7 @@ class LocalBlobs:
         await trio.to_thread.run_sync(read)
         arrived(len(into))
 
-    async def store(self, segments: list[Segment]) -> Stored:
+    async def store(self, segments: list[Segment], storage: str = "") -> Stored:
         def write() -> Stored:
             writer = self._backend.create(sum(stop - start for _, start, stop in segments))
             try:

@@ -7,7 +7,15 @@ from typing import TypeVar
 
 from vosfs.backends.ngams import DEADLINE_S, Elsewhere, Missing, Refused, Server
 from vosfs.backends.sums import Damaged
-from vosfs.errors import DataCorrupt, InternalFault, ServiceUnavailable, StorageFull, TimedOut, VOSpaceError
+from vosfs.errors import (
+    BlobMissing,
+    DataCorrupt,
+    InternalFault,
+    ServiceUnavailable,
+    StorageFull,
+    TimedOut,
+    VOSpaceError,
+)
 
 T = TypeVar("T")
 
@@ -35,14 +43,14 @@ class Servers:
     def tried(self, work: Callable[[Server], T], what: str, damaged: type[VOSpaceError] = DataCorrupt) -> T:
         """What the first server gives that can do it.
 
-        DataCorrupt if all of them say that it is missing; otherwise the last failure: ServiceUnavailable, TimedOut,
+        BlobMissing if all of them say that it is missing; otherwise the last failure: ServiceUnavailable, TimedOut,
         StorageFull, or ``damaged`` if something else came than what was written.
         """
         end = time.monotonic() + self._deadline_s
         failures = dict.fromkeys(self.all, 0)
         without: set[Server] = set()
         first: Server | None = None
-        last: VOSpaceError = DataCorrupt(f"{what} is missing")
+        last: VOSpaceError = BlobMissing(f"{what} is missing")
         while True:
             server = self._next(failures, without, first)
             if server is None:

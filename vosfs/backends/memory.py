@@ -6,7 +6,7 @@ import zlib
 from collections.abc import Iterable, Iterator
 
 from vosfs.backends.backend import in_pieces
-from vosfs.errors import DataCorrupt
+from vosfs.errors import BlobMissing, DataCorrupt
 from vosfs.metadata.node import Blob
 
 TOTAL_BYTES = 1 << 40
@@ -66,7 +66,7 @@ class MemoryBackend:
         try:
             return _Reader(self._blobs[locator][0])
         except KeyError:
-            raise DataCorrupt(f"blob {locator} is missing") from None
+            raise BlobMissing(f"blob {locator} is missing") from None
 
     def open_now(self, locator: str) -> _Reader:
         return self.open(locator)

@@ -18,7 +18,7 @@ import secrets
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,7 @@ from vosfs.backends.sums import Damaged, Sums, blocks, checked, verify
 from vosfs.backends.uploads import Key, Uploads
 from vosfs.config import StorageConfig, credentials
 from vosfs.errors import (
+    BlobMissing,
     DataCorrupt,
     DuplicateNode,
     InternalFault,
@@ -93,8 +94,10 @@ def _failure(exc: Exception, what: str) -> VOSpaceError:
         return StorageFull(f"{what}: the object store is full ({status} {code})")
     if code in _NO_BUCKET:
         return ServiceUnavailable(f"{what}: the bucket is not there ({code})")
-    if isinstance(exc, FileNotFoundError) or status in (404, 416):
-        return DataCorrupt(f"{what} is missing")
+    if isinstance(exc, FileNotFoundError) or status == 404:
+        return BlobMissing(f"{what} is missing")
+    if status == 416:
+        return DataCorrupt(f"{what} is shorter than it should be")
     if status in (401, 403):
         # Not PermissionDenied: the caller has every right, and a mount keeps what it could not save yet.
         return ServiceUnavailable(f"{what}: the object store refuses the service's key ({status} {code})")
@@ -160,9 +163,9 @@ class _Writer:
     def finish(self, durable: bool) -> Blob:
         backend, locator, sums = self._backend, self._locator, self._sums
         if self._upload is None:
-            self._publish(locator, b"".join(self._pieces), {"sums": base64.b64encode(sums.packed()).decode()})
+            self._publish(locator, self._pieces, {"sums": base64.b64encode(sums.packed()).decode()})
         else:
-            self._publish(locator + ".sums", sums.packed(), {})
+            self._publish(locator + ".sums", [sums.packed()], {})
             try:
                 with _translated(f"blob {locator}"):
                     self._upload.close()
@@ -177,10 +180,10 @@ class _Writer:
         self._pieces.clear()
         return Blob(locator, sums.length, sums.crc32)
 
-    def _publish(self, key: str, data: bytes, attributes: dict[str, str]) -> None:
+    def _publish(self, key: str, pieces: Sequence[bytes], attributes: dict[str, str]) -> None:
         self._named = True
         try:
-            self._backend.put(key, data, attributes)
+            self._backend.put(key, pieces, attributes)
         except DuplicateNode:
             self._named = False
             raise
@@ -295,7 +298,7 @@ class ObjectsBackend:
         if read != b"vosfs":
             raise QuietError(f"{self._url}: what is written there comes back as something else")
         try:
-            self.put(OWNER, space.encode(), {})
+            self.put(OWNER, [space.encode()], {})
         except DuplicateNode:
             raise QuietError(
                 f"{self._url}: the blobs of another space are there: choose another prefix in [storage] objects, or "
@@ -333,17 +336,17 @@ class ObjectsBackend:
         """Begin a multipart upload."""
         return obstore.open_writer(self._store, key, buffer_size=PART_BYTES, max_concurrency=PARTS_AT_ONCE)
 
-    def put(self, key: str, data: bytes, attributes: dict[str, str]) -> None:
-        """Make an object that is not there yet.  DuplicateNode if it is, with other content."""
+    def put(self, key: str, pieces: Sequence[bytes], attributes: dict[str, str]) -> None:
+        """Make an object that is not there yet, of pieces: joined they would be in memory twice.  DuplicateNode if it is, with other content."""
         end = time.monotonic() + self._deadline_s
         for attempt in range(1, ATTEMPTS_MAX + 1):
             try:
-                obstore.put(self._store, key, data, mode="create", attributes=attributes, use_multipart=False)
+                obstore.put(self._store, key, iter(pieces), mode="create", attributes=attributes, use_multipart=False)
                 return
             except AlreadyExistsError:
                 # Ours, if the answer to an earlier attempt got lost, here or in the library.
                 with _translated(f"object {key}"):
-                    if bytes(obstore.get(self._store, key).bytes()) == data:
+                    if bytes(obstore.get(self._store, key).bytes()) == b"".join(pieces):
                         return
                 raise DuplicateNode(f"object {key} is there already") from None
             except _FOREIGN as exc:
@@ -401,7 +404,10 @@ class ObjectsBackend:
             if packed is not None:
                 self._kept.move_to_end(locator)
         if packed is None:
-            packed = bytes(obstore.get(self._store, locator + ".sums").bytes())
+            try:
+                packed = bytes(obstore.get(self._store, locator + ".sums").bytes())
+            except FileNotFoundError:
+                raise DataCorrupt(f"{what}: its checksums are missing") from None
         checked(packed, length, BLOCK_BYTES, what)
         with self._guard:
             self._kept[locator] = packed

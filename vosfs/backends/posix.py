@@ -18,7 +18,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from vosfs.backends.backend import in_pieces
-from vosfs.errors import DataCorrupt, StorageFull
+from vosfs.errors import BlobMissing, DataCorrupt, StorageFull
 from vosfs.metadata.node import Blob
 
 OPEN_MAX = 200
@@ -176,6 +176,8 @@ class PosixBackend:
         follow = 0 if "-" in locator else os.O_NOFOLLOW
         try:
             fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | follow)
+        except FileNotFoundError as exc:
+            raise BlobMissing(f"blob {locator} is missing") from exc
         except OSError as exc:
             raise DataCorrupt(f"blob {locator} cannot be opened: {exc.strerror}") from exc
         if not follow:

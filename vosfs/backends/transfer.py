@@ -94,7 +94,7 @@ class TransferBlobs:
             raise Stale("the file is shorter than it was")
         raise fault_of(Reply(answer.status, {}, answer.body))
 
-    async def store(self, segments: list[Segment]) -> Stored:
+    async def store(self, segments: list[Segment], storage: str = "") -> Stored:
         raise OperationNotSupported("plain VOSpace replaces whole files only")
 
     async def replace(self, id: int, segments: list[Segment]) -> None:

@@ -332,7 +332,8 @@ class CachedFile:
         self._count()
         fd = os.dup(self._scratch.descriptor())
         try:
-            stored = await self._table.blobs.store([(fd, start, stop) for start, stop in group])
+            segments = [(fd, start, stop) for start, stop in group]
+            stored = await self._table.blobs.store(segments, self.node.storage)
         except BaseException:
             for start, stop in group:
                 for low, high, local in self._local.split(start, stop):

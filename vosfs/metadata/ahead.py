@@ -75,7 +75,7 @@ class AheadTree(CachedTree):
         container = self._mine(parent)
         if container is None or container.kind != CONTAINER or self.peek_name(parent, name) != 0:
             return None
-        node = made(replace(new, owner=self._behind.user), new_id(), self._behind.now_ns())
+        node = made(replace(new, owner=self._behind.user), new_id(), self._behind.now_ns(), container.storage)
         self._owe(m.Create(parent, name, new, node.id, node.btime_ns))
         return self._created(parent, name, node)
 

@@ -41,8 +41,10 @@ from vosfs.metadata.node import (
     Node,
     Renamed,
     Usage,
+    Used,
     made,
     new_id,
+    parts,
 )
 from vosfs.metadata.sql import LINKS_MAX, OWNER_FIELDS, found_extents
 from vosfs.metadata.store import (
@@ -88,6 +90,7 @@ class MemoryStore:
         self._trash: list[int] = []
         self._blobs: dict[str, int | None] = {}
         """Locator -> since when nothing stands on it."""
+        self._recorded: dict[str, Blob] = {}
         self._secret = secrets.token_bytes(32)
         self.notify: Callable[[], None] = lambda: None
         self._tables: dict[str, dict[Any, Any]] = {"account": {}, "token": {}, "certificate": {}}
@@ -182,7 +185,7 @@ class MemoryStore:
         names = self._writable(parent, caller)
         if name in names or id in self._nodes:
             raise DuplicateNode(repr(name))
-        node = made(new, id or new_id(), self._now())
+        node = made(new, id or new_id(), self._now(), self._nodes[parent].storage)
         self._nodes[node.id] = node
         names[name] = node.id
         if new.kind == CONTAINER:
@@ -337,6 +340,7 @@ class MemoryStore:
         new = content.apply(old, changes, length)
         for blob in blobs:
             self._blobs[blob.locator] = None
+            self._recorded.setdefault(blob.locator, blob)
         self._extents[id] = new
         self._release(content.locators(old) | {b.locator for b in blobs})
         now = self._now()
@@ -453,7 +457,37 @@ class MemoryStore:
         return sorted({uri for properties in self._properties.values() for uri in properties})
 
     async def referenced(self, locator: str) -> bool:
-        return locator in self._blobs
+        known = set(self._blobs).union(*(content.locators(extents) for extents in self._extents.values()))
+        return any(locator == blob or locator in parts(blob) for blob in known)
+
+    async def used(self, after: str, limit: int) -> list[Used]:
+        reach: dict[str, int] = {}
+        for extents in self._extents.values():
+            for e in extents:
+                if e.locator > after:
+                    reach[e.locator] = max(reach.get(e.locator, 0), e.offset + e.stop - e.start)
+        return [Used(locator, reach[locator], self._recorded.get(locator)) for locator in sorted(reach)[:limit]]
+
+    async def used_total(self) -> tuple[int, int]:
+        blobs = [self._recorded[locator] for locator, since in self._blobs.items() if since is None]
+        return len(blobs), sum(blob.length for blob in blobs)
+
+    async def users(self, locator: str, limit: int) -> list[tuple[bytes, ...] | int]:
+        nodes = [id for id, extents in self._extents.items() if locator in content.locators(extents)]
+        return [self._path(id) or id for id in nodes[:limit]]
+
+    def _path(self, id: int) -> tuple[bytes, ...]:
+        path: list[bytes] = []
+        while id != ROOT_ID:
+            parent, name = next(
+                ((p, name) for p, names in self._names.items() for name, child in names.items() if child == id),
+                (0, b""),
+            )
+            if not parent:
+                return ()
+            path.append(name)
+            id = parent
+        return tuple(reversed(path))
 
     async def unreferenced(self, before_ns: int, limit: int) -> list[str]:
         return [b for b, since in self._blobs.items() if since is not None and since < before_ns][:limit]
@@ -463,9 +497,28 @@ class MemoryStore:
             if self._blobs.get(locator) is not None:
                 self._blobs[locator] = time.time_ns()
 
-    async def forget_blobs(self, locators: list[str]) -> None:
-        for locator in locators:
-            self._blobs.pop(locator, None)
+    async def blob(self, locator: str) -> Blob | None:
+        return self._recorded.get(locator)
+
+    async def relocate(self, locator: str, blob: Blob, limit: int, node: int = 0) -> int:
+        users = [id for id, extents in self._extents.items() if locator in content.locators(extents)]
+        nodes = sorted(id for id in users if node in (0, id))[:limit]
+        for id in nodes:
+            self._extents[id] = [
+                replace(e, locator=blob.locator) if e.locator == locator else e for e in self._extents[id]
+            ]
+        if nodes:
+            self._blobs[blob.locator] = None
+            self._recorded.setdefault(blob.locator, blob)
+            self._release({locator})
+        return len(nodes)
+
+    async def forget_blobs(self, locators: list[str]) -> list[str]:
+        forgotten = [locator for locator in locators if self._blobs.get(locator) is not None]
+        for locator in forgotten:
+            del self._blobs[locator]
+            self._recorded.pop(locator, None)
+        return forgotten
 
     async def purge(self, limit: int) -> int:
         done = 0

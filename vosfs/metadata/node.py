@@ -42,6 +42,8 @@ STAGING_ID = 2
 
 CORE = "ivo://ivoa.net/vospace/core#"
 """Prefix of the standard property identifiers (VOSpace 2.1 section 3.2.4)."""
+STORAGE = "ivo://vosfs/core#storage"
+"""The property that shows ``Node.storage``."""
 
 
 class Node(msgspec.Struct, array_like=True):
@@ -81,6 +83,9 @@ class Node(msgspec.Struct, array_like=True):
     """Of a device node: which one (see ``Device``)."""
     containers: int = -1
     """How many of a container's children are containers; -1: not known.  Not kept for STAGING_ID."""
+    storage: str = ""
+    """Names of the storages that new bytes of it go to, a copy to each; empty: the default one.  Handed down like the
+    group of a directory with the setgid bit, to what is made in it from then on."""
 
 
 class Extent(msgspec.Struct, array_like=True):
@@ -100,6 +105,25 @@ class Blob(msgspec.Struct, array_like=True):
     locator: str
     length: int
     crc32: int
+
+
+COPY = "+"
+"""Stands between the locators of a blob's copies (``backends/storages.py``)."""
+
+
+def parts(locator: str) -> list[str]:
+    """The locators of a blob's copies; most have one, which is the blob's own."""
+    return locator.split(COPY)
+
+
+class Used(msgspec.Struct, array_like=True):
+    """A blob that nodes stand on."""
+
+    locator: str
+    reach: int
+    """How many bytes, from its first one on, their extents need."""
+    blob: Blob | None
+    """What is recorded of it; None: nothing, which should not be."""
 
 
 class Content(msgspec.Struct, array_like=True):
@@ -156,14 +180,17 @@ class NewNode(msgspec.Struct, array_like=True):
     immutable: Flag = 0
     mtime_ns: Time | None = None
     device: Device = 0
+    storage: Text = ""
+    """Empty: that of the container it is made in."""
 
 
-def made(new: NewNode, id: int, now_ns: int) -> Node:
-    """The node that a creation makes."""
+def made(new: NewNode, id: int, now_ns: int, storage: str) -> Node:
+    """The node that a creation makes, in a container of this storage."""
     return Node(
         id, new.kind, 1, len(new.target), new.mode, new.uid, new.gid, 1, now_ns,
         now_ns if new.mtime_ns is None else new.mtime_ns, now_ns, now_ns, new.owner, new.target, new.public,
         new.group_read, new.group_write, new.immutable, new.content_type, "", new.device, 0,
+        new.storage or storage,
     )  # fmt: skip
 
 
@@ -186,6 +213,7 @@ class Attributes(msgspec.Struct, array_like=True):
     content_type: Text | None = None
     target: bytes | None = None
     immutable: Guard | None = None
+    storage: Text | None = None
 
 
 class Change(msgspec.Struct, array_like=True):

@@ -32,6 +32,7 @@ from vosfs.errors import (
 from vosfs.metadata import content
 from vosfs.metadata.node import (
     CONTAINER,
+    COPY,
     DATA,
     ROOT_ID,
     STAGING_ID,
@@ -47,6 +48,7 @@ from vosfs.metadata.node import (
     Renamed,
     made,
     new_id,
+    parts,
 )
 from vosfs.metadata.store import (
     FOUND_BYTES_MAX,
@@ -154,6 +156,11 @@ MIGRATIONS = [
     ALTER TABLE node ADD COLUMN containers BIGINT NOT NULL DEFAULT 0;
     UPDATE node SET containers = (SELECT count(*) FROM name m JOIN node n ON n.space = m.space AND n.id = m.node
         WHERE m.space = node.space AND m.parent = node.id AND n.kind = 'container') WHERE kind = 'container';
+    """,
+    """
+    ALTER TABLE node ADD COLUMN storage TEXT NOT NULL DEFAULT '';
+    CREATE TABLE part (space INTEGER NOT NULL, part TEXT NOT NULL, locator TEXT NOT NULL,
+        PRIMARY KEY (space, part, locator)) {without_rowid};
     """,
 ]
 """Schema versions, oldest first: append, never edit."""
@@ -369,8 +376,8 @@ def touch(f: Frame, id: int, containers: int = 0) -> Transaction[None]:
 
 
 def create(f: Frame, parent: int, name: bytes, new: NewNode, id: int = 0) -> Transaction[Node]:
-    yield from writable(f, parent)
-    node = made(new, id or new_id(), f.now_ns)
+    container = yield from writable(f, parent)
+    node = made(new, id or new_id(), f.now_ns, container.storage)
     yield INSERT_NAME, (f.space, parent, name, node.id)
     yield INSERT_NODE, (f.space, *msgspec.structs.astuple(node), parent)
     for uri, value in new.properties.items():
@@ -601,14 +608,10 @@ def commit(
         raise InvalidArgument("an extent names a blob that was not uploaded for it")
     new = content.apply(old, changes, length)
     for blob in blobs:
-        yield (
-            "INSERT INTO blob (space, locator, length, crc32, unreferenced_ns) VALUES (?, ?, ?, ?, NULL)"
-            " ON CONFLICT (space, locator) DO UPDATE SET unreferenced_ns = NULL",
-            (f.space, blob.locator, blob.length, blob.crc32),
-        )
+        yield from record(f, blob)
     yield from _swap_extents(f, id, old, new)
     # A blob that later changes of the same commit covered, or that lies beyond the end.
-    yield from _release(f, {b.locator for b in blobs} - content.locators(old) - content.locators(new))
+    yield from release(f, {b.locator for b in blobs} - content.locators(old) - content.locators(new))
     mtime_ns = f.now_ns if mtime_ns is None else mtime_ns
     atime_ns = node.atime_ns if atime_ns is None else atime_ns
     yield (
@@ -624,6 +627,21 @@ def commit(
     return Content(node, new)
 
 
+def record(f: Frame, blob: Blob) -> Transaction[None]:
+    """Nodes stand on a blob from now on."""
+    yield (
+        "INSERT INTO blob (space, locator, length, crc32, unreferenced_ns) VALUES (?, ?, ?, ?, NULL)"
+        " ON CONFLICT (space, locator) DO UPDATE SET unreferenced_ns = NULL",
+        (f.space, blob.locator, blob.length, blob.crc32),
+    )
+    if COPY in blob.locator:
+        for part in parts(blob.locator):
+            yield (
+                "INSERT INTO part (space, part, locator) VALUES (?, ?, ?) ON CONFLICT (space, part, locator) DO NOTHING",
+                (f.space, part, blob.locator),
+            )
+
+
 def _swap_extents(f: Frame, id: int, old: list[Extent], new: list[Extent]) -> Transaction[None]:
     """Write the difference, not the list: a 4 KiB change of a file of 500 extents touches two rows."""
     before = {e.start: e for e in old}
@@ -634,10 +652,10 @@ def _swap_extents(f: Frame, id: int, old: list[Extent], new: list[Extent]) -> Tr
     for start, e in after.items():
         if before.get(start) != e:
             yield _INSERT_EXTENT, (f.space, id, e.start, e.stop, e.locator, e.offset, e.data)
-    yield from _release(f, content.locators(old) - content.locators(new))
+    yield from release(f, content.locators(old) - content.locators(new))
 
 
-def _release(f: Frame, locators: set[str]) -> Transaction[None]:
+def release(f: Frame, locators: set[str]) -> Transaction[None]:
     """These lost an extent: start the collector's clock for those that have none left."""
     for locator in locators:
         yield (
@@ -714,7 +732,7 @@ def purge(f: Frame, limit: int) -> Transaction[int]:
         yield f"DELETE FROM property WHERE space = ? AND node {_IN}", batch
         yield f"DELETE FROM node WHERE space = ? AND id {_IN}", batch
         freed = yield f"DELETE FROM extent WHERE space = ? AND node {_IN} RETURNING locator", batch
-        yield from _release(f, {row[0] for row in freed if row[0]})
+        yield from release(f, {row[0] for row in freed if row[0]})
     return done
 
 
@@ -797,7 +815,15 @@ def properties_in_use(f: Frame) -> Transaction[list[str]]:
 
 
 def referenced(f: Frame, locator: str) -> Transaction[bool]:
-    rows = yield "SELECT 1 FROM blob WHERE space = ? AND locator = ?", (f.space, locator)
+    # Its row says so, or that of the blob it is a copy of; but what extents name is no orphan even without one.
+    rows = yield (
+        (
+            "SELECT 1 FROM blob WHERE space = ? AND locator = ?"
+            " UNION ALL SELECT 1 FROM part WHERE space = ? AND part = ?"
+            " UNION ALL SELECT 1 FROM extent WHERE space = ? AND locator = ? AND locator <> '' LIMIT 1"
+        ),
+        (f.space, locator) * 3,
+    )
     return bool(rows)
 
 
@@ -817,12 +843,18 @@ def renew(f: Frame, locators: list[str]) -> Transaction[None]:
         )
 
 
-def forget_blobs(f: Frame, locators: list[str]) -> Transaction[None]:
+def forget_blobs(f: Frame, locators: list[str]) -> Transaction[list[str]]:
+    forgotten = []
     for locator in locators:
-        yield (
-            "DELETE FROM blob WHERE space = ? AND locator = ? AND unreferenced_ns IS NOT NULL",
+        rows = yield (
+            "DELETE FROM blob WHERE space = ? AND locator = ? AND unreferenced_ns IS NOT NULL RETURNING locator",
             (f.space, locator),
         )
+        forgotten += [row[0] for row in rows]
+        if rows and COPY in locator:
+            for part in parts(locator):
+                yield "DELETE FROM part WHERE space = ? AND part = ? AND locator = ?", (f.space, part, locator)
+    return forgotten
 
 
 def used(f: Frame) -> Transaction[int]:

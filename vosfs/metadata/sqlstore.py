@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 from vosfs.errors import VOSpaceError
-from vosfs.metadata import sql, sqljobs, subtree
+from vosfs.metadata import sql, sqlaudit, sqljobs, subtree
 from vosfs.metadata.job import Chosen, Job
 from vosfs.metadata.node import (
     Attributes,
@@ -24,12 +24,13 @@ from vosfs.metadata.node import (
     Node,
     Renamed,
     Usage,
+    Used,
 )
 from vosfs.metadata.store import ANYONE, CHANGES_MAX, OF_ALL, Caller, Moment, Outcome, Step
 
 log = logging.getLogger(__name__)
 
-READS = sql.READS | sqljobs.READS
+READS = sql.READS | sqlaudit.READS | sqljobs.READS
 
 
 class SqlStore:
@@ -181,14 +182,29 @@ class SqlStore:
     async def referenced(self, locator: str) -> bool:
         return await self._run(sql.referenced, ANYONE, False, locator)
 
+    async def used(self, after: str, limit: int) -> list[Used]:
+        return await self._run(sqlaudit.used, ANYONE, False, after, limit)
+
+    async def used_total(self) -> tuple[int, int]:
+        return await self._run(sqlaudit.used_total, ANYONE, False)
+
+    async def users(self, locator: str, limit: int) -> list[tuple[bytes, ...] | int]:
+        return await self._run(sqlaudit.users, ANYONE, False, locator, limit)
+
     async def unreferenced(self, before_ns: int, limit: int) -> list[str]:
         return await self._run(sql.unreferenced, ANYONE, False, before_ns, limit)
 
     async def renew(self, locators: list[str]) -> None:
         await self._run(sql.renew, ANYONE, False, locators)
 
-    async def forget_blobs(self, locators: list[str]) -> None:
-        await self._run(sql.forget_blobs, ANYONE, False, locators)
+    async def blob(self, locator: str) -> Blob | None:
+        return await self._run(sqlaudit.blob, ANYONE, False, locator)
+
+    async def relocate(self, locator: str, blob: Blob, limit: int, node: int = 0) -> int:
+        return await self._run(sqlaudit.relocate, ANYONE, False, locator, blob, limit, node)
+
+    async def forget_blobs(self, locators: list[str]) -> list[str]:
+        return await self._run(sql.forget_blobs, ANYONE, False, locators)
 
     async def purge(self, limit: int) -> int:
         return await self._run(sql.purge, ANYONE, False, limit)

@@ -40,6 +40,7 @@ from vosfs.metadata.node import (
     Node,
     Renamed,
     Usage,
+    Used,
 )
 
 READ, WRITE, OWN = "read", "write", "own"
@@ -300,7 +301,16 @@ class Store(Tree, Protocol):
         """The URIs of all properties that somebody set on any node, some thousands at most."""
 
     async def referenced(self, locator: str) -> bool:
-        """Whether any node stands on a blob."""
+        """Whether a blob is known: nodes stand on it, or did until a moment ago."""
+
+    async def used(self, after: str, limit: int) -> list[Used]:
+        """Up to ``limit`` blobs that extents name, with locators above ``after``, in order.  A shorter page is the last."""
+
+    async def used_total(self) -> tuple[int, int]:
+        """How many blobs are recorded as in use, and their bytes."""
+
+    async def users(self, locator: str, limit: int) -> list[tuple[bytes, ...] | int]:
+        """The paths of up to ``limit`` nodes that stand on a blob; the id of one that no path is found of."""
 
     async def unreferenced(self, before_ns: int, limit: int) -> list[str]:
         """Blobs that nothing has stood on since before ``before_ns``."""
@@ -308,8 +318,18 @@ class Store(Tree, Protocol):
     async def renew(self, locators: list[str]) -> None:
         """Count blobs as just used: a reader still holds them."""
 
-    async def forget_blobs(self, locators: list[str]) -> None:
-        """The collector removed these."""
+    async def blob(self, locator: str) -> Blob | None:
+        """What is recorded of a blob."""
+
+    async def relocate(self, locator: str, blob: Blob, limit: int, node: int = 0) -> int:
+        """Let up to ``limit`` of the nodes that stand on a blob, or just that one, stand on another of the same bytes.
+
+        Returns on how many, 0 if none did any more.
+        Nothing else of them changes, and nobody is told: names of the old blob are good until it is collected.
+        """
+
+    async def forget_blobs(self, locators: list[str]) -> list[str]:
+        """The collector is about to remove these; returns those on which still nothing stands."""
 
     async def purge(self, limit: int) -> int:
         """Empty some of the trash; returns how many nodes went."""

@@ -1,6 +1,6 @@
 """Extended attributes and node properties: one to one, both ways.  Pure.
 
-``user.vosfs.title`` is the core property ``title``; ``user.vosfs.URI`` any property by its identifier; every other
+``user.vosfs.title`` is the core property ``title``, ``user.vosfs.storage`` our own; ``user.vosfs.URI`` any property by its identifier; every other
 ``user.*`` attribute is a property under ``urn:x-xattr:``.  A value that XML cannot carry is kept as a data: URL.
 """
 
@@ -9,10 +9,12 @@ import re
 from urllib.parse import quote, unquote
 
 from vosfs.errors import OperationNotSupported
-from vosfs.metadata.node import CORE
+from vosfs.metadata.node import CORE, STORAGE
 
 PREFIX = "user.vosfs."
 OTHER = "urn:x-xattr:"
+_OWN = {PREFIX + "storage": STORAGE}
+"""Ours that have short names too."""
 _DATA = "data:;base64,"
 _UNSAFE = re.compile("[^\t\n\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
@@ -27,6 +29,8 @@ def uri_of(name: str) -> str:
     if not known(name):
         raise OperationNotSupported(f"{name}: only user.* attributes are kept")
     if name.startswith(PREFIX):
+        if name in _OWN:
+            return _OWN[name]
         rest = name[len(PREFIX) :]
         return rest if ":" in rest else CORE + rest
     return OTHER + quote(name[len("user.") :], safe="._-:", errors="surrogateescape")
@@ -36,6 +40,9 @@ def name_of(uri: str) -> str:
     """The attribute that shows a property."""
     if uri.startswith(OTHER):
         return "user." + unquote(uri[len(OTHER) :], errors="surrogateescape")
+    for name, own in _OWN.items():
+        if uri == own:
+            return name
     if uri.startswith(CORE):
         return PREFIX + uri[len(CORE) :]
     return PREFIX + uri

@@ -14,7 +14,7 @@ import msgspec
 from lxml import etree
 
 from vosfs.errors import InvalidArgument, InvalidURI, ProtocolError, TooLarge, TypeNotSupported
-from vosfs.metadata.node import CONTAINER, CORE, DATA, DEVICES, LINK, LOCKED, SPECIAL, Node
+from vosfs.metadata.node import CONTAINER, CORE, DATA, DEVICES, LINK, LOCKED, SPECIAL, STORAGE, Node
 
 NS = "http://www.ivoa.net/xml/VOSpace/v2.0"
 """Of every VOSpace document, 2.0 and 2.1 (R4)."""
@@ -247,7 +247,11 @@ READ_ONLY = frozenset((
 
 LOCKS = (LOCK, CORE + "islocked")
 AS_ATTRIBUTES = frozenset(
-    (*LOCKS, *(CORE + name for name in ("publicread", "ispublic", "groupread", "groupwrite", "type", "immutable")))
+    (
+        *LOCKS,
+        *(CORE + name for name in ("publicread", "ispublic", "groupread", "groupwrite", "type", "immutable")),
+        STORAGE,
+    )
 )
 """Understood, and kept as attributes of the node."""
 
@@ -277,6 +281,8 @@ def core_properties(node: Node) -> list[tuple[str, str, bool]]:
         result.append((CORE + "groupread", node.group_read, False))
     if node.group_write:
         result.append((CORE + "groupwrite", node.group_write, False))
+    if node.storage:
+        result.append((STORAGE, node.storage, False))
     if node.immutable:
         result.append((LOCK if node.immutable == LOCKED else CORE + "immutable", "true", False))
     return result
