@@ -15,6 +15,7 @@ from server.daemon import opened
 from tests.clients.support import Client
 from tests.conftest import Daemon, eventually
 from tests.server.support import node
+from tests.storage import config_of
 from vosfs.config import Config
 
 RNG = random.Random(73)
@@ -59,7 +60,7 @@ def test_what_a_mount_saved_is_not_sent_again(vos: Client, served: Daemon, point
     for name, size in {"few": 10, "blob": 300_000, "blobs": 9 << 20}.items():
         (vos.home / "tree" / name).write_bytes(RNG.randbytes(size))
     subprocess.run(["cp", "-r", vos.home / "tree", point / "tree"], check=True)
-    trio.run(digested, Config(base=served.directory))
+    trio.run(digested, config_of(served.directory))
     done = vos.run("vsync", "-v", f"{vos.home}/tree/", vos.uri("tree"))
     assert "No files needed sending" in done.err, done.err
 

@@ -67,14 +67,15 @@ def collected(space: Daemon, url: str) -> set[str]:
 
     async def work() -> set[str]:
         with composition.opened(cfg) as (store, backend):
-            assert isinstance(backend, NgasBackend)
+            files = backend.default
+            assert isinstance(files, NgasBackend)
             await store.begin_space("x")
             await housekeeping.empty_trash(store)
             await housekeeping.collect(store, backend, 0)
             await housekeeping.collect_orphans(store, backend, -60)
             locators = list(backend.locators(1 << 62))
             assert all([await store.referenced(locator) for locator in locators])
-            return {backend.file_id(locator, kind) for locator in locators for kind in ("", "s")}
+            return {files.file_id(locator, kind) for locator in locators for kind in ("", "s")}
 
     return trio.run(work)
 

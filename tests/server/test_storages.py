@@ -18,12 +18,13 @@ from server import housekeeping
 from tests.clients.support import start_configured
 from tests.conftest import Daemon
 from tests.server.dying import NOW_S
-from tests.server.support import ROOT, create, fetch, is_fault, node, store, update, vosfsd
+from tests.server.support import ROOT, ask, create, fetch, is_fault, node, store, update, vosfsd
 from tests.server.test_killed import DYING, SEED, TRIED
 from tests.vospace.support import FORM, Job, move, push, tar
 from vosfs import config
 from vosfs.backends.storages import DEFAULT
-from vosfs.metadata.node import STORAGE, parts
+from vosfs.metadata import messages as m
+from vosfs.metadata.node import DATA, ROOT_ID, STORAGE, Attributes, NewNode, parts
 
 BYTES = 100_000
 SETTINGS = """
@@ -305,3 +306,11 @@ def test_a_move_that_is_killed_between_two_steps(space: Daemon, tree: dict[str, 
         assert there == used
     assert killed
     assert audited(space, "--deep") == (0, {}, 0)
+
+
+def test_the_gateway_takes_no_policy_unchecked(space: Daemon) -> None:
+    made = ask(space, m.Create(ROOT_ID, b"n", NewNode(DATA, storage="tape")))
+    assert made.storage == ""
+    refused = ask(space, m.SetAttributes(made.id, Attributes(storage="../x")))
+    assert isinstance(refused, m.Failure) and refused.error == "InvalidArgument"
+    assert STORAGE not in node(space, "/n").properties
