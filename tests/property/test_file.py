@@ -259,6 +259,40 @@ async def test_bytes_written_while_they_are_uploaded_are_saved(rig: Rig) -> None
     assert await rig.saved() == expected
 
 
+@pytest.mark.parametrize("how", ["upload", "sync"])
+@pytest.mark.expect_log
+async def test_a_file_is_changed_while_all_of_its_bytes_are_on_their_way(rig: Rig, how: str) -> None:
+    file = await rig.open()
+    file.write(0, b"x" * BIG)
+    await file.sync(False)
+    file.write(0, b"y" * BIG)
+    rig.blobs.gate = trio.Event()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(_uploaded if how == "upload" else _refused, file)
+        await trio.testing.wait_all_tasks_blocked()
+        # A close must wait, and what somebody else saved must not take their place.
+        assert file.changed
+        await rig.elsewhere(b"theirs")
+        again = await rig.open()
+        assert again is file and await file.read(0, BIG) == b"y" * BIG
+        rig.table.release(again)
+        rig.blobs.gate.set()
+    with pytest.raises(Stale):
+        await file.sync(False)
+    assert await rig.saved() == b"theirs"
+    rig.table.release(file)
+    assert await rig.kept() == b"y" * BIG
+
+
+async def _uploaded(file: CachedFile) -> None:
+    await file.upload()
+
+
+async def _refused(file: CachedFile) -> None:
+    with pytest.raises(Stale):
+        await file.sync(False)
+
+
 async def test_a_read_goes_on_when_the_file_is_cut_meanwhile(rig: Rig) -> None:
     file = await rig.open()
     for at in (0, BIG):

@@ -106,13 +106,16 @@ class CachedFile:
         self._lock = trio.Lock()
         """Held while uploading and committing: one at a time, in order."""
         self._uploading = False
+        self._saving = False
+        """Bytes are on their way, neither dirty nor in the space: a close that did not wait for them would not hear of their
+        end, and a version from elsewhere must not take their place."""
         self._upload_error: VOSpaceError | None = None
         """How the last early upload failed, for a save that was waiting for it."""
 
     @property
     def changed(self) -> bool:
         """Whether anything here is not in the space."""
-        return self._resized or bool(self._dirty) or bool(self._changes)
+        return self._resized or self._saving or bool(self._dirty) or bool(self._changes)
 
     def attributes(self) -> Node:
         """The node as this mount sees it."""
@@ -304,11 +307,14 @@ class CachedFile:
         self._uploading = True
         try:
             async with self._lock:
+                self._saving = True
                 try:
                     await self._upload(0)
                 except VOSpaceError as exc:
                     self._upload_error = exc
                     raise
+                finally:
+                    self._saving = False
         finally:
             self._uploading = False
 
@@ -380,10 +386,15 @@ class CachedFile:
                 raise error
             if self.unlinked:
                 return
-            if self.changed and self._table.replacer is not None:
-                await self._replace(self._table.replacer)
-            elif self.changed:
-                await self._commit(durable)
+            if self.changed:
+                self._saving = True
+                try:
+                    if self._table.replacer is not None:
+                        await self._replace(self._table.replacer)
+                    else:
+                        await self._commit(durable)
+                finally:
+                    self._saving = False
             if durable:
                 await self._table.tree.sync()
 
