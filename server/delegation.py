@@ -84,12 +84,9 @@ class Delegation:
     def give_back(self, who: Holder) -> None:
         """The holder has told everything."""
         if self.holder == who:
-            recalled = self._recalled
             self._end()
-            if recalled:
-                # Who had it recalled is not to have it the next moment, and lose it the moment after.  A mount that ends
-                # returns it of its own accord: the one that follows it need not wait.
-                self._worked(who)
+            # Who had it recalled is not to have it the next moment, and lose it the moment after.
+            self._worked(who)
 
     def _end(self) -> None:
         self.holder = None

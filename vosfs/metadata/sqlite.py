@@ -119,12 +119,9 @@ class SqliteStore(SqlStore):
         if self.path != ":memory:":
             self._log_fd = os.open(self.path + "-wal", os.O_RDWR)
             self._index_fd = os.open(self.path + "-shm", os.O_RDONLY)
-            # Under the lock of writers: nobody appends a frame where this writes.
-            self._db.execute("BEGIN IMMEDIATE")
             size = os.fstat(self._log_fd).st_size
             # Zeros are no frames: whoever reads the log back stops there.
             os.pwrite(self._log_fd, bytes(max(0, LOG_BYTES_MIN - size)), size)
-            self._db.execute("ROLLBACK")
             os.fsync(self._log_fd)
             self._page_bytes = self._db.execute("PRAGMA page_size").fetchone()[0]
             directory = os.open(os.path.dirname(os.path.abspath(self.path)), os.O_RDONLY)
