@@ -12,6 +12,7 @@ import random
 import stat
 from collections import Counter, deque
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -275,8 +276,9 @@ def exercise_trees(
     for base in (base for pair in bases for base in pair):
         base.mkdir(parents=True)
     jobs = [(pair, count // processes, seed + number) for number, pair in enumerate(bases)]
-    with multiprocessing.get_context("fork").Pool(processes) as pool:
-        results = pool.starmap(_work, jobs)
+    # Not a Pool: it ends its workers with SIGTERM, and one with a handler for that may miss it just before it waits.
+    with ProcessPoolExecutor(processes, multiprocessing.get_context("fork")) as pool:
+        results = list(pool.map(_work, *zip(*jobs, strict=True)))
     for number, (failure, _) in enumerate(results):
         if failure:
             raise Differs(f"process {number}: {failure}")

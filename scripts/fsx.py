@@ -158,7 +158,7 @@ class Wire:
     def close(self) -> None:
         """Break everything off."""
         if self._process is not None:
-            self._process.terminate()
+            self._process.kill()
             self._process.join()
 
 

@@ -23,6 +23,7 @@ def fsx(*options: str) -> "subprocess.CompletedProcess[str]":
         ("--setting", "cold", "--ops", "400"),
         ("--setting", "small", "--ops", "300", "--mib", "80"),
         ("--setting", "cut", "--ops", "250", "--every", "2"),
+        ("--setting", "trees", "--ops", "2000"),
     ],
     ids=lambda options: options[1],
 )
