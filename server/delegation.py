@@ -82,11 +82,16 @@ class Delegation:
         return RECALLED if self._recalled else HELD
 
     def give_back(self, who: Holder) -> None:
-        """The holder has told everything."""
+        """The holder has told everything; or a mount ends, which says so whether it is the holder or not."""
+        recalled = self.holder == who and self._recalled
         if self.holder == who:
             self._end()
+        if recalled:
             # Who had it recalled is not to have it the next moment, and lose it the moment after.
             self._worked(who)
+        elif self._latest == who:
+            # It will do no more work: the mount that follows it need not wait QUIET_S for the delegation.
+            self._latest, self._latest_at = SOMEBODY, self._others_at
 
     def _end(self) -> None:
         self.holder = None

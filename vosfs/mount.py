@@ -141,7 +141,7 @@ async def run(options: Options, report: Callable[[str], None]) -> None:
                 # taken for an empty space.
                 mounted.close(unmount=clean)
                 if isinstance(tree, GatewayTree):
-                    await _settle(tree, options.deadline_s)
+                    await _settle(tree, options.deadline_s, filesystem.tree.live)
                 nursery.cancel_scope.cancel()
         files.close()
         blocks.close()
@@ -324,10 +324,13 @@ async def _replay(tree: GatewayTree, directory: Path, whose: bytes, kept: Kept) 
             shutil.rmtree(old, ignore_errors=True)
 
 
-async def _settle(tree: GatewayTree, deadline_s: float) -> None:
-    """Send what is owed before the end, cancelled or not, and the delegation back."""
-    if tree.behind.idle and not tree.behind.held:
+async def _settle(tree: GatewayTree, deadline_s: float, live: bool) -> None:
+    """Send what is owed before the end, cancelled or not, and the delegation back; the last word of this mount."""
+    nothing = tree.behind.idle and not tree.behind.held
+    if nothing and not live:
         return
+    # Nobody waits long for a word that only saves the next mount a moment.
+    deadline_s = min(deadline_s, CLOSE_S) if nothing else deadline_s
     with trio.CancelScope(shield=True, deadline=trio.current_time() + deadline_s):
         try:
             await tree.give_back()

@@ -2,6 +2,8 @@
 
 import shutil
 import sqlite3
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -555,3 +557,34 @@ async def test_two_stores_on_one_sqlite_file_see_each_other(tmp_path: Path) -> N
     finally:
         first.close()
         second.close()
+
+
+OPENER = """
+import os, sys, trio
+from vosfs.metadata.node import DATA, ROOT_ID, NewNode
+from vosfs.metadata.sqlite import SqliteStore
+
+async def main():
+    for times in range(8):
+        store = SqliteStore(sys.argv[1])
+        await store.begin_space("alice")
+        for number in range(5):
+            await store.create(ROOT_ID, f"{os.getpid()}-{times}-{number}".encode(), NewNode(DATA, 0o644))
+        store.close()
+
+trio.run(main)
+"""
+
+
+async def test_processes_that_open_it_while_others_write(tmp_path: Path) -> None:
+    """Each makes the log longer as it starts, where another may be about to add to it."""
+    command = [sys.executable, "-c", OPENER, str(tmp_path / "a.db")]
+    processes = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True) for _ in range(4)]
+    said = [process.communicate(timeout=60)[1] for process in processes]
+    assert [process.returncode for process in processes] == [0] * 4, said
+    store = SqliteStore(tmp_path / "a.db")
+    try:
+        assert store._db.execute("SELECT count(*) FROM name").fetchone()[0] == 4 * 8 * 5
+        assert store._db.execute("PRAGMA integrity_check").fetchone()[0] == "ok"
+    finally:
+        store.close()

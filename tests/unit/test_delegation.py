@@ -27,6 +27,26 @@ async def test_one_has_it_and_keeps_it(autojump_clock: MockClock, delegation: De
     assert delegation.holder == ALICE
     delegation.give_back(ALICE)
     assert delegation.holder is None
+    assert delegation.ask(BOB), "alice gave it back of her own accord"
+
+
+async def test_who_follows_a_mount_that_ended_need_not_wait(autojump_clock: MockClock, delegation: Delegation) -> None:
+    await trio.sleep(QUIET_S)
+    with delegation.at_work(ALICE):
+        pass
+    assert not delegation.ask(BOB)
+    delegation.give_back(ALICE)
+    assert delegation.ask(BOB), "alice never held it, and is gone"
+
+
+async def test_others_than_the_one_that_ended_still_count(autojump_clock: MockClock, delegation: Delegation) -> None:
+    carol = ("carol", "three")
+    await trio.sleep(QUIET_S)
+    for who in (carol, ALICE):
+        with delegation.at_work(who):
+            pass
+    delegation.give_back(ALICE)
+    assert not delegation.ask(BOB), "carol was at work a moment ago"
     await trio.sleep(QUIET_S)
     assert delegation.ask(BOB)
 
@@ -94,9 +114,15 @@ async def test_who_had_it_recalled_waits_like_everybody(autojump_clock: MockCloc
     with delegation.at_work(ALICE):
         assert delegation.ask(ALICE)
     await trio.sleep(10 * QUIET_S)
-    delegation.give_back(ALICE)
-    with delegation.at_work(BOB):
-        pass
+
+    async def bob() -> None:
+        with delegation.at_work(BOB):
+            await delegation.recall()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(bob)
+        await trio.testing.wait_all_tasks_blocked()
+        delegation.give_back(ALICE)
     assert not delegation.ask(BOB), "alice was at work with it until now"
     await trio.sleep(QUIET_S)
     assert delegation.ask(BOB)

@@ -180,7 +180,7 @@ class Delegate(Request):
 
 
 class GiveBack(Request):
-    """The delegation is no longer needed, and everything has been told."""
+    """The delegation is no longer needed, and everything has been told; a mount's last word, whether it had it or not."""
 
 
 class Greeting(msgspec.Struct, array_like=True):

@@ -104,6 +104,8 @@ class SqliteStore(SqlStore):
         self._db.execute("CREATE TABLE IF NOT EXISTS migration (version INTEGER PRIMARY KEY)")
         self._db.execute("BEGIN IMMEDIATE")
         try:
+            if self.path != ":memory:":
+                self._open_log()
             done = self._db.execute("SELECT count(*) FROM migration").fetchone()[0]
             if done > len(sql.MIGRATIONS):
                 raise InternalFault(f"{self.path} was written by a newer vosfs (schema {done})")
@@ -117,16 +119,19 @@ class SqliteStore(SqlStore):
             raise
         self._db.execute("COMMIT")
         if self.path != ":memory:":
-            self._log_fd = os.open(self.path + "-wal", os.O_RDWR)
-            self._index_fd = os.open(self.path + "-shm", os.O_RDONLY)
-            size = os.fstat(self._log_fd).st_size
-            # Zeros are no frames: whoever reads the log back stops there.
-            os.pwrite(self._log_fd, bytes(max(0, LOG_BYTES_MIN - size)), size)
             os.fsync(self._log_fd)
             self._page_bytes = self._db.execute("PRAGMA page_size").fetchone()[0]
             directory = os.open(os.path.dirname(os.path.abspath(self.path)), os.O_RDONLY)
             os.fsync(directory)
             os.close(directory)
+
+    def _open_log(self) -> None:
+        """Inside a transaction: nobody else may append a frame where this writes."""
+        self._log_fd = os.open(self.path + "-wal", os.O_RDWR)
+        self._index_fd = os.open(self.path + "-shm", os.O_RDONLY)
+        size = os.fstat(self._log_fd).st_size
+        # Zeros are no frames: whoever reads the log back stops there.
+        os.pwrite(self._log_fd, bytes(max(0, LOG_BYTES_MIN - size)), size)
 
     def _checkpoint(self) -> None:
         """Move the log into the database, in a worker thread, beside the event loop's own connection.
