@@ -17,7 +17,7 @@ help:  ## list these targets
 
 init: $(STAMP)  ## put everything into .venv/
 
-$(STAMP): setup.cfg pyproject.toml scripts/debian.sh | debian
+$(STAMP): setup.cfg setup.py pyproject.toml vosfs/_libfuse.c scripts/debian.sh | debian
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -qq --upgrade pip setuptools wheel
 	$(BIN)/python -m pip install -qq --editable '.[test,check,docs]'

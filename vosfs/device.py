@@ -16,6 +16,8 @@ import socket
 import struct
 import subprocess
 
+NO_OPENDIR_SUPPORT = 1 << 24
+"""FUSE_NO_OPENDIR_SUPPORT: opendir(3) may be answered ENOSYS (Linux 5.1)."""
 CACHE_SYMLINKS = 1 << 23
 """FUSE_CACHE_SYMLINKS: a link's target never changes."""
 HANDLE_KILLPRIV_V2 = 1 << 28
@@ -77,8 +79,8 @@ class Handshake:
         self._device = device
         # Mutable state
         self._ours, self._libfuse = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self._wanted = 0
-        """What of _WANTED the kernel offers."""
+        self.offered = 0
+        """The kernel's flags."""
 
     @property
     def descriptor(self) -> int:
@@ -88,7 +90,7 @@ class Handshake:
     def begin(self) -> None:
         """Hand the kernel's FUSE_INIT to libfuse."""
         message = os.read(self._device, _MESSAGE_BYTES_MAX)
-        self._wanted = _WANTED & _FLAGS.unpack_from(message, _OFFERED_AT)[0]
+        self.offered = _FLAGS.unpack_from(message, _OFFERED_AT)[0]
         self._ours.send(message)
 
     def complete(self) -> bool:
@@ -100,7 +102,7 @@ class Handshake:
         if len(reply) > _AGREED_AT:
             # Not an error, which is a header alone.
             agreed = _FLAGS.unpack_from(reply, _AGREED_AT)[0]
-            _FLAGS.pack_into(reply, _AGREED_AT, agreed | self._wanted)
+            _FLAGS.pack_into(reply, _AGREED_AT, agreed | self.offered & _WANTED)
         os.write(self._device, reply)
         os.dup2(self._device, self._libfuse.detach(), inheritable=False)
         self._ours.close()

@@ -25,6 +25,7 @@ from vosfs.errors import (
     NodeNotFound,
     PropertyNotFound,
     Stale,
+    StorageFull,
     TooLarge,
     VOSpaceError,
 )
@@ -50,6 +51,11 @@ GONE_MAX = 1_000
 """Nodes without a name whose attributes are kept."""
 ENTRIES_MAX = 32
 """Of a listing at a time: about what fits into the kernel's question (4 KiB)."""
+LISTINGS_KEPT_MAX = 64
+"""Directories that are being read; who goes on with one that was begun before so many others may see changes twice or
+not at all."""
+ORDINAL_BITS, SERIALS = 32, (1 << 30) - 1
+"""A position is the serial number of its listing and an ordinal in it; an off_t must not become negative."""
 
 
 SET_ID = stat.S_ISUID | stat.S_ISGID
@@ -80,17 +86,19 @@ class FileHandle:
             raise Stale("somebody else changed the file first; what was written here was not saved: see vosfs recover")
 
 
-class DirectoryHandle:
-    """An open directory: the pages of its listing, and where each began.
+class Listing:
+    """A directory as it is read from its beginning: the pages, and where each began.
 
-    A position is an ordinal of the listing.  Pages are forgotten as they are passed, so memory is one page; going
-    back asks again from the remembered start of a page.
+    Entries have ordinals.  Pages are forgotten as they are passed, so memory is one page; going back asks again from the
+    remembered start of a page.
     """
 
-    __slots__ = ("id", "starts", "page", "base", "complete", "epoch", "seen")
+    __slots__ = ("id", "position", "starts", "page", "base", "complete", "epoch", "seen")
 
-    def __init__(self, id: int, epoch: int) -> None:
+    def __init__(self, id: int, serial: int, epoch: int) -> None:
         self.id = id
+        self.position = serial << ORDINAL_BITS
+        """Of its beginning, as telldir(3) has it: no other listing has positions from there to the next."""
         self.starts: list[bytes] = [b""]
         """Name after which page i begins."""
         self.page: list[tuple[bytes, Node]] = []
@@ -118,14 +126,16 @@ class FileSystem:
         self._read_only = read_only
         # Mutable state
         self._handles: dict[int, FileHandle] = {}
-        self._directories: dict[int, DirectoryHandle] = {}
+        self._listings: OrderedDict[int, Listing] = OrderedDict()
+        """The latest, by their serial numbers."""
+        self._serial = 0
         self._gone: OrderedDict[int, Node] = OrderedDict()
         """Nodes without bytes here whose last name this mount took away, until the kernel forgets them: a directory or
         pipe may still be open."""
         self._next_handle = 1
         self._prefetching = 0
         self._walk = WalkAhead()
-        self._listing: dict[int, trio.Event] = {}
+        self._listed_ahead: dict[int, trio.Event] = {}
         """Containers that are being listed ahead; INVARIANT: at most LISTINGS_MAX."""
         self.on_invalid: Callable[[Change], None] = lambda change: None
         """Tells the kernel; set by the composition root."""
@@ -437,13 +447,7 @@ class FileSystem:
 
     async def write(self, number: int, start: int, data: bytes) -> int:
         """Write to an open file; waits only when unsaved bytes are at their limit."""
-        handle = self._handle(number)
-        handle.check()
-        if start + len(data) > LENGTH_MAX:
-            raise TooLarge(f"{start + len(data)} bytes")
-        file = handle.file
-        if not handle.privileged:
-            await self._clear_set_id(file)
+        file = await self._changing(number, start + len(data))
         file.write(start, data)
         if file.dirty_bytes >= STREAM_BYTES:
             if self.files.dirty_bytes > self.files.limit_bytes // 2:
@@ -451,6 +455,40 @@ class FileSystem:
             else:
                 self._nursery.start_soon(self._upload, file)
         return len(data)
+
+    async def punch(self, number: int, start: int, stop: int, keep_size: bool) -> None:
+        """fallocate(2) of a hole, or of zeros, which are a hole too; unless ``keep_size``, the file reaches ``stop``."""
+        file = await self._changing(number, stop)
+        if not keep_size and stop > file.length:
+            file.truncate(stop)
+        file.punch(start, stop)
+
+    async def reserve(self, number: int, stop: int, keep_size: bool) -> None:
+        """fallocate(2) of space: the file reaches ``stop``.
+
+        The space must be there now, as far as the service tells; nobody keeps it for this file, which no service can.
+        """
+        file = await self._changing(number, stop)
+        if stop > file.length:
+            free_bytes = (await self.usage()).free_bytes
+            if stop - file.length > free_bytes:
+                raise StorageFull(f"{stop - file.length} bytes more, and {free_bytes} are free")
+            if not keep_size and stop > file.length:
+                file.truncate(stop)
+
+    def seek(self, number: int, start: int, data: bool) -> int | None:
+        """lseek(2) with SEEK_DATA or SEEK_HOLE; None for ENXIO."""
+        return self._handle(number).file.seek(start, data)
+
+    async def _changing(self, number: int, stop: int) -> CachedFile:
+        """The file of a handle that is about to change bytes before ``stop``."""
+        handle = self._handle(number)
+        handle.check()
+        if stop > LENGTH_MAX:
+            raise TooLarge(f"{stop} bytes")
+        if not handle.privileged:
+            await self._clear_set_id(handle.file)
+        return handle.file
 
     async def _clear_set_id(self, file: CachedFile) -> None:
         """Somebody without privileges changes the bytes: what ran as another user must not any more."""
@@ -505,67 +543,70 @@ class FileSystem:
 
     # -- directories ---------------------------------------------------------------------------------------------------
 
-    def open_directory(self, id: int) -> int:
-        """opendir(3)."""
-        number = self._next_handle
-        self._next_handle += 1
-        self._directories[number] = DirectoryHandle(id, self.tree.epoch)
-        return number
+    def listing(self, id: int, position: int) -> tuple[Listing, int]:
+        """What a position of readdir(3) is in, and how many entries are before it there, the dots included.
 
-    def directory(self, number: int) -> int:
-        """The node of an open directory."""
-        return self._directories[number].id
+        A directory is not opened, since the kernel then keeps what it lists.  So the beginning begins a listing, and
+        every position in it names it; one that is no longer kept is begun anew at the same ordinal.
+        """
+        serial, ordinal = position >> ORDINAL_BITS, position & (1 << ORDINAL_BITS) - 1
+        listing = self._listings.get(serial)
+        if listing is not None and listing.id == id and position:
+            return listing, ordinal
+        self._serial = self._serial % SERIALS + 1
+        listing = self._listings[self._serial] = Listing(id, self._serial, self.tree.epoch)
+        if len(self._listings) > LISTINGS_KEPT_MAX:
+            self._listings.popitem(last=False)
+        return listing, ordinal
 
-    def release_directory(self, number: int) -> None:
-        """closedir(3)."""
-        self._directories.pop(number, None)
-
-    async def entries(self, number: int, at: int) -> list[tuple[bytes, Node, bool]]:
+    async def entries(self, listing: Listing, at: int) -> list[tuple[bytes, Node, bool]]:
         """Entries from ordinal ``at`` on, some, or none at the end; and whether each may be remembered by the kernel.
 
         They are as this mount knows them now, unsaved changes included, not as they were when the page was asked for.
         """
-        handle = self._directories[number]
-        if handle.base < 0 or not handle.base <= at <= handle.base + len(handle.page):
-            await self._load(handle, at // PAGE_NODES_MAX)
-        if at == handle.base + len(handle.page) and not handle.complete:
-            await self._load(handle, at // PAGE_NODES_MAX)
-        first = at - handle.base
-        names, peek, opened = self.tree.names_kept(handle.id), self.tree.peek, self.files.get
+        if listing.base < 0 or not listing.base <= at <= listing.base + len(listing.page):
+            await self._load(listing, at // PAGE_NODES_MAX)
+        if at == listing.base + len(listing.page) and not listing.complete:
+            await self._load(listing, at // PAGE_NODES_MAX)
+        first = at - listing.base
+        names, peek, opened = self.tree.names_kept(listing.id), self.tree.peek, self.files.get
         found = []
-        for name, node in handle.page[first : first + ENTRIES_MAX]:
+        for name, node in listing.page[first : first + ENTRIES_MAX]:
             file = opened(node.id)
             known = file.attributes() if file is not None and file.changed else peek(node.id)
             found.append((name, known or node, known is not None and names.get(name) == node.id))
+        if not found:
+            # Read to its end.
+            listing.page, listing.base = [], -1
         return found
 
-    async def _load(self, handle: DirectoryHandle, wanted: int) -> None:
+    async def _load(self, listing: Listing, wanted: int) -> None:
         if wanted == 0:
-            self._walk.begun(handle.id)
+            self._walk.begun(listing.id)
             self._list_ahead()
-            if handle.id in self._listing:
-                await self._listing[handle.id].wait()
-            known = self._known_page(handle.id)
+            if listing.id in self._listed_ahead:
+                await self._listed_ahead[listing.id].wait()
+            known = self._known_page(listing.id)
             if known is not None:
-                handle.page, handle.base, handle.complete = known, 0, True
+                listing.page, listing.base, listing.complete = known, 0, True
                 self._found(known)
                 return
-        page = min(wanted, len(handle.starts) - 1)
+        page = min(wanted, len(listing.starts) - 1)
         while True:
             if page == 0:
-                handle.epoch, handle.seen = self.tree.epoch, 0
-            entries = await self.tree.children(handle.id, handle.starts[page], PAGE_NODES_MAX)
-            handle.page, handle.base = entries, page * PAGE_NODES_MAX
+                listing.epoch, listing.seen = self.tree.epoch, 0
+            entries = await self.tree.children(listing.id, listing.starts[page], PAGE_NODES_MAX)
+            listing.page, listing.base = entries, page * PAGE_NODES_MAX
             self._found(entries)
-            handle.complete = len(entries) < PAGE_NODES_MAX
-            if page == handle.seen // PAGE_NODES_MAX and handle.seen == handle.base:
-                handle.seen += len(entries)
-            if handle.complete:
-                if handle.seen == handle.base + len(entries):
-                    self.tree.listed(handle.id, handle.epoch, handle.seen)
+            listing.complete = len(entries) < PAGE_NODES_MAX
+            if page == listing.seen // PAGE_NODES_MAX and listing.seen == listing.base:
+                listing.seen += len(entries)
+            if listing.complete:
+                if listing.seen == listing.base + len(entries):
+                    self.tree.listed(listing.id, listing.epoch, listing.seen)
                 return
-            if len(handle.starts) == page + 1:
-                handle.starts.append(entries[-1][0])
+            if len(listing.starts) == page + 1:
+                listing.starts.append(entries[-1][0])
             if page >= wanted:
                 return
             page += 1
@@ -579,9 +620,9 @@ class FileSystem:
         if not self.tree.live:
             # It would not be kept long enough.
             return
-        for id in self._walk.next(LISTINGS_MAX - len(self._listing)):
-            if id not in self._listing and self.tree.names_known(id) is None:
-                self._listing[id] = trio.Event()
+        for id in self._walk.next(LISTINGS_MAX - len(self._listed_ahead)):
+            if id not in self._listed_ahead and self.tree.names_known(id) is None:
+                self._listed_ahead[id] = trio.Event()
                 self._nursery.start_soon(self._list, id)
 
     async def _list(self, id: int) -> None:
@@ -594,7 +635,7 @@ class FileSystem:
             # Whoever asks for it will be told.
             log.debug("listing %d ahead failed: %s", id, exc)
         finally:
-            self._listing.pop(id).set()
+            self._listed_ahead.pop(id).set()
         self._list_ahead()
 
     def _known_page(self, id: int) -> list[tuple[bytes, Node]] | None:
@@ -622,6 +663,17 @@ class FileSystem:
         self.tree.invalidate(change)
         self.files.changed_elsewhere(change.node)
         self.on_invalid(change)
+
+    def distrust(self, forget: bool) -> None:
+        """Nobody tells of changes any more, or some were missed: the kernel is not to keep listings.
+
+        ``forget``: nor is this tree to keep anything.
+        """
+        listed = self.tree.containers()
+        if forget:
+            self.tree.forget_all()
+        for id in listed:
+            self.on_invalid(Change(id, 0, b"", ""))
 
     def lost(self, request: Mutation, error: VOSpaceError) -> None:
         """The service refused a change that was acknowledged to a program."""

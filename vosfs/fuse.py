@@ -17,12 +17,12 @@ import types
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar, cast
 
-import pyfuse3
 import trio
 
-from vosfs import device
+from vosfs import device, libfuse
 from vosfs.errors import NodeNotFound, VOSpaceError
 from vosfs.filesystem import FileSystem
+from vosfs.libfuse import pyfuse3
 from vosfs.metadata.node import (
     BLOCK_DEVICE,
     CHARACTER_DEVICE,
@@ -48,6 +48,8 @@ DOTS = 2
 UNKNOWN_INODE = 0xFFFFFFFF
 """Number of ".." in a listing: a node does not know what it lies in, and 0 would be skipped (readdir(3))."""
 BLOCK_SIZE = 512
+FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE, FALLOC_FL_ZERO_RANGE = 1, 2, 16
+"""fallocate(2)."""
 QUIET = frozenset((
     errno.ENOENT, errno.ENODATA, errno.EEXIST, errno.ENOTEMPTY, errno.EOPNOTSUPP, errno.ENAMETOOLONG,
 ))  # fmt: skip
@@ -109,6 +111,8 @@ class Operations(pyfuse3.Operations):
         self._uid = uid
         self._gid = gid
         self._about = about
+        self.lists_unopened = False
+        """Whether the kernel need not open directories, and may keep their listings."""
 
     # -- conversions -----------------------------------------------------------------------------------------------
 
@@ -268,28 +272,48 @@ class Operations(pyfuse3.Operations):
 
     # -- directories -------------------------------------------------------------------------------------------------
 
-    @answers
     async def opendir(self, inode: int, ctx: Any) -> int:
-        return self._fs.open_directory(inode)
+        if self.lists_unopened:
+            # The kernel then opens directories by itself, and keeps what they list.
+            raise pyfuse3.FUSEError(errno.ENOSYS)
+        return inode
 
     @answers
     async def readdir(self, fh: int, start: int, token: Any) -> None:
-        for at, (name, inode) in enumerate(((b".", self._fs.directory(fh)), (b"..", UNKNOWN_INODE))):
-            if start <= at and not pyfuse3.readdir_reply(token, name, self._dot(inode), at + 1):
+        listing, at = self._fs.listing(fh, start)
+        reply, base = pyfuse3.readdir_reply, listing.position
+        for dot, (name, inode) in enumerate(((b".", fh), (b"..", UNKNOWN_INODE))):
+            if at <= dot and not reply(token, name, self._dot(inode), base + dot + 1):
                 return
-        at = max(start, DOTS)
-        while entries := await self._fs.entries(fh, at - DOTS):
+        at = max(at, DOTS)
+        while entries := await self._fs.entries(listing, at - DOTS):
             for name, node, current in entries:
                 at += 1
                 entry = self._entry(node)
                 if not current:
                     entry.entry_timeout = entry.attr_timeout = 0
-                if not pyfuse3.readdir_reply(token, name, entry, at):
+                if not reply(token, name, entry, base + at):
                     return
 
+    # -- what pyfuse3 does not hand on (libfuse.py) ----------------------------------------------------------------------
+
     @answers
-    async def releasedir(self, fh: int) -> None:
-        self._fs.release_directory(fh)
+    async def fallocate(self, fh: int, mode: int, offset: int, length: int) -> int:
+        if mode & ~(FALLOC_FL_KEEP_SIZE | FALLOC_FL_PUNCH_HOLE | FALLOC_FL_ZERO_RANGE):
+            raise pyfuse3.FUSEError(errno.EOPNOTSUPP)
+        keep = bool(mode & FALLOC_FL_KEEP_SIZE)
+        if mode & (FALLOC_FL_PUNCH_HOLE | FALLOC_FL_ZERO_RANGE):
+            await self._fs.punch(fh, offset, offset + length, keep)
+        else:
+            await self._fs.reserve(fh, offset + length, keep)
+        return 0
+
+    @answers
+    async def lseek(self, fh: int, offset: int, whence: int) -> int:
+        found = self._fs.seek(fh, offset, whence == os.SEEK_DATA)
+        if found is None:
+            raise pyfuse3.FUSEError(errno.ENXIO)
+        return found
 
     @answers
     async def fsyncdir(self, fh: int, datasync: bool) -> None:
@@ -377,7 +401,8 @@ def _invalidate(batch: list[Change]) -> None:
             log.debug("inode %d: %s", change.node, exc)
         if change.parent:
             try:
-                pyfuse3.invalidate_inode(change.parent, True)
+                # Its listing too, which the kernel has as pages of the directory: some programs put mtime back.
+                pyfuse3.invalidate_inode(change.parent)
             except OSError as exc:
                 log.debug("inode %d: %s", change.parent, exc)
             pyfuse3.invalidate_entry_async(change.parent, change.name, ignore_enoent=True)
@@ -479,21 +504,29 @@ def hasten(wait: _QuickWait) -> None:
 class Mount:
     """A mount of this process: pyfuse3 knows one at a time."""
 
-    def __init__(self, operations: Operations, mountpoint: str, source: str, options: set[str]) -> None:
-        """Mount.  OSError or RuntimeError if the kernel, fusermount3 or libfuse refuses."""
+    def __init__(
+        self, operations: Operations, mountpoint: str, source: str, options: set[str], nursery: trio.Nursery, fed: bool
+    ) -> None:
+        """Mount.  OSError or RuntimeError if the kernel, fusermount3 or libfuse refuses.
+
+        ``fed``: changes made elsewhere are heard of, so the kernel may keep listings: it asks for nothing but a
+        directory's mtime before it trusts one.
+        """
         # Constants
         self._mountpoint = os.path.abspath(mountpoint)
         # Mutable state
         # libfuse itself keeps others than root out.
-        libfuse = options & {"allow_root", "debug"}
-        kernel = (options - libfuse) | ({"allow_other"} if "allow_root" in libfuse else set())
+        own = options & {"allow_root", "debug"}
+        kernel = (options - own) | ({"allow_other"} if "allow_root" in own else set())
         wanted = [f"fsname={source}", "subtype=vosfs", "default_permissions", *sorted(kernel)]
         self._device = device.mount(self._mountpoint, wanted)
         handshake = device.Handshake(self._device)
         try:
             hasten(_QuickWait(handshake))
-            pyfuse3.init(operations, f"/dev/fd/{handshake.descriptor}", libfuse)
+            libfuse.provide(operations, nursery.start_soon)
+            pyfuse3.init(operations, f"/dev/fd/{handshake.descriptor}", own)
             handshake.begin()
+            operations.lists_unopened = fed and libfuse.active() and bool(handshake.offered & device.NO_OPENDIR_SUPPORT)
         except BaseException:
             handshake.close()
             device.unmount(self._mountpoint, self._device)

@@ -117,7 +117,9 @@ async def run(options: Options, report: Callable[[str], None]) -> None:
             }  # fmt: skip
             operations = fuse.Operations(filesystem, options.uid, options.gid, about)
             try:
-                mounted = fuse.Mount(operations, str(options.mountpoint), options.url, set(options.fuse))
+                mounted = fuse.Mount(
+                    operations, str(options.mountpoint), options.url, set(options.fuse), nursery, greeting is not None
+                )
             except (OSError, RuntimeError) as exc:
                 raise QuietError(f"cannot mount at {options.mountpoint}: {exc}") from exc
             clean = False
@@ -269,7 +271,7 @@ async def follow(tree: GatewayTree, filesystem: FileSystem, cursor: Cursor) -> N
             page = await tree.feed(cursor, m.WAIT_S_MAX)
         except Stale:
             log.warning("the change log was trimmed while the feed was down: everything is asked for again")
-            filesystem.tree.forget_all()
+            filesystem.distrust(forget=True)
             cursor = Cursor()
             try:
                 cursor = await tree.cursor()
@@ -278,6 +280,7 @@ async def follow(tree: GatewayTree, filesystem: FileSystem, cursor: Cursor) -> N
         except VOSpaceError as exc:
             if filesystem.tree.live:
                 log.warning("change feed lost, attributes are trusted for a second only: %s", exc)
+                filesystem.distrust(forget=False)
             filesystem.tree.live = tree.behind.held = False
             filesystem.tree.away = isinstance(exc, (ServiceUnavailable, TimedOut))
             await trio.sleep(pause)

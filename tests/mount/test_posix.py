@@ -4,6 +4,7 @@ The long list is pjdfstest's (``make posix``); here stands what it does not ask,
 """
 
 import contextlib
+import ctypes
 import errno
 import os
 import socket
@@ -361,3 +362,139 @@ def test_a_chown_of_nothing_clears_set_id_bits(mount: Path, kind: str) -> None:
     path.chmod(0o6711)
     os.chown(path, -1, -1)
     assert stat.S_IMODE(path.stat().st_mode) == 0o711
+
+
+# -- fallocate(2) and lseek(2) --------------------------------------------------------------------------------------------
+
+KEEP_SIZE, PUNCH_HOLE, COLLAPSE_RANGE, ZERO_RANGE = 1, 2, 8, 16
+_fallocate = ctypes.CDLL(None, use_errno=True).fallocate
+_fallocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
+
+
+def fallocate(fd: int, mode: int, start: int, length: int) -> int:
+    """Its errno."""
+    return ctypes.get_errno() if _fallocate(fd, mode, start, length) else 0
+
+
+def test_holes_are_made_and_found(daemon: Daemon, make_mount: Callable[..., Path]) -> None:
+    first = make_mount(daemon)
+    data = bytearray(os.urandom(1_000_000))
+    (first / "file").write_bytes(data)
+    with open(first / "file", "r+b") as file:
+        fd = file.fileno()
+        before_ns = os.fstat(fd).st_mtime_ns
+        assert fallocate(fd, PUNCH_HOLE | KEEP_SIZE, 100_000, 50_000) == 0
+        data[100_000:150_000] = bytes(50_000)
+        assert os.fstat(fd).st_mtime_ns > before_ns
+        # What was written here and is in no blob yet is punched as well, and a later write fills a hole again.
+        os.pwrite(fd, b"new" * 1000, 200_000)
+        assert fallocate(fd, ZERO_RANGE | KEEP_SIZE, 201_000, 300_000) == 0
+        os.pwrite(fd, b"again", 300_000)
+        data[200_000:203_000] = b"new" * 1000
+        data[201_000:501_000] = bytes(300_000)
+        data[300_000:300_005] = b"again"
+        assert fallocate(fd, ZERO_RANGE, 990_000, 20_000) == 0
+        data[990_000:] = bytes(20_000)
+        # Beyond the end there is nothing to punch.
+        assert fallocate(fd, PUNCH_HOLE | KEEP_SIZE, 1_005_000, 50_000) == 0
+        assert os.pread(fd, 2_000_000, 0) == data
+        assert fallocate(fd, COLLAPSE_RANGE, 0, 4096) == errno.EOPNOTSUPP
+    assert (first / "file").read_bytes() == data
+    unmount(first)
+    with open(make_mount(daemon) / "file", "rb") as file:
+        fd = file.fileno()
+        assert os.pread(fd, 2_000_000, 0) == data
+        found = [
+            os.lseek(fd, 0, os.SEEK_HOLE),
+            os.lseek(fd, 100_000, os.SEEK_DATA),
+            os.lseek(fd, 120_000, os.SEEK_HOLE),
+        ]
+        assert found == [100_000, 150_000, 120_000]
+        with pytest.raises(OSError) as caught:
+            os.lseek(fd, 1_000_000, os.SEEK_DATA)
+        assert caught.value.errno == errno.ENXIO
+
+
+def test_space_is_reserved_where_there_is_some(mount: Path) -> None:
+    with open(mount / "file", "w+b") as file:
+        fd = file.fileno()
+        file.write(b"abc")
+        file.flush()
+        assert fallocate(fd, KEEP_SIZE, 0, 10_000) == 0 and os.fstat(fd).st_size == 3
+        assert fallocate(fd, 0, 2, 10_000) == 0 and os.fstat(fd).st_size == 10_002
+        assert fallocate(fd, 0, 0, 10) == 0 and os.fstat(fd).st_size == 10_002
+        assert os.pread(fd, 20_000, 0) == b"abc" + bytes(9_999)
+        assert fallocate(fd, 0, 0, 1 << 50) == errno.ENOSPC
+        assert fallocate(fd, 0, 0, 1 << 61) == errno.EFBIG
+        assert os.fstat(fd).st_size == 10_002
+
+
+@root_only
+def test_space_reserved_by_another_takes_the_set_id_bits(shared: Path) -> None:
+    (shared / "tool").write_bytes(b"x" * 5000)
+    (shared / "tool").chmod(0o4777)
+    grow = 'os.posix_fallocate(os.open("tool", os.O_RDWR), 0, 9000)\n'
+    assert as_other(f'{grow}print(oct(os.stat("tool").st_mode), os.stat("tool").st_size)', shared) == "0o100777 9000"
+
+
+# -- listings, which the kernel keeps -------------------------------------------------------------------------------------
+
+
+def test_a_listing_that_the_kernel_keeps_shows_what_others_do(daemon: Daemon, make_mount: Callable[..., Path]) -> None:
+    here, there = make_mount(daemon, "here"), make_mount(daemon, "there")
+    (here / "box").mkdir()
+    for name in "abc":
+        (here / "box" / name).touch()
+    eventually("the other mount has it", lambda: sorted(os.listdir(there / "box")) == ["a", "b", "c"])
+    os.utime(here / "box", ns=(10**18, 10**18))
+    eventually("its time is old there", lambda: os.stat(there / "box").st_mtime_ns == 10**18)
+    assert len(os.listdir(there / "box")) == 3
+    # As tar and rsync do: the time of the last change is put back.
+    (here / "box/d").touch()
+    (here / "box/a").unlink()
+    os.utime(here / "box", ns=(10**18, 10**18))
+    eventually("the change is seen there", lambda: sorted(os.listdir(there / "box")) == ["b", "c", "d"])
+    assert os.stat(there / "box").st_mtime_ns == 10**18
+
+
+def test_what_is_removed_while_it_is_listed(mount: Path) -> None:
+    """As rm -r of a big directory: no name is left out, and none comes twice."""
+    names = {f"{number:04}" for number in range(2500)}
+    (mount / "box").mkdir()
+    for name in names:
+        (mount / "box" / name).touch()
+    seen = []
+    with os.scandir(mount / "box") as entries:
+        for entry in entries:
+            seen.append(entry.name)
+            os.unlink(entry.path)
+            # Somebody else begins to list it meanwhile.
+            if len(seen) % 500 == 1:
+                assert set(os.listdir(mount / "box")) == names - set(seen)
+    assert sorted(seen) == sorted(names)
+    os.rmdir(mount / "box")
+
+
+def test_an_open_directory_is_read_from_anywhere(mount: Path) -> None:
+    """telldir(3) and seekdir(3) go back to where they were, and rewinddir(3) shows what is new."""
+    libc = ctypes.CDLL(None)
+    libc.opendir.restype = libc.readdir.restype = ctypes.c_void_p
+    libc.telldir.restype = ctypes.c_long
+    for number in range(300):
+        (mount / f"{number:03}").touch()
+    handle = ctypes.c_void_p(libc.opendir(os.fsencode(mount)))
+
+    def name() -> bytes | None:
+        # struct dirent: d_ino, d_off, d_reclen, d_type, d_name.
+        entry = libc.readdir(handle)
+        return ctypes.string_at(entry + 19) if entry else None
+
+    read = [(libc.telldir(handle), name()) for _ in range(302)]
+    assert name() is None and {found for _, found in read} >= {b".", b"..", b"000", b"299"}
+    for place, found in read[::-37]:
+        libc.seekdir(handle, ctypes.c_long(place))
+        assert name() == found
+    (mount / "new").touch()
+    libc.rewinddir(handle)
+    assert b"new" in iter(name, None)
+    libc.closedir(handle)

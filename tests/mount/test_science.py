@@ -207,9 +207,9 @@ def test_copy_file_range_and_holes(mount: Path) -> None:
             if done >= 200_000:
                 break
         assert os.pread(target.fileno(), 200_000, 500_000) == data[1000:201_000]
-        # Holes are not told: all of a file counts as data, as POSIX allows.
-        assert os.lseek(target.fileno(), 0, os.SEEK_DATA) == 0
-        assert os.lseek(target.fileno(), 0, os.SEEK_HOLE) == os.fstat(target.fileno()).st_size
+        assert os.lseek(target.fileno(), 0, os.SEEK_DATA) == 500_000
+        assert os.lseek(target.fileno(), 0, os.SEEK_HOLE) == 0
+        assert os.lseek(target.fileno(), 500_000, os.SEEK_HOLE) == 700_000
         with pytest.raises(OSError, match="No such device or address"):
             os.lseek(target.fileno(), 10**9, os.SEEK_DATA)
 

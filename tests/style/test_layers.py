@@ -11,7 +11,7 @@ MODULES = sorted(p for folder in ("vosfs", "server") for p in (ROOT / folder).rg
 
 LAYERS = [
     {"vosfs"},
-    {"vosfs.errors", "vosfs.log", "vosfs.device"},
+    {"vosfs.errors", "vosfs.log", "vosfs.device", "vosfs.libfuse"},
     {"vosfs.uri", "vosfs.config", "vosfs.wire", "vosfs.metadata", "vosfs.backends", "vosfs.cache"},
     {"vosfs.client", "vosfs.metadata.node", "vosfs.metadata.job", "vosfs.metadata.walk", "vosfs.cache.ranges", "vosfs.cache.readahead", "vosfs.cache.scratch", "vosfs.cache.journal"},
     {"vosfs.metadata.content", "vosfs.metadata.xattr", "vosfs.metadata.xml", "vosfs.metadata.store", "vosfs.backends.backend"},
@@ -29,7 +29,7 @@ LAYERS = [
 """A module imports from layers above its own only."""
 
 DOORS = {
-    "pyfuse3": {"vosfs.fuse"},
+    "pyfuse3": {"vosfs.libfuse"},
     "asks": {"vosfs.session"},
     "httptools": {"vosfs.wire"},
     "psycopg": {"vosfs.metadata.postgres", "vosfs.metadata.libpq"},

@@ -12,7 +12,7 @@ from vosfs.backends.memory import MemoryBackend
 from vosfs.cache.blocks import BlockCache
 from vosfs.cache.file import FileTable
 from vosfs.errors import PermissionDenied
-from vosfs.filesystem import LISTINGS_MAX, FileSystem
+from vosfs.filesystem import LISTINGS_KEPT_MAX, LISTINGS_MAX, FileSystem
 from vosfs.metadata.cached import CachedTree
 from vosfs.metadata.memory import MemoryStore
 from vosfs.metadata.node import CONTAINER, DATA, ROOT_ID, NewNode, Node
@@ -67,6 +67,7 @@ def test_what_was_seen_is_bounded() -> None:
 # -- a mount that does it --------------------------------------------------------------------------------------------
 
 ROUND_TRIP_S = 1.0
+DOTS = 2
 CONTAINERS, FILES = 50, 3
 
 
@@ -110,10 +111,9 @@ class Rig:
 
     async def list(self, id: int) -> list[bytes]:
         """As readdir(3) does."""
-        number, names = self.fs.open_directory(id), []
-        while entries := await self.fs.entries(number, len(names)):
+        (listing, _), names = self.fs.listing(id, 0), []
+        while entries := await self.fs.entries(listing, len(names)):
             names += [name for name, _, _ in entries]
-        self.fs.release_directory(number)
         return names
 
 
@@ -173,3 +173,28 @@ async def test_a_container_too_large_to_be_kept_is_asked_for_once_ahead(rig: Rig
         await rig.list(id)
     assert rig.distant.asked.count(large) == 1
     assert len(await rig.list(large)) == PAGE_NODES_MAX + FILES
+
+
+# -- positions in a listing, where no directory is opened -----------------------------------------------------------------
+
+
+async def test_a_listing_goes_on_where_it_was_though_others_begin(rig: Rig, autojump_clock: MockClock) -> None:
+    first, _ = rig.fs.listing(ROOT_ID, 0)
+    begun = await rig.fs.entries(first, 0)
+    second, _ = rig.fs.listing(ROOT_ID, 0)
+    assert second is not first
+    assert rig.fs.listing(ROOT_ID, first.position + DOTS + len(begun)) == (first, DOTS + len(begun))
+    assert rig.fs.listing(rig.containers[0], first.position + DOTS)[0] not in (first, second), "of another directory"
+
+
+async def test_a_listing_that_is_forgotten_is_begun_again_where_it_was(rig: Rig, autojump_clock: MockClock) -> None:
+    old, _ = rig.fs.listing(ROOT_ID, 0)
+    begun = await rig.fs.entries(old, 0)
+    for _ in range(LISTINGS_KEPT_MAX):
+        rig.fs.listing(rig.containers[0], 0)
+    new, at = rig.fs.listing(ROOT_ID, old.position + DOTS + len(begun))
+    assert new is not old and at == DOTS + len(begun)
+    rest = []
+    while entries := await rig.fs.entries(new, at - DOTS + len(rest)):
+        rest += entries
+    assert [name for name, _, _ in (*begun, *rest)] == [b"d%02d" % number for number in range(CONTAINERS)]

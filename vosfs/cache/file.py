@@ -206,6 +206,17 @@ class CachedFile:
     def _reach(self, name: str) -> int:
         return max((e.offset + e.stop - e.start for e in self._extents if e.locator == name), default=0)
 
+    def seek(self, start: int, data: bool) -> int | None:
+        """Where data, or else a hole, begins from ``start`` on (lseek(2)); None where there is neither.
+
+        The end of the file is a hole.
+        """
+        for low, high, local in self._local.split(start, self.length) if start < self.length else ():
+            for piece in content.slices([] if local else self._extents, low, high):
+                if (local or bool(piece.locator or piece.data)) == data:
+                    return piece.start
+        return None if data or start >= self.length else self.length
+
     def expect(self, start: int, stop: int) -> list[Fetch]:
         """Begin to bring bytes into the block cache; what is under way is returned, and need not be waited for."""
         stop = min(stop, self.length)
@@ -256,6 +267,20 @@ class CachedFile:
             self._change(Extent(length, self.length))
         self.length, self.head = length, b""
         self._resized = True
+        self.mtime_ns = self.ctime_ns = time.time_ns()
+
+    def punch(self, start: int, stop: int) -> None:
+        """Make bytes a hole, which reads as zeros; what is beyond the end stays there."""
+        stop = min(stop, self.length)
+        if start >= stop:
+            return
+        self._local.remove(start, stop)
+        self._dirty.remove(start, stop)
+        self._count()
+        if self._scratch is not None:
+            self._scratch.punch(start, stop)
+        self._change(Extent(start, stop))
+        self.head = b""
         self.mtime_ns = self.ctime_ns = time.time_ns()
 
     def _change(self, change: Extent) -> None:

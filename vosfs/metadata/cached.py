@@ -184,6 +184,10 @@ class CachedTree:
                 self._count -= 1
             names.complete = False
 
+    def containers(self) -> list[int]:
+        """Containers of which names are known."""
+        return list(self._names)
+
     def forget_all(self) -> None:
         """Nothing is known any more (the feed lost its place)."""
         self._epoch += 1

@@ -1,0 +1,111 @@
+/* What libfuse offers and pyfuse3 does not hand on.
+ *
+ * This library is loaded before pyfuse3 with its symbols global, so pyfuse3's call of fuse_session_new(3) comes here
+ * first: operations that pyfuse3 lacks are added to its table (vosfs/libfuse.py sets who answers them), and listings
+ * learn which directory they are of.
+ */
+
+#define FUSE_USE_VERSION 35
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <stddef.h>
+#include <fuse3/fuse_lowlevel.h>
+
+#define EXPORT __attribute__((visibility("default")))
+
+/* Set before a session begins, by vosfs/libfuse.py.  One that is not set is not there: the kernel has its own way then. */
+EXPORT void (*vosfs_fallocate)(fuse_req_t, uint64_t fh, int mode, off_t offset, off_t length);
+EXPORT void (*vosfs_lseek)(fuse_req_t, uint64_t fh, off_t offset, int whence);
+/* Whether a session has what is here. */
+EXPORT int vosfs_sessions;
+
+static struct fuse_lowlevel_ops theirs;
+
+/* A kernel that was told that opendir(3) need not ask has no handle for a listing, and pyfuse3 passes on nothing else. */
+
+static void name_directory(fuse_ino_t ino, struct fuse_file_info *fi)
+{
+	if (!fi->fh)
+		fi->fh = ino;
+}
+
+static void readdir_of(fuse_req_t req, fuse_ino_t ino, size_t size, off_t off, struct fuse_file_info *fi)
+{
+	name_directory(ino, fi);
+	theirs.readdir(req, ino, size, off, fi);
+}
+
+static void readdirplus_of(fuse_req_t req, fuse_ino_t ino, size_t size, off_t off, struct fuse_file_info *fi)
+{
+	name_directory(ino, fi);
+	theirs.readdirplus(req, ino, size, off, fi);
+}
+
+static void fsyncdir_of(fuse_req_t req, fuse_ino_t ino, int datasync, struct fuse_file_info *fi)
+{
+	name_directory(ino, fi);
+	theirs.fsyncdir(req, ino, datasync, fi);
+}
+
+static void fallocate_of(fuse_req_t req, fuse_ino_t ino, int mode, off_t offset, off_t length,
+			 struct fuse_file_info *fi)
+{
+	(void)ino;
+	vosfs_fallocate(req, fi->fh, mode, offset, length);
+}
+
+static void lseek_of(fuse_req_t req, fuse_ino_t ino, off_t offset, int whence, struct fuse_file_info *fi)
+{
+	(void)ino;
+	vosfs_lseek(req, fi->fh, offset, whence);
+}
+
+static const struct fuse_lowlevel_ops *completed(const struct fuse_lowlevel_ops *op)
+{
+	static struct fuse_lowlevel_ops ops;
+
+	theirs = ops = *op;
+	if (theirs.readdir)
+		ops.readdir = readdir_of;
+	if (theirs.readdirplus)
+		ops.readdirplus = readdirplus_of;
+	if (theirs.fsyncdir)
+		ops.fsyncdir = fsyncdir_of;
+	if (vosfs_fallocate)
+		ops.fallocate = fallocate_of;
+	if (vosfs_lseek)
+		ops.lseek = lseek_of;
+	vosfs_sessions++;
+	return &ops;
+}
+
+#if FUSE_VERSION >= FUSE_MAKE_VERSION(3, 17)
+
+/* What fuse_session_new() is an inline name for since then. */
+EXPORT struct fuse_session *fuse_session_new_versioned(struct fuse_args *args, const struct fuse_lowlevel_ops *op,
+						       size_t op_size, const struct libfuse_version *version,
+						       void *userdata)
+{
+	struct fuse_session *(*next)(struct fuse_args *, const struct fuse_lowlevel_ops *, size_t,
+				     const struct libfuse_version *, void *);
+
+	*(void **)&next = dlsym(RTLD_NEXT, "fuse_session_new_versioned");
+	if (!next)
+		return NULL;
+	return next(args, op_size == sizeof(*op) ? completed(op) : op, op_size, version, userdata);
+}
+
+#else
+
+EXPORT struct fuse_session *fuse_session_new(struct fuse_args *args, const struct fuse_lowlevel_ops *op,
+					     size_t op_size, void *userdata)
+{
+	struct fuse_session *(*next)(struct fuse_args *, const struct fuse_lowlevel_ops *, size_t, void *);
+
+	*(void **)&next = dlsym(RTLD_NEXT, "fuse_session_new");
+	if (!next)
+		return NULL;
+	return next(args, op_size == sizeof(*op) ? completed(op) : op, op_size, userdata);
+}
+
+#endif
