@@ -1,13 +1,14 @@
 /* What libfuse offers and pyfuse3 does not hand on.
  *
- * This library is loaded before pyfuse3 with its symbols global, so pyfuse3's call of fuse_session_new(3) comes here
- * first: operations that pyfuse3 lacks are added to its table (vosfs/libfuse.py sets who answers them), and listings
- * learn which directory they are of.
+ * This library is loaded before pyfuse3 with its symbols global, so pyfuse3's calls of two functions come here first.
+ * fuse_session_new: operations that pyfuse3 lacks are added to its table (vosfs/libfuse.py sets who answers them), and
+ * listings learn which directory they are of.  fuse_reply_open: the kernel need not ask at close(2) of what was only read.
  */
 
 #define FUSE_USE_VERSION 35
 #define _GNU_SOURCE
 #include <dlfcn.h>
+#include <fcntl.h>
 #include <stddef.h>
 #include <fuse3/fuse_lowlevel.h>
 
@@ -109,3 +110,17 @@ EXPORT struct fuse_session *fuse_session_new(struct fuse_args *args, const struc
 }
 
 #endif
+
+EXPORT int fuse_reply_open(fuse_req_t req, const struct fuse_file_info *theirs_fi)
+{
+	static int (*next)(fuse_req_t, const struct fuse_file_info *);
+	struct fuse_file_info fi = *theirs_fi;
+
+	if (!next)
+		*(void **)&next = dlsym(RTLD_NEXT, "fuse_reply_open");
+#if FUSE_VERSION >= FUSE_MAKE_VERSION(3, 11)
+	if ((fi.flags & O_ACCMODE) == O_RDONLY)
+		fi.noflush = 1;
+#endif
+	return next(req, &fi);
+}
