@@ -13,7 +13,7 @@ from collections.abc import Callable
 
 import trio
 
-from vosfs.cache.blocks import BlockCache
+from vosfs.cache.blocks import BlockCache, Buffer
 from vosfs.cache.file import STREAM_BYTES, CachedFile, FileTable, changed
 from vosfs.cache.readahead import ReadAhead
 from vosfs.errors import (
@@ -406,7 +406,7 @@ class FileSystem:
         except KeyError:
             raise Stale(f"handle {number}") from None
 
-    def read_now(self, number: int, start: int, stop: int) -> bytes | None:
+    def read_now(self, number: int, start: int, stop: int) -> Buffer | None:
         """Bytes of an open file if they are here: no waiting, no thread."""
         handle = self._handles.get(number)
         if handle is None:
@@ -416,7 +416,7 @@ class FileSystem:
             self._read_ahead(handle, start, stop)
         return data
 
-    async def read(self, number: int, start: int, stop: int) -> bytes:
+    async def read(self, number: int, start: int, stop: int) -> Buffer:
         """Bytes of an open file; fewer at its end."""
         handle = self._handle(number)
         self._read_ahead(handle, start, stop)

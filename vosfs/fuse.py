@@ -20,6 +20,7 @@ from typing import Any, TypeVar, cast
 import trio
 
 from vosfs import device, libfuse
+from vosfs.cache.blocks import Buffer
 from vosfs.errors import NodeNotFound, VOSpaceError
 from vosfs.filesystem import FileSystem
 from vosfs.libfuse import pyfuse3
@@ -250,7 +251,7 @@ class Operations(pyfuse3.Operations):
         return pyfuse3.FileInfo(fh=handle, keep_cache=True), self._entry(node)
 
     @answers
-    async def read(self, fh: int, offset: int, size: int) -> bytes:
+    async def read(self, fh: int, offset: int, size: int) -> Buffer:  # type: ignore[override]  # it takes any buffer
         data = self._fs.read_now(fh, offset, offset + size)
         return data if data is not None else await self._fs.read(fh, offset, offset + size)
 

@@ -18,7 +18,7 @@ import msgspec
 import trio
 
 from vosfs.backends.blobs import Blobs
-from vosfs.cache.blocks import BlockCache, Fetch
+from vosfs.cache.blocks import BlockCache, Buffer, Fetch
 from vosfs.cache.kept import Kept
 from vosfs.cache.ranges import Ranges
 from vosfs.cache.scratch import Scratch
@@ -150,7 +150,7 @@ class CachedFile:
 
     # -- reading ---------------------------------------------------------------------------------------------------
 
-    def read_now(self, start: int, stop: int) -> bytes | None:
+    def read_now(self, start: int, stop: int) -> Buffer | None:
         """``[start, stop)``, cut at the end of the file, if no waiting is needed."""
         stop = min(stop, self.length)
         if start >= stop:
@@ -172,7 +172,7 @@ class CachedFile:
                 return None
         return None
 
-    async def read(self, start: int, stop: int) -> bytes:
+    async def read(self, start: int, stop: int) -> Buffer:
         """``[start, stop)``, cut at the end of the file."""
         stop = min(stop, self.length)
         if start >= stop:
@@ -180,8 +180,8 @@ class CachedFile:
         parts = await self._parts(start, stop)
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
-    async def _parts(self, start: int, stop: int) -> list[bytes]:
-        parts: list[bytes] = []
+    async def _parts(self, start: int, stop: int) -> list[Buffer]:
+        parts: list[Buffer] = []
         for low, high, local in self._local.split(start, stop):
             if not local:
                 parts += [await self._piece(piece) for piece in content.slices(self._extents, low, high)]
@@ -192,7 +192,7 @@ class CachedFile:
                 parts += await self._parts(low, high)
         return parts
 
-    async def _piece(self, piece: Extent) -> bytes:
+    async def _piece(self, piece: Extent) -> Buffer:
         if piece.data:
             return piece.data
         size = piece.stop - piece.start
