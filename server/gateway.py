@@ -19,7 +19,7 @@ from server.http import Request, Response
 from server.service import Service, check_texts, packed, policy_of
 from vosfs.backends.backend import pieces
 from vosfs.backends.storages import Storages
-from vosfs.errors import InvalidArgument, InvalidURI, NodeNotFound, PermissionDenied, VOSpaceError
+from vosfs.errors import InvalidArgument, InvalidURI, NodeNotFound, PermissionDenied, Stale, VOSpaceError
 from vosfs.metadata import content, xml
 from vosfs.metadata import messages as m
 from vosfs.metadata.node import (
@@ -46,14 +46,14 @@ from vosfs.uri import RESERVED_NAMES, check_name
 log = logging.getLogger(__name__)
 
 MESSAGE_BYTES_MAX = 16 << 20
-"""A commit of EXTENTS_MAX inline runs is the longest."""
+"""A commit of CHANGES_MAX runs of blobs, or of EXTENTS_MAX inline ones, is the longest."""
 POLL_S = 0.25
 """How often a waiting feed looks for changes by other processes."""
 BATCH_S = 0.02
 """How long a feed gathers changes before it looks."""
 MOMENT_NS_MAX = 120 * 10**9
 """How far a mount's clock may be ahead when it says when something happened."""
-_ASIDE = (m.Hello, m.Renew, m.Delegate, m.GiveBack)
+_ASIDE = (m.Hello, m.Renew, m.Share, m.Delegate, m.GiveBack)
 """Requests that neither look at the tree nor change it."""
 
 _decode = msgspec.msgpack.Decoder(m.AnyRequest).decode
@@ -86,6 +86,7 @@ class Gateway:
             m.SpaceUsage: self._usage,
             m.Sync: self._sync,
             m.Renew: self._renew,
+            m.Share: self._share,
             m.Changes: self._changes,
         }
 
@@ -357,7 +358,7 @@ class Gateway:
         return Content(found.node, self._leased(found.extents))
 
     def _bytes(self, r: m.Commit, subject: Subject) -> Step:
-        if not 0 <= r.length <= content.LENGTH_MAX or len(r.changes) > content.EXTENTS_MAX:
+        if not 0 <= r.length <= content.LENGTH_MAX or len(r.changes) > content.CHANGES_MAX:
             raise InvalidArgument("length or number of changes is out of bounds")
         blobs: dict[str, Blob] = {}
         changes = []
@@ -413,6 +414,18 @@ class Gateway:
         locators = [self._service.signer.leased(name) for name in r.names[: content.EXTENTS_MAX]]
         await self._store.renew(locators)
         return [self._service.signer.lease(locator) for locator in locators]
+
+    async def _share(self, r: m.Share, subject: Subject, caller: Anyone) -> list[str]:
+        """A leased name is leave to read; with it the bytes could be sent as one's own, so they need not be sent."""
+        signer, receipts = self._service.signer, []
+        locators = [signer.leased(name) for name in r.names[: content.EXTENTS_MAX]]
+        await self._store.renew(locators)
+        for locator in locators:
+            blob = await self._store.blob(locator)
+            if blob is None:
+                raise Stale("a blob is gone by now")
+            receipts.append(signer.receipt(blob, subject.user))
+        return receipts
 
     async def _changes(self, r: m.Changes, subject: Subject, caller: Anyone) -> m.ChangePage:
         root = await self._store.get(ROOT_ID, caller)

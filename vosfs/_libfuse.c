@@ -17,6 +17,8 @@
 /* Set before a session begins, by vosfs/libfuse.py.  One that is not set is not there: the kernel has its own way then. */
 EXPORT void (*vosfs_fallocate)(fuse_req_t, uint64_t fh, int mode, off_t offset, off_t length);
 EXPORT void (*vosfs_lseek)(fuse_req_t, uint64_t fh, off_t offset, int whence);
+EXPORT void (*vosfs_copy_file_range)(fuse_req_t, uint64_t from, off_t offset, uint64_t to, off_t to_offset,
+				     size_t length, int flags);
 /* Whether a session has what is here. */
 EXPORT int vosfs_sessions;
 
@@ -61,6 +63,13 @@ static void lseek_of(fuse_req_t req, fuse_ino_t ino, off_t offset, int whence, s
 	vosfs_lseek(req, fi->fh, offset, whence);
 }
 
+static void copy_file_range_of(fuse_req_t req, fuse_ino_t from, off_t offset, struct fuse_file_info *fi,
+			       fuse_ino_t to, off_t to_offset, struct fuse_file_info *to_fi, size_t length, int flags)
+{
+	(void)from, (void)to;
+	vosfs_copy_file_range(req, fi->fh, offset, to_fi->fh, to_offset, length, flags);
+}
+
 static const struct fuse_lowlevel_ops *completed(const struct fuse_lowlevel_ops *op)
 {
 	static struct fuse_lowlevel_ops ops;
@@ -76,6 +85,8 @@ static const struct fuse_lowlevel_ops *completed(const struct fuse_lowlevel_ops 
 		ops.fallocate = fallocate_of;
 	if (vosfs_lseek)
 		ops.lseek = lseek_of;
+	if (vosfs_copy_file_range)
+		ops.copy_file_range = copy_file_range_of;
 	vosfs_sessions++;
 	return &ops;
 }

@@ -23,17 +23,18 @@ from vosfs.errors import (
     IsContainer,
     NameTooLong,
     NodeNotFound,
+    OperationNotSupported,
     PropertyNotFound,
     Stale,
     StorageFull,
     TooLarge,
     VOSpaceError,
 )
-from vosfs.metadata import xattr
+from vosfs.metadata import content, xattr
 from vosfs.metadata.cached import COMPLETE_MAX, CachedTree
 from vosfs.metadata.content import LENGTH_MAX
 from vosfs.metadata.messages import Commit, Create, Mutation, Rename
-from vosfs.metadata.node import CONTAINER, DATA, LINK, Attributes, Change, NewNode, Node, Usage
+from vosfs.metadata.node import CONTAINER, DATA, LINK, Attributes, Change, Extent, NewNode, Node, Usage
 from vosfs.metadata.store import PAGE_NODES_MAX, check_guard
 from vosfs.metadata.walk import WalkAhead
 from vosfs.uri import NAME_BYTES_MAX, RESERVED_NAMES, check_name
@@ -49,6 +50,10 @@ LISTINGS_MAX = 12
 
 GONE_MAX = 1_000
 """Nodes without a name whose attributes are kept."""
+SHARED_BYTES_MIN = 1 << 20
+"""Copies of ranges shorter than this are read and written."""
+PIECES_MAX = 1000
+"""Of a range that is copied: as the list of a whole file's extents is, unless it is written all over."""
 ENTRIES_MAX = 32
 """Of a listing at a time: about what fits into the kernel's question (4 KiB)."""
 LISTINGS_KEPT_MAX = 64
@@ -475,6 +480,35 @@ class FileSystem:
                 raise StorageFull(f"{stop - file.length} bytes more, and {free_bytes} are free")
             if not keep_size and stop > file.length:
                 file.truncate(stop)
+
+    async def copy_range(self, number: int, start: int, to_number: int, to: int, length: int) -> int:
+        """copy_file_range(2) of bytes that the service has: none of them moves; how many there were.
+
+        OperationNotSupported where that cannot be, or is not worth a request: the kernel then reads and writes.
+        """
+        source, target = self._handle(number).file, self._handle(to_number).file
+        stop = min(start + length, source.length)
+        pieces = source.pieces(start, stop) if stop - start >= SHARED_BYTES_MIN else None
+        alike = source is not target and source.node.storage == target.node.storage and not source.node.immutable
+        if pieces is None or not alike or len(pieces) > PIECES_MAX or not self.files.shares:
+            raise OperationNotSupported("copy_file_range")
+        names = sorted(content.locators(pieces))
+        try:
+            receipts = dict(zip(names, await self.tree.share(names), strict=True))
+        except VOSpaceError as exc:
+            raise OperationNotSupported(f"copy_file_range: {exc}") from exc
+        target = await self._changing(to_number, to + stop - start)
+        for piece in pieces:
+            at, end = to + piece.start - start, to + piece.stop - start
+            if piece.data:
+                target.write(at, piece.data)
+            elif piece.locator:
+                target.share(Extent(at, end, piece.locator, piece.offset), receipts[piece.locator])
+            else:
+                if end > target.length:
+                    target.truncate(end)
+                target.punch(at, end)
+        return stop - start
 
     def seek(self, number: int, start: int, data: bool) -> int | None:
         """lseek(2) with SEEK_DATA or SEEK_HOLE; None for ENXIO."""

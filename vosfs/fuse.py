@@ -49,6 +49,8 @@ DOTS = 2
 UNKNOWN_INODE = 0xFFFFFFFF
 """Number of ".." in a listing: a node does not know what it lies in, and 0 would be skipped (readdir(3))."""
 BLOCK_SIZE = 512
+COPY_BYTES_MAX = 1 << 30
+"""Of one copy_file_range(2): its reply has 32 bits for what was copied."""
 FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE, FALLOC_FL_ZERO_RANGE = 1, 2, 16
 """fallocate(2)."""
 QUIET = frozenset((
@@ -308,6 +310,10 @@ class Operations(pyfuse3.Operations):
         else:
             await self._fs.reserve(fh, offset + length, keep)
         return 0
+
+    @answers
+    async def copy_file_range(self, fh: int, offset: int, to_fh: int, to_offset: int, length: int, flags: int) -> int:
+        return await self._fs.copy_range(fh, offset, to_fh, to_offset, min(length, COPY_BYTES_MAX))
 
     @answers
     async def lseek(self, fh: int, offset: int, whence: int) -> int:

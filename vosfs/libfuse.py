@@ -44,6 +44,7 @@ _REQUEST, _FH, _OFFSET, _INT, _SIZE = (
 _ADDED: dict[str, tuple[Any, str]] = {
     "fallocate": (ctypes.CFUNCTYPE(None, _REQUEST, _FH, _INT, _OFFSET, _OFFSET), ""),
     "lseek": (ctypes.CFUNCTYPE(None, _REQUEST, _FH, _OFFSET, _INT), "fuse_reply_lseek"),
+    "copy_file_range": (ctypes.CFUNCTYPE(None, _REQUEST, _FH, _OFFSET, _FH, _OFFSET, _SIZE, _INT), "fuse_reply_write"),
 }  # fmt: skip
 """Prototypes in ``_libfuse.c``, and how a number is replied; nothing else than success where there is none."""
 
@@ -62,7 +63,9 @@ def provide(operations: object, spawn: Callable[..., None]) -> None:
     The methods are asynchronous and raise FUSEError only, as pyfuse3's are; ``spawn`` is a nursery's ``start_soon``.
     """
     if _library is None:
-        log.warning("vosfs._libfuse is not built: no fallocate, no SEEK_HOLE, no copying of ranges, slower listings")
+        log.warning(
+            "vosfs._libfuse is not built: no fallocate, no SEEK_HOLE, copies are read and written, slower listings"
+        )
         return
     for name, (prototype, reply) in _ADDED.items():
         call = prototype(functools.partial(_begin, spawn, getattr(operations, name), reply))

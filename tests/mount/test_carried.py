@@ -98,3 +98,21 @@ def test_closed_files_leave_memory(daemon: Daemon, make_mount: Callable[..., Pat
         (point / f"f{number}").write_bytes(os.urandom(1_000_000))
     eventually("all is sent", lambda: status(point)["owed"] == 0)
     assert resident() - before < 100 << 20
+
+
+def test_many_small_changes_are_one_save(daemon: Daemon, make_mount: Callable[..., Path]) -> None:
+    """Of a database, say: more runs than the list of a file's extents is to have."""
+    first = make_mount(daemon)
+    data = bytearray(os.urandom(4 << 20))
+    (first / "file").write_bytes(data)
+    with open(first / "file", "r+b") as file:
+        for at in range(0, len(data) - 100, 2000):
+            os.pwrite(file.fileno(), b"x" * 100, at)
+            data[at : at + 100] = b"x" * 100
+        os.fsync(file.fileno())
+        for at in range(1000, len(data) - 100, 2000):
+            os.pwrite(file.fileno(), b"y" * 100, at)
+            data[at : at + 100] = b"y" * 100
+    assert (first / "file").read_bytes() == data
+    unmount(first)
+    assert (make_mount(daemon) / "file").read_bytes() == data

@@ -429,6 +429,37 @@ def test_space_is_reserved_where_there_is_some(mount: Path) -> None:
         assert os.fstat(fd).st_size == 10_002
 
 
+@pytest.mark.directory
+def test_a_copy_in_the_space_moves_no_bytes(daemon: Daemon, make_mount: Callable[..., Path]) -> None:
+    first = make_mount(daemon)
+    data = bytearray(os.urandom(5 << 20))
+    (first / "from").write_bytes(data)
+    with open(first / "from", "r+b") as file:
+        os.pwrite(file.fileno(), b"few", 2 << 20)
+        assert fallocate(file.fileno(), PUNCH_HOLE | KEEP_SIZE, 3 << 20, 1 << 20) == 0
+    data[2 << 20 : (2 << 20) + 3] = b"few"
+    data[3 << 20 : 4 << 20] = bytes(1 << 20)
+
+    def used() -> int:
+        return sum(path.stat().st_size for path in (daemon.directory / "storage").rglob("*") if path.is_file())
+
+    before, target = used(), bytearray(b"old" * 500_000)
+    (first / "to").write_bytes(target)
+    with open(first / "from", "rb") as source, open(first / "to", "r+b") as file:
+        done = 0
+        while count := os.copy_file_range(source.fileno(), file.fileno(), 6 << 20, done, 700_000 + done):
+            done += count
+        assert done == len(data)
+        os.pwrite(file.fileno(), b"after", 1_000_000)
+    target[700_000:] = data
+    target[1_000_000:1_000_005] = b"after"
+    assert (first / "to").read_bytes() == target
+    assert 5 << 20 < before and used() - before < 2 << 20, "what was written, and not what was copied"
+    (first / "from").unlink()
+    unmount(first)
+    assert (make_mount(daemon) / "to").read_bytes() == target
+
+
 @root_only
 def test_space_reserved_by_another_takes_the_set_id_bits(shared: Path) -> None:
     (shared / "tool").write_bytes(b"x" * 5000)

@@ -59,6 +59,14 @@ class GatedStore(MemoryStore):
     def __init__(self) -> None:
         super().__init__()
         self.gate: trio.Event | None = None
+        self.most_changes = 0
+        """Of a commit."""
+
+    async def commit(
+        self, id: int, base_version: int | None, length: int, changes: list[Extent], *rest: Any, **more: Any
+    ) -> Content:  # type: ignore[override]
+        self.most_changes = max(self.most_changes, len(changes))
+        return await super().commit(id, base_version, length, changes, *rest, **more)
 
     async def open(self, id: int, *arguments: Any) -> Content:
         found = await super().open(id, *arguments)
@@ -140,7 +148,9 @@ SIZES = st.one_of(st.integers(1, 100), st.integers(1, 60_000))
 OPERATION = st.one_of(
     st.tuples(st.just("write"), OFFSETS, SIZES, st.integers(1, 255)),
     st.tuples(st.just("write"), OFFSETS, SIZES, st.integers(1, 255)),
+    st.tuples(st.just("scatter"), OFFSETS, st.integers(2, 40), st.integers(1, 255)),
     st.tuples(st.just("truncate"), OFFSETS),
+    st.tuples(st.just("punch"), OFFSETS, SIZES),
     st.tuples(st.just("read"), OFFSETS, SIZES),
     st.tuples(st.just("prefetch"), OFFSETS, SIZES),
     st.tuples(st.just("upload")),
@@ -153,10 +163,11 @@ OPERATION = st.one_of(
 
 
 @pytest.mark.expect_log
-@given(st.lists(OPERATION, max_size=20))
-@settings(max_examples=150, deadline=None)
-async def test_a_cached_file_is_a_bytearray(trace: list[tuple[Any, ...]]) -> None:
-    with tempfile.TemporaryDirectory() as directory:
+@given(st.lists(OPERATION, max_size=20), st.sampled_from([content.CHANGES_MAX, 16]))
+@settings(max_examples=200, deadline=None)
+async def test_a_cached_file_is_a_bytearray(trace: list[tuple[Any, ...]], changes_max: int) -> None:
+    with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory() as directory:
+        patch.setattr(content, "CHANGES_MAX", changes_max)
         async with rigged(Path(directory)) as rig:
             await run(rig, trace)
         assert rig.table.dirty_bytes == rig.table.local_bytes == 0
@@ -170,6 +181,18 @@ async def run(rig: Rig, trace: list[tuple[Any, ...]]) -> None:
             file.write(at, bytes([byte]) * size)
             model.extend(bytes(max(0, at + size - len(model))))
             model[at : at + size] = bytes([byte]) * size
+        elif name == "scatter":
+            at, count, byte = arguments
+            for number in range(count):
+                start = at + number * 300
+                file.write(start, bytes([byte]) * 7)
+                model.extend(bytes(max(0, start + 7 - len(model))))
+                model[start : start + 7] = bytes([byte]) * 7
+        elif name == "punch":
+            at, size = arguments
+            file.punch(at, at + size)
+            stop = min(at + size, len(model))
+            model[at:stop] = bytes(max(0, stop - at))
         elif name == "truncate":
             file.truncate(arguments[0])
             model = model[: arguments[0]].ljust(arguments[0], b"\0")
@@ -184,6 +207,7 @@ async def run(rig: Rig, trace: list[tuple[Any, ...]]) -> None:
             await file.sync(arguments[0])
             saved = bytes(model)
             assert not file.changed and await rig.saved() == saved
+            assert rig.store.most_changes <= content.CHANGES_MAX
         elif name == "failing sync":
             rig.blobs.fail = True
             try:

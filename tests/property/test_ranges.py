@@ -89,7 +89,7 @@ def test_extents_are_bytes(commits: list[tuple[list[Extent], int]], probe: tuple
 def test_overlay_and_clip(changes: list[Extent], last: Extent) -> None:
     found = content.apply([], changes, MAX)
     before = rendered(found, MAX)
-    after = content.overlay(found, last)
+    after = content.overlay(found, [last])
     content.check(after)
     part = rendered([last], MAX)[last.start : last.stop]
     assert rendered(after, MAX) == before[: last.start] + part + before[last.stop :]

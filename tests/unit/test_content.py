@@ -33,10 +33,10 @@ def test_slices_has_no_gaps() -> None:
 
 def test_overlay() -> None:
     change = Extent(15, 18, data=b"xyz")
-    assert content.overlay([BLOB], change) == [Extent(10, 15, "b", 100), change, Extent(18, 30, "b", 108)]
-    assert content.overlay([BLOB, TEXT], Extent(0, 50)) == []
-    assert content.overlay([BLOB], Extent(30, 40, "c")) == [BLOB, Extent(30, 40, "c")]
-    assert content.overlay([BLOB], Extent(20, 21)) == [Extent(10, 20, "b", 100), Extent(21, 30, "b", 111)]
+    assert content.overlay([BLOB], [change]) == [Extent(10, 15, "b", 100), change, Extent(18, 30, "b", 108)]
+    assert content.overlay([BLOB, TEXT], [Extent(0, 50)]) == []
+    assert content.overlay([BLOB], [Extent(30, 40, "c")]) == [BLOB, Extent(30, 40, "c")]
+    assert content.overlay([BLOB], [Extent(20, 21)]) == [Extent(10, 20, "b", 100), Extent(21, 30, "b", 111)]
 
 
 def test_join() -> None:

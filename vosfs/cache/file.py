@@ -8,6 +8,7 @@ Long writes upload while they go on (``upload``), so that a close waits for the 
 content until the commit names them.
 """
 
+import itertools
 import os
 import time
 from collections import OrderedDict
@@ -161,16 +162,17 @@ class CachedFile:
             if self._scratch is not None and self._local.covers(start, stop):
                 return self._scratch.read(start, stop)
             return None
-        for extent in self._extents:
-            if extent.start <= start and stop <= extent.stop:
-                skip = start - extent.start
-                if extent.data:
-                    return extent.data[skip : skip + stop - start]
-                at = extent.offset + skip
-                return self._table.blocks.read_now(extent.locator, at, at + stop - start)
-            if extent.start > start:
-                return None
-        return None
+        index = content.first_after(self._extents, start)
+        if index == len(self._extents):
+            return None
+        extent = self._extents[index]
+        if not extent.start <= start or stop > extent.stop:
+            return None
+        skip = start - extent.start
+        if extent.data:
+            return extent.data[skip : skip + stop - start]
+        at = extent.offset + skip
+        return self._table.blocks.read_now(extent.locator, at, at + stop - start)
 
     async def read(self, start: int, stop: int) -> Buffer:
         """``[start, stop)``, cut at the end of the file."""
@@ -274,18 +276,38 @@ class CachedFile:
         stop = min(stop, self.length)
         if start >= stop:
             return
-        self._local.remove(start, stop)
-        self._dirty.remove(start, stop)
+        if len(self._changes) >= content.CHANGES_MAX // 2:
+            # One commit could not tell of so many.
+            for at in range(start, stop, WHOLE_STEP_BYTES):
+                self.write(at, bytes(min(WHOLE_STEP_BYTES, stop - at)))
+            return
+        self._cover(Extent(start, stop))
+
+    def share(self, piece: Extent, receipt: str) -> None:
+        """Have bytes of a blob that the space has already."""
+        self._receipts[piece.locator] = receipt
+        self._cover(piece)
+        if piece.stop > self.length:
+            self.length, self._resized = piece.stop, True
+
+    def _cover(self, change: Extent) -> None:
+        """Put a hole, or a part of a blob, in the place of what is there."""
+        self._local.remove(change.start, change.stop)
+        self._dirty.remove(change.start, change.stop)
         self._count()
         if self._scratch is not None:
-            self._scratch.punch(start, stop)
-        self._change(Extent(start, stop))
+            self._scratch.punch(change.start, change.stop)
+        self._change(change)
         self.head = b""
         self.mtime_ns = self.ctime_ns = time.time_ns()
 
-    def _change(self, change: Extent) -> None:
-        self._changes.append(change)
-        self._extents = content.overlay(self._extents, change)
+    def pieces(self, start: int, stop: int) -> list[Extent] | None:
+        """What the space has of a range, holes included; None if the file is not saved."""
+        return None if self.changed else content.slices(self._extents, start, stop)
+
+    def _change(self, *changes: Extent) -> None:
+        self._changes += changes
+        self._extents = content.overlay(self._extents, changes)
 
     def set_times(self, atime_ns: int | None, mtime_ns: int | None) -> None:
         """Override the times that the next commit carries; None leaves one as it is."""
@@ -348,12 +370,42 @@ class CachedFile:
         ranges = list(self._dirty)
         if not ranges or self._scratch is None:
             return []
+        room = content.CHANGES_MAX - len(self._changes)
+        if len(ranges) > room:
+            # Half of what is left, so that more can follow before the next commit.
+            await self._join_dirty(max(room // 2, 1))
+            ranges = list(self._dirty)
         total = sum(stop - start for start, stop in ranges)
         if total <= keep_inline and len(ranges) <= LIST_INLINE_MAX:
             return [Extent(start, stop, data=self._scratch.read(start, stop)) for start, stop in ranges]
         for group in _groups(ranges):
             await self._upload_group(group)
         return []
+
+    async def _join_dirty(self, most: int) -> None:
+        """Make dirty runs at most so many, by the bytes of the shortest gaps between them."""
+        ranges = list(self._dirty)
+        gaps = [(low - stop, stop, low) for (_, stop), (low, _) in itertools.pairwise(ranges)]
+        for _, start, stop in sorted(gaps)[: max(0, len(ranges) - most)]:
+            for at in range(start, stop, WHOLE_STEP_BYTES):
+                end = min(at + WHOLE_STEP_BYTES, stop)
+                if await self._bring(at, end):
+                    self._dirty.add(at, end)
+        self._count()
+
+    async def _bring(self, start: int, stop: int) -> bool:
+        """Put into scratch what of a range is not there; False if it was cut meanwhile, and may be gone."""
+        assert self._scratch is not None
+        cuts = len(self._changes)
+        data = await self.read(start, stop)
+        if len(self._changes) != cuts or len(data) != stop - start:
+            return False
+        for low, high, local in self._local.split(start, stop):
+            # What was written meanwhile is fresher.
+            if not local:
+                self._scratch.write(low, data[low - start : high - start])
+                self._local.add(low, high)
+        return True
 
     async def _upload_group(self, group: list[tuple[int, int]]) -> None:
         assert self._scratch is not None
@@ -375,14 +427,15 @@ class CachedFile:
         finally:
             os.close(fd)
         self._receipts[stored.name] = stored.receipt
-        offset = 0
+        offset, changes = 0, []
         for start, stop in group:
             # A truncation meanwhile took what it cut out of scratch: that part of the blob is nobody's, even if the
             # file has grown again.
             for low, high, local in self._local.split(start, stop):
                 if local:
-                    self._change(Extent(low, high, stored.name, offset + low - start))
+                    changes.append(Extent(low, high, stored.name, offset + low - start))
             offset += stop - start
+        self._change(*changes)
         self._table.uploaded(self, group)
 
     def _count(self) -> None:
@@ -465,8 +518,7 @@ class CachedFile:
         rest = self._changes[len(pending) :]
         self._changes = []
         self._extents = done.extents
-        for change in rest:
-            self._change(change)
+        self._change(*rest)
         kept = {e.locator for e in rest}
         self._receipts = {name: receipt for name, receipt in self._receipts.items() if name in kept}
 
@@ -489,16 +541,8 @@ class CachedFile:
             self._scratch = self._table.new_scratch()
         while missing := [(a, b) for a, b, local in self._local.split(0, self.length) if not local]:
             start, stop = missing[0][0], min(missing[0][0] + WHOLE_STEP_BYTES, missing[0][1])
-            cuts = len(self._changes)
-            data = await self.read(start, stop)
-            if len(self._changes) != cuts:
-                # Cut meanwhile: what was read may be gone.
-                continue
-            for low, high, local in self._local.split(start, stop):
-                # What was written meanwhile is fresher.
-                if not local:
-                    self._scratch.write(low, data[low - start : high - start])
-                    self._local.add(low, high)
+            # Again if it was cut meanwhile.
+            await self._bring(start, stop)
         self._count()
         sent, pending = list(self._dirty), len(self._changes)
         length, self._resized = self.length, False
@@ -523,8 +567,7 @@ class CachedFile:
             self.mtime_ns = None
         self.node = self._table.tree.remember(found.node)
         self._extents = found.extents
-        for change in rest:
-            self._change(change)
+        self._change(*rest)
 
     def leased(self) -> list[str]:
         """The leased names this content stands on."""
@@ -620,6 +663,11 @@ class FileTable:
         """INVARIANT: sum of the files' own."""
         self._serial = 0
         directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+
+    @property
+    def shares(self) -> bool:
+        """Whether files can stand on the same blobs: a service that takes whole files knows no blobs."""
+        return self.replacer is None and not self.local
 
     def new_scratch(self) -> Scratch:
         """A place for one file's unsaved bytes."""

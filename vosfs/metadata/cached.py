@@ -11,7 +11,7 @@ from collections import OrderedDict
 
 import msgspec
 
-from vosfs.errors import NodeNotFound, Stale, VOSpaceError
+from vosfs.errors import NodeNotFound, OperationNotSupported, Stale, VOSpaceError
 from vosfs.metadata import messages as m
 from vosfs.metadata.node import (
     CONTAINER,
@@ -497,6 +497,14 @@ class CachedTree:
             return self._answered(await self.inner.set_properties(id, change), asked)
         finally:
             self._mutations += 1
+
+    async def share(self, names: list[str]) -> list[str]:
+        """Receipts to commit blobs with that the space has already.  OperationNotSupported."""
+        share = getattr(self.inner, "share", None)
+        if share is None:
+            raise OperationNotSupported("sharing blobs")
+        receipts: list[str] = await share(names)
+        return receipts
 
     async def usage(self) -> Usage:
         return await self.inner.usage()

@@ -3,6 +3,10 @@
 INVARIANT of every list here: sorted by start, disjoint, each start < stop; gaps read as zeros.
 """
 
+import operator
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterable
+
 import msgspec
 
 from vosfs.metadata.node import Extent
@@ -25,7 +29,13 @@ INLINE_TOTAL_MAX = 32 * 1024
 and a file of many appends would send half a megabyte for each."""
 
 EXTENTS_MAX = 512
-"""Longer lists are compacted into one blob by the daemon."""
+"""Lists of more blobs and inline runs are compacted into one blob by the daemon."""
+
+CHANGES_MAX = 65_536
+"""Most changes of one commit, as many runs of a file were written: 256 MiB of single pages, 10 MB of message."""
+
+
+_start, _stop = operator.attrgetter("start"), operator.attrgetter("stop")
 
 
 def cut(extent: Extent, start: int, stop: int) -> Extent:
@@ -47,9 +57,8 @@ def slices(extents: list[Extent], start: int, stop: int) -> list[Extent]:
     """What covers ``[start, stop)``, holes included, so the result has no gaps."""
     result: list[Extent] = []
     at = start
-    for extent in extents:
-        if extent.stop <= at:
-            continue
+    for index in range(first_after(extents, start), len(extents)):
+        extent = extents[index]
         if extent.start >= stop:
             break
         if extent.start > at:
@@ -62,12 +71,25 @@ def slices(extents: list[Extent], start: int, stop: int) -> list[Extent]:
     return result
 
 
-def overlay(extents: list[Extent], change: Extent) -> list[Extent]:
-    """The list after ``change`` was written over it; a hole erases."""
-    before = [cut(e, 0, change.start) for e in extents if e.start < change.start]
-    after = [cut(e, change.stop, e.stop) for e in extents if e.stop > change.stop]
-    middle = [change] if change.locator or change.data else []
-    return before + middle + after
+def first_after(extents: list[Extent], at: int) -> int:
+    """Index of the first extent that ends after ``at``."""
+    return bisect_right(extents, at, key=_stop)
+
+
+def overlay(extents: list[Extent], changes: Iterable[Extent]) -> list[Extent]:
+    """The list after all changes were written over it, in order; a hole erases."""
+    result = list(extents)
+    for change in changes:
+        first = first_after(result, change.start)
+        last = bisect_left(result, change.stop, lo=first, key=_start)
+        pieces = [change] if change.locator or change.data else []
+        if first < last:
+            if result[first].start < change.start:
+                pieces.insert(0, cut(result[first], 0, change.start))
+            if result[last - 1].stop > change.stop:
+                pieces.append(cut(result[last - 1], change.stop, result[last - 1].stop))
+        result[first:last] = pieces
+    return result
 
 
 def join(extents: list[Extent]) -> list[Extent]:
@@ -92,9 +114,7 @@ def join(extents: list[Extent]) -> list[Extent]:
 
 def apply(extents: list[Extent], changes: list[Extent], length: int) -> list[Extent]:
     """The list after all changes, in order, and truncation or extension to ``length``."""
-    for change in changes:
-        extents = overlay(extents, change)
-    return join(clip(extents, length))
+    return join(clip(overlay(extents, changes), length))
 
 
 def check(extents: list[Extent]) -> None:

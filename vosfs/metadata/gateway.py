@@ -29,7 +29,7 @@ _encode = msgspec.msgpack.Encoder().encode
 _DECODERS = {kind: msgspec.msgpack.Decoder(result).decode for kind, result in m.RESULTS.items()}
 _READS = (
     m.Hello, m.Lookup, m.Get, m.Children, m.Open, m.Properties, m.SpaceUsage, m.Sync, m.Renew, m.Changes,
-    m.Delegate, m.GiveBack,
+    m.Delegate, m.GiveBack, m.Share,
 )  # fmt: skip
 """Requests that may be sent again when a kept connection breaks under them."""
 
@@ -197,3 +197,7 @@ class GatewayTree:
     async def renew(self, names: list[str]) -> list[str]:
         """Fresh leases for blobs that are still being read, in the same order."""
         return await self._send(m.Renew(names))
+
+    async def share(self, names: list[str]) -> list[str]:
+        """Receipts to commit into another node what these names may be read by, in the same order."""
+        return await self._send(m.Share(names))

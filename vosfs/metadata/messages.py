@@ -150,6 +150,12 @@ class Renew(Request):
     names: list[str]
 
 
+class Share(Request):
+    """Let what somebody may read be committed into another node; answers with a receipt for each name."""
+
+    names: list[str]
+
+
 NOT_HELD, HELD, RECALLED = 0, 1, 2
 """States of the delegation, as one mount sees it."""
 
@@ -234,12 +240,12 @@ class Outcomes(msgspec.Struct, array_like=True):
     """Of those that were wanted and did not fail."""
 
 
-AnyRequest = Ordered | Hello | Renew | Changes | Batch | Delegate | GiveBack
+AnyRequest = Ordered | Hello | Renew | Share | Changes | Batch | Delegate | GiveBack
 
 RESULTS: dict[type, object] = {
     Hello: Greeting, Lookup: Found, Get: Node, Children: list[Entry], Create: Node, Link: Node, Remove: Node,
     Rename: Renamed, SetAttributes: Node, Open: Content, Commit: Content, Properties: dict[str, str],
-    SetProperties: Node, SpaceUsage: Usage, Sync: None, Renew: list[str], Changes: ChangePage, Batch: Outcomes,
+    SetProperties: Node, SpaceUsage: Usage, Sync: None, Renew: list[str], Share: list[str], Changes: ChangePage, Batch: Outcomes,
     Delegate: bool, GiveBack: None,
 }  # fmt: skip
 """What answers each request."""
