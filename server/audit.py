@@ -122,21 +122,9 @@ def rewritten(backend: Storages, blob: Blob, bad: str) -> Blob:
         if good == bad:
             continue
         try:
-            writer = backend.create(blob.length, backend.storage_of(bad))
-            try:
-                reader = backend.open(good, 0, blob.length)
-                try:
-                    for data in reader.stream(0, blob.length):
-                        writer.write(data)
-                finally:
-                    reader.close()
-                copy = writer.finish(True)
-            finally:
-                writer.abort()
-            if (copy.length, copy.crc32) == (blob.length, blob.crc32):
-                new = [copy.locator if part == bad else part for part in parts(blob.locator)]
-                return Blob(COPY.join(new), blob.length, blob.crc32)
-            backend.remove(copy.locator)
+            made = backend.copy(blob, good, backend.storage_of(bad))
+            new = [made.locator if part == bad else part for part in parts(blob.locator)]
+            return Blob(COPY.join(new), blob.length, blob.crc32)
         except DataCorrupt as exc:
             log.info("copy %s cannot be used either: %s", good, exc)
     raise DataCorrupt(f"no copy of {blob.locator} is good")

@@ -12,7 +12,7 @@ import signal
 import sqlite3
 import ssl
 import sys
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import replace
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -28,7 +28,6 @@ from server.importer import import_tree
 from server.jobs import Jobs, Kind
 from server.service import Service
 from vosfs import __version__, config, log, uri
-from vosfs.backends.backend import Backend
 from vosfs.backends.posix import PosixBackend
 from vosfs.backends.storages import DEFAULT, Keeper, Storages
 from vosfs.config import Config, StorageConfig
@@ -122,10 +121,18 @@ def opened(cfg: Config) -> Iterator[tuple[SqlStore, Storages]]:
         store.close()
 
 
-async def check(store: SqlStore, backend: Backend) -> None:
-    """QuietError unless the backend can be used for this very space."""
-    name = hashlib.sha256(b"space" + await store.secret()).hexdigest()[:32]
-    await trio.to_thread.run_sync(backend.check, name)
+@contextlib.asynccontextmanager
+async def space(cfg: Config, checked: bool = True) -> AsyncIterator[tuple[SqlStore, Storages]]:
+    """Store and backend of a configuration with the space in them, made if need be.
+
+    QuietError unless the backend can be used for this very space, if that is ``checked``.
+    """
+    with opened(cfg) as (store, backend):
+        await store.begin_space(cfg.space.owner)
+        if checked:
+            name = hashlib.sha256(b"space" + await store.secret()).hexdigest()[:32]
+            await trio.to_thread.run_sync(backend.check, name)
+        yield store, backend
 
 
 def _bound_memory() -> None:
@@ -140,10 +147,7 @@ def _bound_memory() -> None:
 
 async def serve(cfg: Config, ready: Callable[[Config, SqlStore], Awaitable[None]]) -> None:
     """Serve until SIGTERM or SIGINT.  ``ready`` is awaited once requests are answered."""
-    with opened(cfg) as (store, backend):
-        await store.begin_space(cfg.space.owner)
-        if cfg.server.role != "metadata":
-            await check(store, backend)
+    async with space(cfg, cfg.server.role != "metadata") as (store, backend):
         try:
             sock = listen(cfg.server.host, cfg.server.port)
         except OSError as exc:
@@ -298,11 +302,10 @@ def _run_import(argv: list[str]) -> None:
 
     async def work() -> None:
         cfg = _configured(args)
-        with opened(cfg) as (store, backend):
+        async with space(cfg, False) as (store, backend):
             directory = backend.default
             if not isinstance(directory, PosixBackend):
                 raise QuietError("vosfsd import registers files where they are, which needs [storage] directory")
-            await store.begin_space(cfg.space.owner)
             path = tuple(os.fsencode(name) for name in args.container.strip("/").split("/") if name)
 
             def warn(line: str) -> None:
@@ -334,9 +337,7 @@ def _run_user(argv: list[str]) -> None:
             raise QuietError("the password is empty")
 
     async def work() -> None:
-        cfg = _configured(args)
-        with opened(cfg) as (store, _):
-            await store.begin_space(cfg.space.owner)
+        async with space(_configured(args), False) as (store, _):
             await store.put_account(args.name, hash_password(password) if password else "", args.groups)
             for name in args.certificate:
                 await store.put_certificate(name.removeprefix("subject=").strip(), args.name)
@@ -353,7 +354,7 @@ def _run_token(argv: list[str]) -> None:
     args = parser.parse_args(argv)
 
     async def work() -> None:
-        with opened(_configured(args)) as (store, _):
+        async with space(_configured(args), False) as (store, _):
             if await store.account(args.name) is None:
                 raise QuietError(f"no user {args.name!r}: make one with vosfsd user")
             write_secret(args.file, await issue_token(store, args.name, args.days * 86400))
@@ -368,10 +369,7 @@ def _run_gc(argv: list[str]) -> None:
     args = parser.parse_args(argv)
 
     async def work() -> None:
-        cfg = _configured(args)
-        with opened(cfg) as (store, backend):
-            await store.begin_space(cfg.space.owner)
-            await check(store, backend)
+        async with space(_configured(args)) as (store, backend):
             nodes = await housekeeping.empty_trash(store)
             blobs = await housekeeping.collect(store, backend)
             orphans = await housekeeping.collect_orphans(store, backend)
@@ -396,10 +394,7 @@ def _run_audit(argv: list[str]) -> None:
     args = parser.parse_args(argv)
 
     async def work() -> audit.Report:
-        cfg = _configured(args)
-        with opened(cfg) as (store, backend):
-            await store.begin_space(cfg.space.owner)
-            await check(store, backend)
+        async with space(_configured(args)) as (store, backend):
             blobs, length = await store.used_total()
             bar = audit.Bar(sys.stderr, length if args.deep else blobs, lambda r: r.bytes if args.deep else r.blobs)
             try:
@@ -429,9 +424,7 @@ def _run_move_storage(argv: list[str]) -> None:
 
     async def work() -> int:
         cfg = _configured(args)
-        with opened(cfg) as (store, backend):
-            await store.begin_space(cfg.space.owner)
-            await check(store, backend)
+        async with space(cfg) as (store, backend):
             path = tuple(os.fsencode(name) for name in args.path.strip("/").split("/") if name)
             chain, _ = await store.trace(path)
             if len(chain) <= len(path):

@@ -117,25 +117,10 @@ class Mover:
             recorded = await self._store.blob(locator)
             if recorded is None:
                 raise BlobMissing(f"nothing is recorded of {locator}")
-            blob = self._copies[locator] = await trio.to_thread.run_sync(self._copied, recorded)
+            blob = self._copies[locator] = await trio.to_thread.run_sync(
+                self._backend.copy, recorded, locator, self._policy
+            )
             self.bytes += blob.length
-        return blob
-
-    def _copied(self, recorded: Blob) -> Blob:
-        writer = self._backend.create(recorded.length, self._policy)
-        try:
-            reader = self._backend.open(recorded.locator, 0, recorded.length)
-            try:
-                for data in reader.stream(0, recorded.length):
-                    writer.write(data)
-            finally:
-                reader.close()
-            blob = writer.finish(True)
-        finally:
-            writer.abort()
-        if blob.crc32 != recorded.crc32:
-            self._backend.remove(blob.locator)
-            raise DataCorrupt(f"blob {recorded.locator} is not what was written")
         return blob
 
 

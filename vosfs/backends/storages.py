@@ -201,6 +201,27 @@ class Storages:
             raise ServiceUnavailable(str(exc)) from exc
         return self.default.create(length) if names == (DEFAULT,) else _Writer(self, names, length)
 
+    def copy(self, blob: Blob, source: str, policy: str) -> Blob:
+        """A new blob of the same bytes where a policy wants it, read from ``source``: the blob, or one of its copies.
+
+        DataCorrupt, with nothing left, if they are not what was recorded.
+        """
+        writer = self.create(blob.length, policy)
+        try:
+            reader = self.open(source, 0, blob.length)
+            try:
+                for data in reader.stream(0, blob.length):
+                    writer.write(data)
+            finally:
+                reader.close()
+            made = writer.finish(True)
+        finally:
+            writer.abort()
+        if (made.length, made.crc32) != (blob.length, blob.crc32):
+            self.remove(made.locator)
+            raise DataCorrupt(f"blob {source} is not what was written")
+        return made
+
     # -- locators ------------------------------------------------------------------------------------------------------
 
     def _member(self, part: str) -> tuple[str, str]:
