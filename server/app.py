@@ -11,7 +11,7 @@ from server.http import Request, Response
 from server.jobs import Jobs
 from server.service import Service, fault, text
 from vosfs import uri
-from vosfs.errors import InternalFault, ProtocolError, TimedOut, VOSpaceError
+from vosfs.errors import InternalFault, NotOnline, ProtocolError, TimedOut, VOSpaceError
 
 log = logging.getLogger(__name__)
 
@@ -65,8 +65,8 @@ class App:
         try:
             return await self._dispatch(request)
         except VOSpaceError as exc:
-            # 5xx is ours to look at; 4xx is a normal day.
-            level = logging.WARNING if exc.status >= 500 else logging.DEBUG
+            # 5xx is ours to look at; 4xx is a normal day, and so is a tape.
+            level = logging.WARNING if exc.status >= 500 and not isinstance(exc, NotOnline) else logging.DEBUG
             log.log(level, "%s %s: %s %s (%.1f ms)", request.method, request.path[:200], exc.fault, exc,
                     1e3 * (time.perf_counter() - started))  # fmt: skip
             if isinstance(exc, ProtocolError):

@@ -20,7 +20,7 @@ from server.http import Request, Response
 from server.parameters import all_parameters
 from server.service import Service
 from server.walk import below
-from vosfs.errors import InvalidArgument, VOSpaceError
+from vosfs.errors import InvalidArgument, NotOnline, VOSpaceError
 from vosfs.metadata import content
 from vosfs.metadata.node import CONTAINER, CORE, DATA, LINK, Node
 from vosfs.metadata.store import ANYONE, READ
@@ -51,8 +51,28 @@ def pack(service: Service, tops: Tops, format: str, subject: Subject) -> AsyncGe
     return _tar(service, members) if format == TAR else _zip(service, members)
 
 
-def download(service: Service, tops: Tops, format: str, subject: Subject) -> Response:
+async def readable(service: Service, tops: Tops, subject: Subject) -> None:
+    """NotOnline, when they have been asked for, unless all bytes of an archive can be read at once.
+
+    Half an archive helps nobody, and asked for one by one its files would take a tape each.
+    """
+    if not service.backend.slow:
+        return
+    away = 0
+    async for _, node, _ in _members(service, tops, subject):
+        if node.kind == DATA:
+            try:
+                await service.readable((await service.store.open(node.id, ANYONE)).extents)
+            except NotOnline:
+                away += 1
+    if away:
+        raise NotOnline(f"{away} files are on a slow storage, and on their way back: try again later")
+
+
+async def download(service: Service, request: Request, tops: Tops, format: str, subject: Subject) -> Response:
     """The same as an answer, named after what is in it."""
+    if request.method != "HEAD":
+        await readable(service, tops, subject)
     name = "package" if len(tops) > 1 else _top_name(tops[0][0]).decode("utf-8", "replace")
     body = pack(service, tops, format, subject)
     headers = [
@@ -223,4 +243,4 @@ async def package(service: Service, request: Request) -> Response:
         path, node = trace.path, trace.node()
         subject.permit(node, READ)
         tops.append((path, node))
-    return download(service, tops, format, subject)
+    return await download(service, request, tops, format, subject)

@@ -20,7 +20,7 @@ import trio
 from server.housekeeping import GRACE_S, orphans
 from vosfs.backends.backend import Backend
 from vosfs.backends.storages import Storages
-from vosfs.errors import BlobMissing, DataCorrupt, ServiceUnavailable, StorageFull, TimedOut
+from vosfs.errors import BlobMissing, DataCorrupt, NotOnline, ServiceUnavailable, StorageFull, TimedOut
 from vosfs.metadata.node import COPY, Blob, Used, parts
 from vosfs.metadata.store import Store
 
@@ -31,6 +31,8 @@ DAMAGE = (MISSING, WRONG_LENGTH, CORRUPT, UNRECORDED)
 """What costs nodes their bytes, or may."""
 REPAIRABLE = (MISSING, WRONG_LENGTH, CORRUPT)
 UNREACHABLE, ORPHAN = "unreachable", "orphan"
+AWAY = "near-line"
+"""On tape, say: its name is there, and nothing is asked to be brought back for an audit.  Counted, and no finding."""
 PAGE = 1000
 AT_ONCE = 8
 """Blobs looked at together: a request to an object store is a journey."""
@@ -65,7 +67,9 @@ class Report(msgspec.Struct):
     seconds: float = 0.0
     repaired: int = 0
     """Of the damage counted; the rest is still there."""
-    counts: dict[str, int] = msgspec.field(default_factory=lambda: dict.fromkeys((*DAMAGE, UNREACHABLE, ORPHAN), 0))
+    counts: dict[str, int] = msgspec.field(
+        default_factory=lambda: dict.fromkeys((*DAMAGE, UNREACHABLE, AWAY, ORPHAN), 0)
+    )
     findings: list[Finding] = []
 
     @property
@@ -100,6 +104,8 @@ def examine(backend: Backend, part: str, blob: Blob, deep: bool) -> tuple[str, s
         return MISSING, str(exc)
     except DataCorrupt as exc:
         return CORRUPT, str(exc)
+    except NotOnline as exc:
+        return AWAY, str(exc)
     except (ServiceUnavailable, TimedOut) as exc:
         return UNREACHABLE, str(exc)
     return None
@@ -117,7 +123,10 @@ def examined(backend: Backend, used: Used, deep: bool) -> list[Finding]:
 
 
 def rewritten(backend: Storages, blob: Blob, bad: str) -> Blob:
-    """The same blob with a new copy instead of a bad one, written from one that is good.  DataCorrupt if none is.  Blocks."""
+    """The same blob with a new copy instead of a bad one, written from one that is good.
+
+    DataCorrupt if none is; NotOnline if it has to come from a slow storage, when it was asked for.  Blocks.
+    """
     for good in parts(blob.locator):
         if good == bad:
             continue
@@ -125,6 +134,9 @@ def rewritten(backend: Storages, blob: Blob, bad: str) -> Blob:
             made = backend.copy(blob, good, backend.storage_of(bad))
             new = [made.locator if part == bad else part for part in parts(blob.locator)]
             return Blob(COPY.join(new), blob.length, blob.crc32)
+        except NotOnline:
+            backend.stage_part(good)
+            raise
         except DataCorrupt as exc:
             log.info("copy %s cannot be used either: %s", good, exc)
     raise DataCorrupt(f"no copy of {blob.locator} is good")
@@ -155,7 +167,9 @@ async def audit(
         async with limit:
             if report.counts[UNREACHABLE] > UNREACHABLE_MAX:
                 return
-            findings = await trio.to_thread.run_sync(examined, backend, used, deep)
+            found = await trio.to_thread.run_sync(examined, backend, used, deep)
+            findings = [finding for finding in found if finding.kind != AWAY]
+            report.counts[AWAY] += len(found) - len(findings)
             if findings:
                 await judge(used, findings)
         report.blobs += 1
@@ -174,7 +188,7 @@ async def audit(
                 try:
                     blob = await mend(store, repair, blob, finding.locator)
                     finding.repaired = True
-                except (DataCorrupt, StorageFull, ServiceUnavailable, TimedOut, OSError) as exc:
+                except (DataCorrupt, NotOnline, StorageFull, ServiceUnavailable, TimedOut, OSError) as exc:
                     finding.why += f"; not repaired: {exc}"
             report.add(finding)
 
@@ -206,6 +220,7 @@ def lines(report: Report) -> list[str]:
         for f in report.findings
     ]
     left_out = Counter(report.counts) - Counter(f.kind for f in report.findings)
+    del left_out[AWAY]
     text += [f"{kind}: {count} more" for kind, count in left_out.items()]
     found = ", ".join(
         f"{count} {kind}" for kind, count in (*report.counts.items(), ("repaired", report.repaired)) if count

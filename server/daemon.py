@@ -29,6 +29,7 @@ from server.jobs import Jobs, Kind
 from server.service import Service
 from vosfs import __version__, config, log, uri
 from vosfs.backends.posix import PosixBackend
+from vosfs.backends.slow import SlowDirectory
 from vosfs.backends.storages import DEFAULT, Keeper, Storages
 from vosfs.config import Config, StorageConfig
 from vosfs.errors import QuietError, VOSpaceError
@@ -83,6 +84,8 @@ def backend_of(storage: StorageConfig, base: Path) -> Keeper:
     """The backend of one storage: of this package, or one that another package registered for its kind of URL."""
     scheme = storage.objects.partition(":")[0]
     if not scheme:
+        if storage.stage_command:
+            return SlowDirectory(PosixBackend(base / storage.directory, open_max=0), storage.stage_command)
         return PosixBackend(base / storage.directory)
     for plugin in entry_points(group="vosfs.backends", name=scheme):
         made: Keeper = plugin.load()(storage, base)
@@ -409,7 +412,7 @@ def _run_audit(argv: list[str]) -> None:
         print("\n".join(audit.lines(report)))
     if report.damaged:
         sys.exit(DAMAGED)
-    if report.counts[audit.UNREACHABLE]:
+    if report.counts[audit.UNREACHABLE] or (args.deep and report.counts[audit.AWAY]):
         sys.exit(1)
 
 

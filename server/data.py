@@ -223,9 +223,14 @@ class _Sender:
     """Sends slices of content over a socket, from a worker thread."""
 
     def __init__(self, service: Service) -> None:
+        self._service = service
         self._backend = service.backend
         self._readers: dict[str, BlobReader] = {}
         self.slices: list[Extent] = []
+
+    async def readable(self) -> None:
+        """NotOnline, when they have been asked for, unless all slices can be read at once."""
+        await self._service.readable(self.slices)
 
     async def open(self, locator: str, start: int, stop: int) -> BlobReader:
         """Open the first blob ahead, so that missing bytes are a fault and not a broken body."""
@@ -291,6 +296,13 @@ async def send(
             status = 206
             headers.append(("Content-Range", f"bytes {start}-{stop - 1}/{length}"))
     sender.slices = content.slices(extents, start, stop)
+    if request.method != "HEAD":
+        # All of them before the first byte: an answer that breaks off in the middle helps nobody.
+        try:
+            await sender.readable()
+        except BaseException:
+            sender.close()
+            raise
     if all(piece.data for piece in sender.slices):
         sender.close()
         return Response(status, headers, b"".join(piece.data for piece in sender.slices))
@@ -374,7 +386,7 @@ async def endpoint(service: Service, jobs: Jobs, request: Request, token: str) -
     node = await service.find(allowed.path, subject)
     subject.permit(node, READ)
     if allowed.view:
-        return archive.download(service, [(allowed.path, node)], allowed.view, subject)
+        return await archive.download(service, request, [(allowed.path, node)], allowed.view, subject)
     caller = Anyone("", subject.permit)
     return await get(service, request, await service.store.open(node.id, caller), allowed.path[-1])
 
@@ -412,6 +424,8 @@ async def blobs(service: Service, request: Request, name: str) -> Response:
         signer = service.signer
         return packed(Stored(signer.receipt(blob, subject.user), signer.lease(blob.locator)), 201)
     locator = service.signer.leased(name)
+    if request.method != "HEAD":
+        await service.readable([Extent(0, 0, locator)])
     sender = _Sender(service)
     reader = await sender.open(locator, *_announced(request))
     return await send(request, [Extent(0, reader.length, locator)], reader.length, [], f'"{locator}"', sender)

@@ -30,6 +30,7 @@ from vosfs.metadata.node import (
     LINK,
     ROOT_ID,
     SPECIAL,
+    STAGE,
     STAGING_ID,
     STORAGE,
     Attributes,
@@ -385,10 +386,19 @@ class Gateway:
         return {
             **{uri: value for uri, value, _ in xml.core_properties(node) if uri != CORE + "ispublic"},
             **await self._store.properties(r.id, caller),
+            **await self._service.locality(node),
         }
 
     async def _set_properties(self, r: m.SetProperties, subject: Subject, caller: Anyone) -> Node:
         change, attributes = dict(r.change), Attributes()
+        if STAGE in change:
+            node = await self._store.get(r.id, caller)
+            # Who may read it may ask for it.
+            subject.permit(node, READ)
+            change.pop(STAGE)
+            await self._service.stage(node)
+            if not change:
+                return node
         if STORAGE in change:
             attributes.storage = policy_of(self._service, subject, change.pop(STORAGE) or "")
         for uri, value in change.items():

@@ -27,6 +27,7 @@ from vosfs.errors import (
     InternalFault,
     InvalidArgument,
     NodeNotFound,
+    NotOnline,
     PermissionDenied,
     TransferFailed,
     VOSpaceError,
@@ -60,6 +61,10 @@ RUNNING_MAX = 4
 """Long jobs at once; more are QUEUED."""
 QUEUED_MAX = 1000
 """More are HELD: their client must say RUN again."""
+STAGED_S_MAX = 4 * 86400
+"""Longest wait for bytes from a slow storage: the slowest class of AWS takes two days, and tapes have week-ends."""
+STAGED_POLL_S = (0.25, 30.0)
+"""How often is looked whether they are here: first, and after a while."""
 CLOSING_S = 10.0
 """How long an abort that came too late waits for the job's end."""
 EAGER_S = 0.1
@@ -104,6 +109,8 @@ class State(msgspec.Struct):
     started_ns: int = 0
     ended_ns: int = 0
     duration_s: int = DURATION_S
+    staging_ns: int = 0
+    """When it began to wait for bytes from a slow storage, QUEUED."""
     waiting: bool = False
     """EXECUTING, but nothing runs here: the client is to send or fetch bytes."""
     uploading: bool = False
@@ -149,6 +156,12 @@ class Kind(Protocol):
 
     def resumable(self, request: Any) -> bool:
         """Whether it can begin again after it was cut off."""
+
+    async def ready(self, service: Service, subject: Subject, request: Any) -> None:
+        """NotOnline, when they have been asked for, while it must wait for bytes from a slow storage.
+
+        Raises VOSpaceError; ``run`` comes upon the others too.
+        """
 
     async def run(self, service: Service, execution: Execution) -> None:
         """Do it, as ``execution.subject``; the results go to ``execution``.  Raises VOSpaceError."""
@@ -200,7 +213,7 @@ class Jobs:
     async def create_and_run(self, name: str, subject: Subject, asked: Any, given: dict[str, str]) -> Job:
         """The same, and RUN: a short job is over before it is stored, in one write instead of three."""
         kind = self.kinds[name]
-        if kind.heavy(asked) or not self._runs(kind, asked):
+        if kind.heavy(asked) or not self._runs(kind, asked) or not await self._ready(kind, asked, subject.user):
             job = await self.create(kind.name, subject.user, asked, given)
             await self.start(job)
             return job
@@ -243,8 +256,10 @@ class Jobs:
         kind, state = self.kinds[job.kind], state_of(job)
         request = request_of(kind, state)
         here = self._runs(kind, request)
-        heavy = kind.heavy(request)
-        phase = HELD if heavy and self._queued >= QUEUED_MAX else QUEUED if heavy or not here else EXECUTING
+        # Not HELD for bytes that are to come, as nobody has to say RUN again; not EXECUTING, which has clients of a pull
+        # ask for its end-points.
+        waits = kind.heavy(request) or (here and not await self._ready(kind, request, job.owner))
+        phase = HELD if waits and self._queued >= QUEUED_MAX else QUEUED if waits or not here else EXECUTING
         if phase == EXECUTING:
             state.started_ns = time.time_ns()
         if not await self.change(job, state, phase, (PENDING, HELD)):
@@ -302,6 +317,8 @@ class Jobs:
             if job.phase == QUEUED:
                 self._queued += 1
                 try:
+                    if not await self._staged(job, state, kind, request):
+                        return
                     await self._places.acquire()
                 finally:
                     self._queued -= 1
@@ -317,6 +334,39 @@ class Jobs:
             self._mine.discard(job.id)
             if done is not None:
                 done.set()
+
+    async def _ready(self, kind: Kind, request: Any, owner: str) -> bool:
+        """Whether a job need not wait for bytes from a slow storage."""
+        if not self.service.keeps_bytes or not self.service.backend.slow:
+            return True
+        try:
+            await kind.ready(self.service, await self.service.auth.known_user(owner), request)
+        except NotOnline:
+            return False
+        except VOSpaceError as exc:
+            log.debug("a job of %s: %s", owner, exc)
+        return True
+
+    async def _staged(self, job: Job, state: State, kind: Kind, request: Any) -> bool:
+        """Wait until a QUEUED job can read its bytes; False if it is over before that."""
+        pause = STAGED_POLL_S[0]
+        while not await self._ready(kind, request, job.owner):
+            now = time.time_ns()
+            if not state.staging_ns:
+                state.staging_ns = now
+                if not await self.change(job, state, QUEUED, (QUEUED,)):
+                    return False
+            elif now - state.staging_ns > STAGED_S_MAX * 10**9:
+                fail(state, NotOnline(f"the bytes did not come from their slow storage in {STAGED_S_MAX // 3600} h"))
+                state.ended_ns = now
+                await self.change(job, state, ERROR, (QUEUED,))
+                return False
+            await trio.sleep(pause)
+            pause = min(2 * pause, STAGED_POLL_S[1])
+            known = await self._store.job(job.id)
+            if known is None or known.phase != QUEUED:
+                return False
+        return True
 
     async def _run(self, job: Job, state: State, kind: Kind, request: Any) -> None:
         phase, whole = SUSPENDED, False

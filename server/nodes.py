@@ -11,6 +11,7 @@ from server.http import Request, Response
 from server.parameters import parameters
 from server.service import Service, Trace, check_texts, policy_of, xml
 from server.walk import below
+from vosfs.backends.backend import LOCALITIES
 from vosfs.errors import (
     DuplicateNode,
     InvalidArgument,
@@ -19,7 +20,20 @@ from vosfs.errors import (
     PermissionDenied,
 )
 from vosfs.metadata import xml as documents
-from vosfs.metadata.node import CONTAINER, CORE, DATA, LINK, LOCKED, SPECIAL, STORAGE, Attributes, NewNode, Node
+from vosfs.metadata.node import (
+    CONTAINER,
+    CORE,
+    DATA,
+    LINK,
+    LOCALITY,
+    LOCKED,
+    SPECIAL,
+    STAGE,
+    STORAGE,
+    Attributes,
+    NewNode,
+    Node,
+)
 from vosfs.metadata.store import PAGE_NODES_MAX, READ, WRITE, Anyone, check_guard
 from vosfs.uri import RESERVED_NAMES, Path, check_name
 
@@ -109,9 +123,15 @@ def _split(
     properties: dict[str, str | None] = {}
     present = {uri: value for uri, value, _ in documents.core_properties(node)} if node else {}
     for uri, value in given.items():
+        if uri == LOCALITY and node is not None and value in LOCALITIES:
+            # What it was when the client looked: robots do not wait for it to answer.
+            continue
         if uri in documents.READ_ONLY:
             if node is None or uri not in present or present[uri] != value:
                 raise PermissionDenied(f"{uri} is kept by the service")
+        elif uri == STAGE:
+            # Nothing is kept of it (``_stage``).
+            _boolean(uri, value or "false")
         elif uri in documents.LOCKS:
             # Shown under one name, understood under both.
             lock = _boolean(uri, value or "false")
@@ -136,6 +156,12 @@ def _split(
         elif stored.get(uri) != value:
             properties[uri] = value
     return attributes, properties
+
+
+async def _stage(service: Service, node: Node, given: dict[str, str | None]) -> None:
+    """Ask for a node's bytes, if a document does."""
+    if _boolean(STAGE, given.get(STAGE) or "false"):
+        await service.stage(node)
 
 
 def _check_policy(service: Service, subject: Subject, attributes: Attributes) -> None:
@@ -166,7 +192,9 @@ async def get_node(service: Service, request: Request, path: Path, subject: Subj
         # Of VOSpace 2.0: the bytes (R99).
         return Response(303, [("Location", f"{service.base_url}/files{_encoded(service, path)}")])
     if node.kind != CONTAINER:
-        return xml(_document(service, node, trace.properties, path, detail))
+        # Of one node only: in a listing it would be a look at each file's disk.
+        where = await service.locality(node) if detail != "min" else {}
+        return xml(_document(service, node, {**trace.properties, **where}, path, detail))
     start = b""
     if given.get("uri"):
         child = service.authority.path(given["uri"])
@@ -295,7 +323,9 @@ async def set_node(service: Service, request: Request, path: Path, subject: Subj
     check_texts(attributes.target or b"", attributes.content_type, attributes.group_read, attributes.group_write)
     if properties or attributes != Attributes():
         node = await service.store.update(node.id, attributes, properties, caller)
-    kept = {uri: value for uri, value in sorted({**trace.properties, **properties}.items()) if value is not None}
+    await _stage(service, node, document.properties)
+    now = {**trace.properties, **properties, **await service.locality(node)}
+    kept = {uri: value for uri, value in sorted(now.items()) if value is not None}
     return xml(_document(service, node, kept, path, "max"))
 
 
@@ -314,6 +344,7 @@ async def set_properties(service: Service, node: Node, given: dict[str, str | No
     check_texts(b"", attributes.content_type, attributes.group_read, attributes.group_write)
     if properties or attributes != Attributes():
         await service.store.update(node.id, attributes, properties, Anyone("", subject.permit), durable=False)
+    await _stage(service, node, given)
 
 
 async def check_tree(service: Service, top: Node, subject: Subject) -> int:

@@ -3,6 +3,7 @@
 import msgspec
 
 from server import nodes, uws
+from server.access import Subject
 from server.http import Request, Response
 from server.jobs import Execution, Jobs, Result
 from server.parameters import parameters
@@ -32,6 +33,9 @@ class _Kind:
 
     def resumable(self, request: object) -> bool:
         return True
+
+    async def ready(self, service: Service, subject: Subject, request: object) -> None:
+        """No bytes are needed."""
 
     async def cut_off(self, service: Service, id: str) -> None:
         """Each step is a transaction: there is nothing to clean up."""

@@ -13,7 +13,7 @@ import trio
 from server import uws
 from server.access import Subject
 from server.http import Request, Response
-from server.jobs import Execution, Jobs, Result
+from server.jobs import STAGED_POLL_S, STAGED_S_MAX, Execution, Jobs, Result
 from server.parameters import parameters
 from server.service import Service, policy_of
 from server.uws import FORM_BYTES_MAX, spaced
@@ -26,6 +26,7 @@ from vosfs.errors import (
     InvalidArgument,
     NodeLocked,
     NodeNotFound,
+    NotOnline,
     PermissionDenied,
 )
 from vosfs.metadata import content
@@ -37,6 +38,8 @@ ROUNDS_MAX = 5
 """A file that changes all the time is left after so many looks."""
 KEPT_S = 600.0
 """How long a copy is remembered for other nodes on the same blob: far shorter than the collector waits."""
+AWAITED_MAX = 1000
+"""Nodes whose bytes have been asked for; the rest of the tree waits."""
 SKIPPED = (PermissionDenied, NodeLocked, NodeNotFound, DataCorrupt)
 """What keeps one node from being moved, and no other."""
 
@@ -60,21 +63,39 @@ class Mover:
         self._names = list(backend.names(policy))
         # Mutable state
         self.done = self.failed = self.bytes = 0
+        self._awaited: list[Node] = []
+        """On their way from a slow storage; INVARIANT: at most AWAITED_MAX."""
         self._copies: dict[str, Blob] = {}
         self._since = time.monotonic()
 
     async def tree(self, top: Node, subject: Subject) -> None:
-        """Move a node and all below it that the subject may write."""
-        await self.node(top, subject)
+        """Move a node and all below it that the subject may write; what has to come from a slow storage last."""
+        await self._node(top, subject)
         async for _, node in below(self._store, top, subject, self._left_out):
-            await self.node(node, subject)
+            await self._node(node, subject)
+            if len(self._awaited) >= AWAITED_MAX:
+                await self._arrivals(subject)
+        await self._arrivals(subject)
         await self._store.sync()
+
+    async def _arrivals(self, subject: Subject) -> None:
+        """Move what was asked for as it comes.  What does not within STAGED_S_MAX is left, and counted."""
+        pause, end = STAGED_POLL_S[0], trio.current_time() + STAGED_S_MAX
+        while self._awaited and trio.current_time() < end:
+            await trio.sleep(pause)
+            pause = min(2 * pause, STAGED_POLL_S[1])
+            awaited, self._awaited = self._awaited, []
+            for node in awaited:
+                await self._node(node, subject)
+            if len(self._awaited) < len(awaited):
+                end = trio.current_time() + STAGED_S_MAX
+        self.failed += len(self._awaited)
+        self._awaited = []
 
     def _left_out(self, node: Node) -> None:
         self.failed += 1
 
-    async def node(self, node: Node, subject: Subject) -> None:
-        """Move one node."""
+    async def _node(self, node: Node, subject: Subject) -> None:
         try:
             subject.permit(node, WRITE)
             if node.immutable == IMMUTABLE:
@@ -83,9 +104,11 @@ class Mover:
             if node.storage != self._policy:
                 # First, so that what is written from now on goes there.
                 change = Attributes(storage=self._policy)
-                await self._store.set_attributes(node.id, change, Anyone("", subject.permit))
+                node = await self._store.set_attributes(node.id, change, Anyone("", subject.permit))
             if node.kind == DATA:
                 await self._bytes(node.id)
+        except NotOnline:
+            self._awaited.append(node)
         except SKIPPED:
             self.failed += 1
         else:
@@ -97,6 +120,8 @@ class Mover:
             misplaced = [locator for locator in content.locators(extents) if not self._placed(locator)]
             if not misplaced:
                 return
+            if self._backend.slow:
+                await trio.to_thread.run_sync(self._backend.recall, misplaced)
             for locator in misplaced:
                 blob = await self._copy(locator)
                 if not await self._store.relocate(locator, blob, 1, id) and not await self._store.referenced(
@@ -139,6 +164,9 @@ class MoveStorage:
     def resumable(self, request: Relocation) -> bool:
         # What was moved is not moved again.
         return True
+
+    async def ready(self, service: Service, subject: Subject, request: object) -> None:
+        """Files come one by one, and are moved as they come."""
 
     async def cut_off(self, service: Service, id: str) -> None:
         """Each step is a transaction: there is nothing to clean up."""

@@ -1,6 +1,7 @@
 """What every handler shares: the space's parts, and the way from a request to a caller and a node."""
 
 import contextlib
+import logging
 from collections import Counter
 from collections.abc import Iterator
 from urllib.parse import quote_from_bytes
@@ -21,15 +22,20 @@ from vosfs.errors import (
     LinkFound,
     NodeNotFound,
     NotContainer,
+    NotOnline,
+    OperationNotSupported,
     PermissionDenied,
     VOSpaceError,
 )
+from vosfs.metadata import content
 from vosfs.metadata import xml as documents
 from vosfs.metadata.messages import ORIGIN_HEADER
 from vosfs.metadata.messages import PROTOCOL as GATEWAY
-from vosfs.metadata.node import CONTAINER, LINK, Node
+from vosfs.metadata.node import CONTAINER, DATA, LINK, LOCALITY, Extent, Node
 from vosfs.metadata.store import READ, Anyone, Store
 from vosfs.uri import Authority, Path
+
+log = logging.getLogger(__name__)
 
 _LEGAL = "-._~:/?#[]@!$&'()*+,;=%"
 """What stands unencoded in a URI."""
@@ -37,6 +43,8 @@ ORIGIN_BYTES_MAX = 64
 LINKS_MAX = 20
 """Links followed on the way to one node."""
 TARGET_BYTES_MAX = 4096
+RETRY_AFTER_S, STAGED_AFTER_S = "5", "30"
+"""When a client is told to come again: to a service that was busy, and for bytes that a robot fetches."""
 
 
 class Service:
@@ -94,6 +102,36 @@ class Service:
             self.busy[node.id] -= 1
             if not self.busy[node.id]:
                 del self.busy[node.id]
+
+    # -- bytes in slow storages --------------------------------------------------------------------------------------
+
+    async def readable(self, extents: list[Extent]) -> None:
+        """NotOnline, when they have been asked for, unless all bytes of these extents can be read at once."""
+        away = [locator for locator in content.locators(extents) if self.backend.may_be_away(locator)]
+        if away:
+            await trio.to_thread.run_sync(self.backend.recall, away)
+
+    async def locality(self, node: Node) -> dict[str, str]:
+        """The property that says whether a data node's bytes can be read at once, where that is not always so."""
+        if node.kind != DATA or not self.keeps_bytes or not self.backend.slow:
+            return {}
+        try:
+            locators = content.locators((await self.store.open(node.id)).extents)
+            return {LOCALITY: await trio.to_thread.run_sync(self.backend.locality, locators)}
+        except VOSpaceError as exc:
+            # Whoever reads the bytes will be told.
+            log.debug("locality of node %d: %s", node.id, exc)
+            return {}
+
+    async def stage(self, node: Node) -> None:
+        """Ask for a data node's bytes, if they cannot be read at once.  ServiceUnavailable if that cannot be done now."""
+        if not self.keeps_bytes:
+            raise OperationNotSupported("the bytes are kept elsewhere: reading them asks for them")
+        if node.kind == DATA:
+            locators = content.locators((await self.store.open(node.id)).extents)
+            await trio.to_thread.run_sync(self.backend.stage, locators)
+
+    # -- callers and nodes -------------------------------------------------------------------------------------------
 
     async def caller(self, request: Request) -> tuple[Subject, Anyone]:
         """Who is asking, and in whose name the store acts."""
@@ -263,7 +301,7 @@ def fault(exc: VOSpaceError, certificates: bool = False) -> Response:
     message = str(exc)
     headers = [*CHALLENGES, *[X509_CHALLENGE] * certificates] if exc.status in (401, 403) else []
     if exc.status == 503:
-        headers = [("Retry-After", "5")]
+        headers = [("Retry-After", STAGED_AFTER_S if isinstance(exc, NotOnline) else RETRY_AFTER_S)]
     return text(exc.status, f"{exc.fault} {message}".rstrip() + "\n", list(headers))
 
 

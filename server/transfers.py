@@ -9,7 +9,7 @@ import time
 
 import trio
 
-from server import copying, remote, uws
+from server import archive, copying, remote, uws
 from server.access import Subject
 from server.archive import ARCHIVE_VIEWS
 from server.data import endpoint_url
@@ -253,6 +253,15 @@ class Transfers:
 
     async def cut_off(self, service: Service, id: str) -> None:
         await service.store.drop_staged(id.encode())
+
+    async def ready(self, service: Service, subject: Subject, request: documents.Transfer) -> None:
+        if request.direction not in (PULL, SEND):
+            return
+        path, node = await source_of(service, service.authority.path(request.target), subject, request.view)
+        if node.kind == CONTAINER:
+            await archive.readable(service, [(path, node)], subject)
+        elif node.kind == DATA:
+            await service.readable((await service.store.open(node.id)).extents)
 
     async def run(self, service: Service, execution: Execution) -> None:
         transfer: documents.Transfer = execution.request

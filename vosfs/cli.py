@@ -284,6 +284,10 @@ def _show(point: str, status: dict[str, object]) -> None:
     print(
         f"  cache    {mib('cache_bytes')} of blocks, {mib('scratch_bytes')} of files being written, in {status['cache_dir']}"
     )
+    if status["staging"]:
+        print(
+            f"  staging  {status['staging']} files are on their way from a slow storage: reading them says EAGAIN till then"
+        )
     if status["kept"]:
         print(f"  kept     {status['kept']} files could not be saved: vosfs recover --cache-dir {status['cache_dir']}")
     print(f"  process  {status['pid']}")

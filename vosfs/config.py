@@ -84,6 +84,9 @@ class StorageConfig:
     credentials_file: str = ""
     """File of lines ``NAME = value`` with the object service's key, named as in the environment
     (``AWS_ACCESS_KEY_ID``, ``AWS_SECRET_ACCESS_KEY``; ``NGAS_USER``, ``NGAS_PASSWORD``); default: the environment."""
+    stage_command: tuple[str, ...] = ()
+    """Program and arguments that bring a file of the directory back from tape, ``{path}`` standing for it: the directory is
+    of a file system that moves files there and leaves them without blocks.  Run without a shell."""
     url: str = ""
     """Public URL of the storage role, if it is another process; default: this one's."""
     offered: bool = True
@@ -118,10 +121,15 @@ class Config:
 
 def _table(cls: type[Any], name: str, given: dict[str, Any]) -> Any:
     known = {f.name: f for f in dataclasses.fields(cls)}
+    given = dict(given)
     for key, value in given.items():
         if key not in known:
             raise QuietError(f"[{name}] has no key {key!r}; it has: {', '.join(known)}")
-        if type(value) is not known[key].type and type(value).__name__ != known[key].type:
+        if known[key].type == tuple[str, ...]:
+            if not isinstance(value, list) or not all(isinstance(part, str) for part in value):
+                raise QuietError(f"[{name}] {key}: {value!r} is not a list of strings")
+            given[key] = tuple(value)
+        elif type(value) is not known[key].type and type(value).__name__ != known[key].type:
             raise QuietError(
                 f"[{name}] {key}: {value!r} is not a {getattr(known[key].type, '__name__', known[key].type)}"
             )
@@ -135,6 +143,11 @@ STORAGE_NAME = re.compile(r"[a-z][a-z0-9-]{0,14}")
 def _check_storage(table: str, storage: StorageConfig) -> None:
     if storage.endpoint and not storage.endpoint.startswith(("https://", "http://")):
         raise QuietError(f"[{table}] endpoint: {storage.endpoint!r} is not an http or https URL")
+    if storage.stage_command:
+        if storage.objects:
+            raise QuietError(f"[{table}] stage_command is about files in a directory, not about objects")
+        if not any("{path}" in part for part in storage.stage_command[1:]):
+            raise QuietError(f"[{table}] stage_command: no argument has {{path}} for the file")
     if not storage.objects:
         for name in ("endpoint", "endpoint_ca", "region", "credentials_file"):
             if getattr(storage, name):

@@ -160,6 +160,12 @@ class ServiceUnavailable(VOSpaceError):
     fault, status, errno = "ServiceBusy", 503, errno.EHOSTUNREACH
 
 
+class NotOnline(VOSpaceError):
+    """The bytes are on a slow storage, such as tape: they can be read once they were brought back."""
+
+    fault, status, errno = "NotOnline", 503, errno.EAGAIN
+
+
 class TimedOut(VOSpaceError):
     """No answer before the deadline."""
 

@@ -23,6 +23,7 @@ from vosfs.errors import (
     IsContainer,
     NameTooLong,
     NodeNotFound,
+    NotOnline,
     OperationNotSupported,
     PropertyNotFound,
     Stale,
@@ -37,6 +38,7 @@ from vosfs.metadata.messages import Commit, Create, Mutation, Rename
 from vosfs.metadata.node import CONTAINER, DATA, LINK, Attributes, Change, Extent, NewNode, Node, Usage
 from vosfs.metadata.store import PAGE_NODES_MAX, check_guard
 from vosfs.metadata.walk import WalkAhead
+from vosfs.staging import Awaited
 from vosfs.uri import NAME_BYTES_MAX, RESERVED_NAMES, check_name
 
 log = logging.getLogger(__name__)
@@ -140,6 +142,7 @@ class FileSystem:
         self._next_handle = 1
         self._prefetching = 0
         self._walk = WalkAhead()
+        self._awaited = Awaited(tree, nursery)
         self._listed_ahead: dict[int, trio.Event] = {}
         """Containers that are being listed ahead; INVARIANT: at most LISTINGS_MAX."""
         self.on_invalid: Callable[[Change], None] = lambda change: None
@@ -422,9 +425,16 @@ class FileSystem:
         return data
 
     async def read(self, number: int, start: int, stop: int) -> Buffer:
-        """Bytes of an open file; fewer at its end."""
+        """Bytes of an open file; fewer at its end.  NotOnline, at once, while they have to come from a slow storage."""
         handle = self._handle(number)
         self._read_ahead(handle, start, stop)
+        try:
+            return await self._read(handle, start, stop)
+        except NotOnline:
+            self._awaited.wanted(handle.file.node.id)
+            raise
+
+    async def _read(self, handle: FileHandle, start: int, stop: int) -> Buffer:
         try:
             return await handle.file.read(start, stop)
         except Stale:
@@ -729,6 +739,7 @@ class FileSystem:
             "open_files": self.files.open_files(),
             "dirty_bytes": self.files.dirty_bytes,
             "scratch_bytes": self.files.local_bytes,
+            "staging": len(self._awaited),
             "kept": sum(1 for _ in self.files.kept.files()),
             "cache_bytes": self.blocks.used_bytes,
             "cache_limit_bytes": self.blocks.limit_bytes,

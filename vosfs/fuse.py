@@ -55,8 +55,9 @@ FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE, FALLOC_FL_ZERO_RANGE = 1, 2, 16
 """fallocate(2)."""
 QUIET = frozenset((
     errno.ENOENT, errno.ENODATA, errno.EEXIST, errno.ENOTEMPTY, errno.EOPNOTSUPP, errno.ENAMETOOLONG,
+    errno.EAGAIN,
 ))  # fmt: skip
-"""Errors that are a normal program's day."""
+"""Errors that are a normal program's day; of EAGAIN, bytes that are not on-line, there is one line a file (``staging.py``)."""
 
 _TYPES = {
     CONTAINER: stat.S_IFDIR, DATA: stat.S_IFREG, LINK: stat.S_IFLNK, FIFO: stat.S_IFIFO, SOCKET: stat.S_IFSOCK,

@@ -16,10 +16,11 @@ LAYERS = [
     {"vosfs.client", "vosfs.metadata.node", "vosfs.metadata.job", "vosfs.metadata.walk", "vosfs.cache.ranges", "vosfs.cache.buffers", "vosfs.cache.readahead", "vosfs.cache.scratch", "vosfs.cache.journal"},
     {"vosfs.metadata.content", "vosfs.metadata.xattr", "vosfs.metadata.xml", "vosfs.metadata.store", "vosfs.backends.backend"},
     {"vosfs.metadata.messages", "vosfs.metadata.sql", "vosfs.metadata.libpq", "vosfs.backends.memory", "vosfs.backends.posix", "vosfs.backends.uploads", "vosfs.backends.storages", "vosfs.backends.sums", "vosfs.cache.kept"},
-    {"vosfs.metadata.sqljobs", "vosfs.metadata.sqlaudit", "vosfs.metadata.subtree", "vosfs.metadata.behind", "vosfs.backends.ngams"},
+    {"vosfs.metadata.sqljobs", "vosfs.metadata.sqlaudit", "vosfs.metadata.subtree", "vosfs.metadata.behind", "vosfs.backends.ngams", "vosfs.backends.slow"},
     {"vosfs.metadata.memory", "vosfs.metadata.sqlstore", "vosfs.metadata.gateway", "vosfs.session", "vosfs.backends.blobs", "vosfs.backends.objects", "vosfs.backends.failover"},
     {"vosfs.metadata.sqlite", "vosfs.metadata.cached", "vosfs.metadata.vospace", "vosfs.cache.blocks", "vosfs.backends.ngasblobs"},
     {"vosfs.metadata.postgres", "vosfs.metadata.ahead", "vosfs.backends.transfer", "vosfs.cache.file", "vosfs.backends.ngas"},
+    {"vosfs.staging"},
     {"vosfs.filesystem"},
     {"vosfs.fuse"},
     {"vosfs.mount"},
@@ -43,7 +44,7 @@ ADAPTERS = {
     "vosfs.metadata.sqlite", "vosfs.metadata.postgres", "vosfs.metadata.memory", "vosfs.backends.posix",
     "vosfs.backends.memory", "vosfs.backends.objects", "vosfs.backends.uploads", "vosfs.backends.ngas",
     "vosfs.backends.ngasblobs", "vosfs.backends.failover", "vosfs.backends.ngams", "vosfs.backends.transfer",
-    "vosfs.metadata.vospace",
+    "vosfs.metadata.vospace", "vosfs.backends.slow",
 }  # fmt: skip
 COMPOSITION = {"vosfs.mount", "server.daemon", "server.importer"}
 KIN = {
@@ -53,9 +54,11 @@ KIN = {
     "vosfs.backends.ngas": {"vosfs.backends.ngasblobs", "vosfs.backends.failover", "vosfs.backends.ngams"},
     "vosfs.backends.ngasblobs": {"vosfs.backends.failover", "vosfs.backends.ngams"},
     "vosfs.backends.failover": {"vosfs.backends.ngams"},
+    "vosfs.backends.slow": {"vosfs.backends.posix"},
 }
 """Adapters that lean on one another: PostgreSQL renders statements as SQLite does; transfers go by the tree's paths; of
-S3 there is one request that the library does not make; NGAS is a protocol, servers, blobs, and their backend."""
+S3 there is one request that the library does not make; NGAS is a protocol, servers, blobs, and their backend; what is slow is
+a directory with a command."""
 
 
 def name_of(path: Path) -> str:

@@ -7,7 +7,7 @@ called in worker threads: bulk data moves fastest with one thread for a whole bo
 """
 
 from collections.abc import Iterable, Iterator
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from vosfs.metadata.node import Blob, Extent
 
@@ -105,3 +105,25 @@ class Backend(Protocol):
 
     def space(self) -> tuple[int, int]:
         """(total, free) bytes; zeros if nobody knows."""
+
+
+ONLINE, NEARLINE, STAGING = "ONLINE", "NEARLINE", "STAGING"
+"""Where a blob is, in the words of storage resource managers: readable at once; to be asked for first; asked for."""
+LOCALITIES = (ONLINE, NEARLINE, STAGING)
+
+
+@runtime_checkable
+class Slow(Protocol):
+    """What a backend has besides, if blobs of it may have to be brought back before they can be read.
+
+    ``open`` of such a blob raises NotOnline at once, and asks for nothing: whoever wants it says so.
+    """
+
+    def locality(self, locator: str) -> str:
+        """Where a blob is.  BlobMissing."""
+
+    def stage(self, locator: str) -> None:
+        """Ask for a blob, and return; once, however often this is called while it is on its way.
+
+        ServiceUnavailable if that cannot be asked now: too many are on their way, say.
+        """

@@ -13,7 +13,7 @@ import trio
 
 from vosfs.backends.backend import Backend
 from vosfs.client import Answer, Arrived, HttpClient, Segment
-from vosfs.errors import BY_FAULT, ProtocolError, ServiceUnavailable, Stale, StorageFull, VOSpaceError
+from vosfs.errors import BY_FAULT, NotOnline, ProtocolError, ServiceUnavailable, Stale, StorageFull, VOSpaceError
 from vosfs.metadata.messages import Stored
 
 
@@ -84,10 +84,10 @@ class GatewayBlobs:
 
 
 def _error(answer: Answer) -> VOSpaceError:
-    if answer.status in (502, 503, 504):
-        return ServiceUnavailable(f"the service answers {answer.status}")
     text = answer.body[:500].decode("utf-8", "replace").strip()
     fault, _, message = text.partition(" ")
+    if answer.status in (502, 503, 504) and fault != NotOnline.fault:
+        return ServiceUnavailable(f"the service answers {answer.status}")
     for cls in BY_FAULT.values():
         if cls.fault == fault and cls.status == answer.status:
             return cls(message)

@@ -117,13 +117,14 @@ def _sync_directory(path: Path) -> None:
 class PosixBackend:
     """Backend (see ``backend.py`` for every method's contract) in a directory of its own."""
 
-    def __init__(self, root: str | Path) -> None:
+    def __init__(self, root: str | Path, open_max: int = OPEN_MAX) -> None:
         # Constants
         self.root = Path(root)
+        self._open_max = open_max
         # Mutable state
         self._guard = threading.Lock()
         self._kept: OrderedDict[str, int] = OrderedDict()
-        """Locator -> descriptor, by last use; INVARIANT: at most OPEN_MAX, none of a registered file."""
+        """Locator -> descriptor, by last use; INVARIANT: at most ``_open_max``, none of a registered file."""
         for name in ("blobs", "incoming"):
             (self.root / name).mkdir(parents=True, exist_ok=True, mode=0o700)
 
@@ -163,7 +164,7 @@ class PosixBackend:
         with self._guard:
             old = self._kept.pop(locator, -1)
             self._kept[locator] = fd
-            if old < 0 and len(self._kept) > OPEN_MAX:
+            if old < 0 and len(self._kept) > self._open_max:
                 old = self._kept.popitem(last=False)[1]
         if old >= 0:
             os.close(old)

@@ -11,11 +11,12 @@ import time
 from collections.abc import Iterable, Iterator
 from typing import Protocol
 
-from vosfs.backends.backend import Backend, BlobReader, BlobWriter
+from vosfs.backends.backend import NEARLINE, ONLINE, STAGING, Backend, BlobReader, BlobWriter, Slow
 from vosfs.errors import (
     DataCorrupt,
     InternalFault,
     InvalidArgument,
+    NotOnline,
     ServiceUnavailable,
     TimedOut,
     VOSpaceError,
@@ -35,7 +36,7 @@ SUSPECTS_MAX = 10_000
 """Bad copies remembered until somebody looks after them."""
 _OF = "~"
 AWAY = (ServiceUnavailable, TimedOut)
-FAILURES = (DataCorrupt, OSError, *AWAY)
+FAILURES = (DataCorrupt, OSError, NotOnline, *AWAY)
 """What another copy may be free of."""
 
 
@@ -99,6 +100,8 @@ class _Reader:
         self._copies = copies
         """Left to try, the one in use first."""
         self._reader: BlobReader | None = None
+        self._alone = False
+        """The copies that were tried are no good: one that is not on-line is needed."""
         self.length = self._open(start, stop).length
         self._prefer_longer(stop)
 
@@ -129,7 +132,10 @@ class _Reader:
         self.close()
         self._storages.suspect(self._copies[0], exc)
         if len(self._copies) == 1:
+            if self._alone and isinstance(exc, NotOnline):
+                self._storages.stage_part(self._copies[0])
             raise exc
+        self._alone = self._alone or not isinstance(exc, NotOnline)
         del self._copies[0]
 
     def fileno(self) -> int:
@@ -166,6 +172,7 @@ class Storages:
         # Constants
         self.offered = offered | {DEFAULT}
         """Those that whoever may write a container may choose for it."""
+        self._slow = {name: member for name, member in members.items() if isinstance(member, Slow)}
         # Mutable state
         self._guard = threading.Lock()
         self._suspects: dict[str, str] = {}
@@ -277,10 +284,59 @@ class Storages:
             for own in member.locators(before_ns):
                 yield _located(name, own)
 
+    # -- slow storages -------------------------------------------------------------------------------------------------
+
+    @property
+    def slow(self) -> bool:
+        """Whether any storage may have to bring bytes back before they can be read."""
+        return bool(self._slow)
+
+    def may_be_away(self, locator: str) -> bool:
+        """Whether every copy of a blob is in a slow storage; without looking at any."""
+        return bool(self._slow) and all(self._member(part)[0] in self._slow for part in parts(locator))
+
+    def _locality_of(self, locator: str) -> str:
+        """Where that copy of a blob is which can be read first."""
+        if not self.may_be_away(locator):
+            return ONLINE
+        members = [self._member(part) for part in parts(locator)]
+        found = {self._slow[name].locality(own) for name, own in members}
+        return next(locality for locality in (ONLINE, STAGING, NEARLINE) if locality in found)
+
+    def locality(self, locators: Iterable[str]) -> str:
+        """Where blobs are that are all needed."""
+        found = {self._locality_of(locator) for locator in locators}
+        return next((locality for locality in (NEARLINE, STAGING) if locality in found), ONLINE)
+
+    def stage(self, locators: Iterable[str]) -> list[str]:
+        """Ask for blobs, unless a copy is here or on its way; returns those that are not here.  ServiceUnavailable."""
+        found = {locator: self._locality_of(locator) for locator in locators}
+        for locator, locality in found.items():
+            if locality == NEARLINE:
+                self.stage_part(parts(locator)[0])
+        return [locator for locator, locality in found.items() if locality != ONLINE]
+
+    def stage_part(self, part: str) -> None:
+        """Ask for one copy, in a slow storage.  ServiceUnavailable."""
+        name, own = self._member(part)
+        self._slow[name].stage(own)
+        log.info("blob %s was asked for", part)
+
+    def recall(self, locators: Iterable[str]) -> None:
+        """Nothing if all of these blobs can be read; else NotOnline, when those that cannot have been asked for."""
+        try:
+            away = self.stage(locators)
+        except ServiceUnavailable as exc:
+            raise NotOnline(f"the bytes are on a slow storage, which takes no more requests now: {exc}") from exc
+        if away:
+            raise NotOnline("the bytes are on a slow storage, and on their way back: try again later")
+
     # -- bad copies ----------------------------------------------------------------------------------------------------
 
     def suspect(self, part: str, exc: Exception) -> None:
-        """A copy could not be read: others are tried first from now on."""
+        """A copy could not be read: others are tried first from now on, unless it is only far away."""
+        if isinstance(exc, NotOnline):
+            return
         with self._guard:
             if isinstance(exc, AWAY):
                 self._avoided[self.storage_of(part)] = time.monotonic() + AVOIDED_S

@@ -44,6 +44,10 @@ CORE = "ivo://ivoa.net/vospace/core#"
 """Prefix of the standard property identifiers (VOSpace 2.1 section 3.2.4)."""
 STORAGE = "ivo://vosfs/core#storage"
 """The property that shows ``Node.storage``."""
+LOCALITY = "ivo://vosfs/core#locality"
+"""The property that says whether a data node's bytes can be read at once; its values are in ``backends/backend.py``."""
+STAGE = "ivo://vosfs/core#stage"
+"""Set to true, this property asks for bytes that cannot; it is never shown."""
 
 
 class Node(msgspec.Struct, array_like=True):

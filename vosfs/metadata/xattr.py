@@ -1,6 +1,6 @@
 """Extended attributes and node properties: one to one, both ways.  Pure.
 
-``user.vosfs.title`` is the core property ``title``, ``user.vosfs.storage`` our own; ``user.vosfs.URI`` any property by its identifier; every other
+``user.vosfs.title`` is the core property ``title``, ``user.vosfs.storage`` and two more our own; ``user.vosfs.URI`` any property by its identifier; every other
 ``user.*`` attribute is a property under ``urn:x-xattr:``.  A value that XML cannot carry is kept as a data: URL.
 """
 
@@ -9,11 +9,11 @@ import re
 from urllib.parse import quote, unquote
 
 from vosfs.errors import OperationNotSupported
-from vosfs.metadata.node import CORE, STORAGE
+from vosfs.metadata.node import CORE, LOCALITY, STAGE, STORAGE
 
 PREFIX = "user.vosfs."
 OTHER = "urn:x-xattr:"
-_OWN = {PREFIX + "storage": STORAGE}
+_OWN = {PREFIX + "storage": STORAGE, PREFIX + "locality": LOCALITY, PREFIX + "stage": STAGE}
 """Ours that have short names too."""
 _DATA = "data:;base64,"
 _UNSAFE = re.compile("[^\t\n\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")

@@ -14,7 +14,7 @@ import msgspec
 from lxml import etree
 
 from vosfs.errors import InvalidArgument, InvalidURI, ProtocolError, TooLarge, TypeNotSupported
-from vosfs.metadata.node import CONTAINER, CORE, DATA, DEVICES, LINK, LOCKED, SPECIAL, STORAGE, Node
+from vosfs.metadata.node import CONTAINER, CORE, DATA, DEVICES, LINK, LOCALITY, LOCKED, SPECIAL, STAGE, STORAGE, Node
 
 NS = "http://www.ivoa.net/xml/VOSpace/v2.0"
 """Of every VOSpace document, 2.0 and 2.1 (R4)."""
@@ -241,7 +241,7 @@ FILE_TYPE = "ivo://vosfs/core#filetype"
 
 READ_ONLY = frozenset((
     *(CORE + name for name in ("length", "mtime", "ctime", "btime", "date", "creator", "MD5", "availableSpace", "quota")),
-    FILE_TYPE,
+    FILE_TYPE, LOCALITY,
 ))  # fmt: skip
 """Kept by the service (R344)."""
 
@@ -251,9 +251,10 @@ AS_ATTRIBUTES = frozenset(
         *LOCKS,
         *(CORE + name for name in ("publicread", "ispublic", "groupread", "groupwrite", "type", "immutable")),
         STORAGE,
+        STAGE,
     )
 )
-"""Understood, and kept as attributes of the node."""
+"""Understood, and kept as attributes of the node; ``STAGE`` is done."""
 
 
 def core_properties(node: Node) -> list[tuple[str, str, bool]]:
@@ -320,7 +321,7 @@ def node_inner(node: Node, properties: dict[str, str], detail: str, capabilities
         for uri, value, fixed in core_properties(node):
             parts.append(f"{_open_property(uri, fixed)}{escape(value)}</vos:property>")
         for uri, value in properties.items():
-            parts.append(f"{_open_property(uri, False)}{escape(value)}</vos:property>")
+            parts.append(f"{_open_property(uri, uri in READ_ONLY)}{escape(value)}</vos:property>")
         parts.append("</vos:properties>")
     if detail == "max" and node.kind != LINK:
         parts.append(_VIEWS.get(node.kind, _VIEWS[DATA]))
