@@ -14,6 +14,7 @@ from vosfs.backends.backend import Backend, BlobWriter
 from vosfs.backends.memory import MemoryBackend
 from vosfs.backends.objects import DEADLINE_S, ObjectsBackend, connect
 from vosfs.backends.posix import PosixBackend
+from vosfs.backends.slow import SlowDirectory
 from vosfs.backends.storages import DEFAULT, Storages
 from vosfs.config import StorageConfig
 
@@ -102,13 +103,17 @@ class _Placed:
         return getattr(self._storages, name)
 
 
-@pytest.fixture(params=["memory", "posix", "s3", "azure", "ngas", "documented", "another", "copies"])
+@pytest.fixture(params=["memory", "posix", "slow", "s3", "azure", "ngas", "documented", "another", "copies"])
 def backend(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Backend]:
     """An empty backend of each kind."""
     if request.param == "memory":
         yield MemoryBackend()
     elif request.param == "posix":
         yield PosixBackend(tmp_path / "storage")
+    elif request.param == "slow":
+        made = SlowDirectory(PosixBackend(tmp_path / "storage", open_max=0), ("/bin/false", "{path}"))
+        yield made
+        made.close()
     elif request.param in ("another", "copies"):
         # What is taken away on purpose is a bad copy.
         request.node.add_marker(pytest.mark.expect_log)

@@ -22,7 +22,7 @@ def recall(vault: Path, path: Path) -> None:
         sys.exit(1)
     with open(vault / ROBOT) as robot:
         fcntl.flock(robot, fcntl.LOCK_SH)
-        back = vault / f"{path.name}.back"
+        back = vault / f"{path.name}.{os.getpid()}"
         back.write_bytes((vault / path.name).read_bytes())
         status = path.stat()
         os.utime(back, ns=(status.st_atime_ns, status.st_mtime_ns))

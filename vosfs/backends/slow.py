@@ -5,7 +5,6 @@ opened before a command of the site's has brought it back.  The command may retu
 only the blocks tell.
 """
 
-import contextlib
 import logging
 import os
 import shutil
@@ -37,13 +36,15 @@ STOP_S = 5.0
 class _Request:
     """A file that was asked for."""
 
-    __slots__ = ("process", "until", "failed")
+    __slots__ = ("process", "until", "came", "failed")
 
     def __init__(self, process: "subprocess.Popen[bytes] | None", until: float) -> None:
         self.process = process
         """Until it has ended."""
         self.until = until
         """The request counts for nothing after this."""
+        self.came = False
+        """The file was seen on disk: the request is over when the process is."""
         self.failed = False
 
 
@@ -64,15 +65,12 @@ class SlowDirectory:
     # -- where blobs are ---------------------------------------------------------------------------------------------
 
     def locality(self, locator: str) -> str:
-        if self._is_here(locator):
-            with self._guard:
-                self._settle(locator)
-                if (request := self._requests.get(locator)) is not None and request.process is None:
-                    del self._requests[locator]
-            return ONLINE
+        here = self._is_here(locator)
         with self._guard:
-            self._settle(locator)
+            self._settle(locator, here)
             request = self._requests.get(locator)
+        if here:
+            return ONLINE
         return NEARLINE if request is None or request.failed else STAGING
 
     def _is_here(self, locator: str) -> bool:
@@ -82,17 +80,18 @@ class SlowDirectory:
             raise BlobMissing(f"blob {locator} is missing") from exc
         return status.st_blocks > 0 or status.st_size < INODE_BYTES
 
-    def _settle(self, locator: str) -> None:
+    def _settle(self, locator: str, here: bool) -> None:
         """See what became of a request.  With the guard held."""
         request = self._requests.get(locator)
         if request is None:
             return
+        request.came = request.came or here
         if request.process is not None and (status := request.process.poll()) is not None:
             request.process = None
             if status:
                 log.warning("%s for blob %s ended with status %d", self._command[0], locator, status)
                 request.failed, request.until = True, time.monotonic() + RETRY_S
-        if request.until < time.monotonic():
+        if (request.came and request.process is None) or request.until < time.monotonic():
             self._end(self._requests.pop(locator))
 
     @staticmethod
@@ -105,26 +104,25 @@ class SlowDirectory:
         if self._is_here(locator):
             return
         with self._guard:
-            for known in list(self._requests):
-                self._settle(known)
+            self._settle(locator, False)
             if (request := self._requests.get(locator)) is not None:
                 if request.failed:
                     raise ServiceUnavailable(f"{self._command[0]} failed a moment ago")
                 return
             if len(self._requests) >= STAGING_MAX:
-                self._forget_those_here()
+                self._settle_all()
             if len(self._requests) >= STAGING_MAX:
                 raise ServiceUnavailable(f"{STAGING_MAX} files are on their way already")
             self._requests[locator] = _Request(self._asked(locator), time.monotonic() + STAGE_S)
 
-    def _forget_those_here(self) -> None:
-        """Nobody asked for them again when they had come.  With the guard held."""
-        for locator, request in list(self._requests.items()):
-            with contextlib.suppress(BlobMissing):
-                if not self._is_here(locator):
-                    continue
-            if request.process is None:
-                del self._requests[locator]
+    def _settle_all(self) -> None:
+        """Perhaps nobody looked at files again that have come.  With the guard held."""
+        for locator in list(self._requests):
+            try:
+                here = self._is_here(locator)
+            except BlobMissing:
+                here = True
+            self._settle(locator, here)
 
     def _asked(self, locator: str) -> "subprocess.Popen[bytes]":
         path = os.path.abspath(self._directory.path(locator))

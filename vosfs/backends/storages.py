@@ -118,6 +118,10 @@ class _Reader:
         while stop > self.length and len(self._copies) > 1:
             try:
                 other = self._storages.open_part(self._copies[1], 0, 0)
+            except NotOnline:
+                self.close()
+                self._storages.stage_part(self._copies[1])
+                raise
             except FAILURES as exc:
                 self._storages.suspect(self._copies.pop(1), exc)
                 continue
