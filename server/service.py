@@ -14,6 +14,7 @@ from server.auth import Authenticator
 from server.delegation import Delegation
 from server.http import Request, Response
 from server.signing import Signer
+from vosfs.backends.backend import UNAVAILABLE
 from vosfs.backends.storages import Storages
 from vosfs.errors import (
     ContainerNotFound,
@@ -119,9 +120,9 @@ class Service:
             locators = content.locators((await self.store.open(node.id)).extents)
             return {LOCALITY: await trio.to_thread.run_sync(self.backend.locality, locators)}
         except VOSpaceError as exc:
-            # Whoever reads the bytes will be told.
+            # Whoever reads the bytes will be told why.
             log.debug("locality of node %d: %s", node.id, exc)
-            return {}
+            return {LOCALITY: UNAVAILABLE}
 
     async def stage(self, node: Node) -> None:
         """Ask for a data node's bytes, if they cannot be read at once.  ServiceUnavailable if that cannot be done now."""

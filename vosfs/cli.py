@@ -286,7 +286,7 @@ def _show(point: str, status: dict[str, object]) -> None:
     )
     if status["staging"]:
         print(
-            f"  staging  {status['staging']} files are on their way from a slow storage: reading them says EAGAIN till then"
+            f"  staging  {status['staging']} files are on their way from a slow storage: opening them says EAGAIN till then"
         )
     if status["kept"]:
         print(f"  kept     {status['kept']} files could not be saved: vosfs recover --cache-dir {status['cache_dir']}")

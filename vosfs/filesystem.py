@@ -142,7 +142,7 @@ class FileSystem:
         self._next_handle = 1
         self._prefetching = 0
         self._walk = WalkAhead()
-        self._awaited = Awaited(tree, nursery)
+        self.awaited = Awaited(tree, nursery)
         self._listed_ahead: dict[int, trio.Event] = {}
         """Containers that are being listed ahead; INVARIANT: at most LISTINGS_MAX."""
         self.on_invalid: Callable[[Change], None] = lambda change: None
@@ -362,7 +362,10 @@ class FileSystem:
     # -- files ---------------------------------------------------------------------------------------------------------
 
     async def open(self, id: int, flags: int, privileged: bool = True) -> tuple[int, bool]:
-        """open(2): a handle, and whether the kernel may keep the pages it has."""
+        """open(2): a handle, and whether the kernel may keep the pages it has.
+
+        NotOnline for reading bytes that have to come from a slow storage: they were asked for.
+        """
         writable = flags & os.O_ACCMODE != os.O_RDONLY
         if writable or flags & os.O_TRUNC:
             self._writable()
@@ -372,6 +375,12 @@ class FileSystem:
         if writable and node is not None:
             check_guard(node, "the node")
         file = await self.files.open(id)
+        if flags & os.O_ACCMODE != os.O_WRONLY and not flags & os.O_TRUNC:
+            try:
+                await self.awaited.check(file)
+            except BaseException:
+                self.files.release(file)
+                raise
         keep = file.kernel_version == file.node.version
         file.kernel_version = file.node.version
         if flags & os.O_TRUNC:
@@ -425,13 +434,13 @@ class FileSystem:
         return data
 
     async def read(self, number: int, start: int, stop: int) -> Buffer:
-        """Bytes of an open file; fewer at its end.  NotOnline, at once, while they have to come from a slow storage."""
+        """Bytes of an open file; fewer at its end.  NotOnline if they went to a slow storage since."""
         handle = self._handle(number)
         self._read_ahead(handle, start, stop)
         try:
             return await self._read(handle, start, stop)
         except NotOnline:
-            self._awaited.wanted(handle.file.node.id)
+            self.awaited.wanted(handle.file.node.id)
             raise
 
     async def _read(self, handle: FileHandle, start: int, stop: int) -> Buffer:
@@ -739,7 +748,7 @@ class FileSystem:
             "open_files": self.files.open_files(),
             "dirty_bytes": self.files.dirty_bytes,
             "scratch_bytes": self.files.local_bytes,
-            "staging": len(self._awaited),
+            "staging": len(self.awaited),
             "kept": sum(1 for _ in self.files.kept.files()),
             "cache_bytes": self.blocks.used_bytes,
             "cache_limit_bytes": self.blocks.limit_bytes,

@@ -109,7 +109,9 @@ class Backend(Protocol):
 
 ONLINE, NEARLINE, STAGING = "ONLINE", "NEARLINE", "STAGING"
 """Where a blob is, in the words of storage resource managers: readable at once; to be asked for first; asked for."""
-LOCALITIES = (ONLINE, NEARLINE, STAGING)
+UNAVAILABLE = "UNAVAILABLE"
+"""Of a node: that cannot be told now."""
+LOCALITIES = (ONLINE, NEARLINE, STAGING, UNAVAILABLE)
 
 
 @runtime_checkable

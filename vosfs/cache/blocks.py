@@ -219,6 +219,15 @@ class BlockCache:
 
     # -- reading ---------------------------------------------------------------------------------------------------
 
+    def holds(self, name: str, start: int, stop: int) -> bool:
+        """Whether all of ``[start, stop)`` of a blob is here."""
+        for index in range(start // SEGMENT_BYTES, (stop - 1) // SEGMENT_BYTES + 1):
+            base = index * SEGMENT_BYTES
+            segment = self._segments.get((blob_of(name), index))
+            if segment is None or not segment.holds(max(start - base, 0), min(stop - base, SEGMENT_BYTES)):
+                return False
+        return True
+
     def read_now(self, name: str, start: int, stop: int) -> memoryview | None:
         """``[start, stop)`` of a blob if it is here and in the page cache, without waiting: 13 µs for 128 KiB."""
         first = start // SEGMENT_BYTES

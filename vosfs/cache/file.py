@@ -174,6 +174,18 @@ class CachedFile:
         at = extent.offset + skip
         return self._table.blocks.read_now(extent.locator, at, at + stop - start)
 
+    @property
+    def here(self) -> bool:
+        """Whether all bytes are on this host."""
+        if self.length <= len(self.head):
+            return True
+        for low, high, local in self._local.split(0, self.length):
+            for piece in content.slices(self._extents, low, high) if not local else ():
+                end = piece.offset + piece.stop - piece.start
+                if piece.locator and not self._table.blocks.holds(piece.locator, piece.offset, end):
+                    return False
+        return True
+
     async def read(self, start: int, stop: int) -> Buffer:
         """``[start, stop)``, cut at the end of the file."""
         stop = min(stop, self.length)

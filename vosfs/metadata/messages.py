@@ -200,6 +200,8 @@ class Greeting(msgspec.Struct, array_like=True):
     """Longest bytes that a commit may carry itself, rather than as an uploaded blob."""
     now_ns: Time = 0
     """The service's clock."""
+    slow: bool = False
+    """Whether bytes may have to be brought back from a slow storage before they can be read."""
 
 
 class Stored(msgspec.Struct, array_like=True):
