@@ -84,6 +84,9 @@ class StorageConfig:
     credentials_file: str = ""
     """File of lines ``NAME = value`` with the object service's key, named as in the environment
     (``AWS_ACCESS_KEY_ID``, ``AWS_SECRET_ACCESS_KEY``; ``NGAS_USER``, ``NGAS_PASSWORD``); default: the environment."""
+    restore_days: int = 0
+    """Ask S3 for objects that a lifecycle rule has put into an archive class (GLACIER, DEEP_ARCHIVE), for so many days; 0: such
+    objects cannot be read."""
     stage_command: tuple[str, ...] = ()
     """Program and arguments that bring a file of the directory back from tape, ``{path}`` standing for it: the directory is
     of a file system that moves files there and leaves them without blocks.  Run without a shell."""
@@ -143,13 +146,15 @@ STORAGE_NAME = re.compile(r"[a-z][a-z0-9-]{0,14}")
 def _check_storage(table: str, storage: StorageConfig) -> None:
     if storage.endpoint and not storage.endpoint.startswith(("https://", "http://")):
         raise QuietError(f"[{table}] endpoint: {storage.endpoint!r} is not an http or https URL")
+    if storage.restore_days < 0:
+        raise QuietError(f"[{table}] restore_days: {storage.restore_days} is no number of days")
     if storage.stage_command:
         if storage.objects:
             raise QuietError(f"[{table}] stage_command is about files in a directory, not about objects")
         if not any("{path}" in part for part in storage.stage_command[1:]):
             raise QuietError(f"[{table}] stage_command: no argument has {{path}} for the file")
     if not storage.objects:
-        for name in ("endpoint", "endpoint_ca", "region", "credentials_file"):
+        for name in ("endpoint", "endpoint_ca", "region", "credentials_file", "restore_days"):
             if getattr(storage, name):
                 raise QuietError(f"[{table}] {name} is about an object store: set [{table}] objects too")
 

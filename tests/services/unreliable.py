@@ -3,6 +3,7 @@
 import http.client
 import ssl
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -10,6 +11,10 @@ from urllib.parse import urlsplit
 
 HOP_S = 30
 ALWAYS = 1 << 30
+
+
+Answer = tuple[int, list[tuple[str, str]], bytes]
+"""Status, headers, body."""
 
 
 @dataclass
@@ -64,6 +69,10 @@ class Unreliable:
                     return fault
         return None
 
+    def instead(self, method: str, target: str, body: bytes, pass_on: Callable[[], Answer]) -> Answer | None:
+        """What it answers itself, if it knows better than the service."""
+        return None
+
     def close(self) -> None:
         self.over.set()
         self._server.shutdown()
@@ -89,6 +98,9 @@ class _Handler(BaseHTTPRequestHandler):
             self.rfile.read(min(fault.at, length))
             return self._break_off()
         body = self.rfile.read(length)
+        answer = self.network.instead(self.command, self.path, body, lambda: self._pass_on(body))
+        if answer is not None:
+            return self._answer(*answer)
         if fault.how == "silent":
             self.network.over.wait(HOP_S)
             return self._break_off()
@@ -96,9 +108,9 @@ class _Handler(BaseHTTPRequestHandler):
             return self._answer(fault.at, [], b"<Error><Code>SlowDown</Code></Error>")
         if fault.how == "wrong upload":
             body = _turned(body, fault.at)
-        status, headers, answer = self._pass_on(body)
+        status, headers, answered = self._pass_on(body)
         if fault.how == "twice":
-            status, headers, answer = self._pass_on(body)
+            status, headers, answered = self._pass_on(body)
         if fault.how == "held":
             self.network.over.wait(HOP_S)
         if fault.how in ("lost", "held"):
@@ -106,12 +118,12 @@ class _Handler(BaseHTTPRequestHandler):
         if fault.how == "failed":
             return self._answer(500, [], b"<Error><Code>InternalError</Code></Error>")
         if fault.how == "wrong":
-            answer = _turned(answer, fault.at)
-        return self._answer(status, headers, answer, fault.at if fault.how == "cut" else None)
+            answered = _turned(answered, fault.at)
+        return self._answer(status, headers, answered, fault.at if fault.how == "cut" else None)
 
     do_GET = do_PUT = do_POST = do_DELETE = do_HEAD = _handle
 
-    def _pass_on(self, body: bytes) -> tuple[int, list[tuple[str, str]], bytes]:
+    def _pass_on(self, body: bytes) -> Answer:
         connection = http.client.HTTPConnection(self.network.host, timeout=HOP_S)
         try:
             # The host as the client named it: that is what it signed.

@@ -28,6 +28,7 @@ import obstore
 from obstore.exceptions import AlreadyExistsError, BaseError, UnknownConfigurationKeyError
 from obstore.store import from_url
 
+from vosfs.backends.archived import ArchivedObjects
 from vosfs.backends.sums import Damaged, Sums, blocks, checked, verify
 from vosfs.backends.uploads import Key, Uploads
 from vosfs.config import StorageConfig, credentials
@@ -36,6 +37,7 @@ from vosfs.errors import (
     DataCorrupt,
     DuplicateNode,
     InternalFault,
+    NotOnline,
     QuietError,
     ServiceUnavailable,
     StorageFull,
@@ -96,6 +98,8 @@ def _failure(exc: Exception, what: str) -> VOSpaceError:
         return ServiceUnavailable(f"{what}: the bucket is not there ({code})")
     if isinstance(exc, FileNotFoundError) or status == 404:
         return BlobMissing(f"{what} is missing")
+    if code == "InvalidObjectState":
+        return NotOnline(f"{what} is in an archive class of the object store, which [storage] restore_days is for")
     if status == 416:
         return DataCorrupt(f"{what} is shorter than it should be")
     if status in (401, 403):
@@ -421,9 +425,13 @@ class ObjectsBackend:
     def sync(self, locators: Iterable[str]) -> None:
         pass
 
-    def remove(self, locator: str) -> None:
+    def keys(self, locator: str) -> list[str]:
+        """The keys of a blob's objects."""
         key = self._key(locator)
-        keys = [key, key + ".sums"] if key.endswith("m") else [key]
+        return [key, key + ".sums"] if key.endswith("m") else [key]
+
+    def remove(self, locator: str) -> None:
+        keys = self.keys(locator)
         with self._guard:
             self._kept.pop(locator, None)
         for name in keys:
@@ -457,6 +465,12 @@ class ObjectsBackend:
     def space(self) -> tuple[int, int]:
         return 0, 0
 
+    def archived(self, days: int) -> ArchivedObjects:
+        """The same, when objects may have to be restored, for so many days, before they can be read."""
+        if self._uploads is None:
+            raise QuietError(f"{self._url}: [storage] restore_days is for s3:// with an access key")
+        return ArchivedObjects(self, self._uploads, days)
+
     def close(self) -> None:
         """Nothing is held."""
 
@@ -466,7 +480,13 @@ class ObjectsBackend:
 SCHEMES = ("s3", "az", "gs")
 
 
-def connect(storage: StorageConfig, base: Path, deadline_s: float = DEADLINE_S) -> ObjectsBackend:
+def connect(storage: StorageConfig, base: Path, deadline_s: float = DEADLINE_S) -> ObjectsBackend | ArchivedObjects:
+    """The backend of a configuration, with what brings objects back from archive classes if that is wanted."""
+    objects = opened(storage, base, deadline_s)
+    return objects if not storage.restore_days else objects.archived(storage.restore_days)
+
+
+def opened(storage: StorageConfig, base: Path, deadline_s: float = DEADLINE_S) -> ObjectsBackend:
     """The backend that a configuration names.  QuietError for what cannot be meant; nothing is asked of the network."""
     url = urlsplit(storage.objects)
     if url.scheme not in SCHEMES or not url.netloc or url.query or "@" in url.netloc:

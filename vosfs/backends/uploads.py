@@ -1,4 +1,4 @@
-"""Multipart uploads that nobody finished: listed and dropped on S3, which obstore has no call for.
+"""The requests to S3 that obstore has no call for: multipart uploads that nobody finished are listed and dropped.
 
 The parts of an upload whose writer died show in no listing of objects and are paid for until somebody ends it.  On
 Azure and GCS the service itself drops them after a week.
@@ -24,7 +24,6 @@ PAGE_BYTES_MAX = 4 << 20
 """An upload takes some 500."""
 OURS = re.compile(r"[0-9a-f]{32}m")
 """Keys, below the prefix, of uploads that may be dropped: a bucket may hold other things."""
-_EMPTY = hashlib.sha256(b"").hexdigest()
 
 
 class Key(NamedTuple):
@@ -39,18 +38,19 @@ class Key(NamedTuple):
 
 
 def signed(
-    method: str, url: str, query: dict[str, str], key: Key, region: str, now: float
+    method: str, url: str, query: dict[str, str], key: Key, region: str, now: float, body: bytes = b""
 ) -> tuple[str, dict[str, str]]:
-    """Target and headers of a request without a body, signed as AWS has it (Signature Version 4)."""
+    """Target and headers of a request, signed as AWS has it (Signature Version 4)."""
     parts = urlsplit(url)
     stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime(now))
     path, text = quote(parts.path or "/", safe="/~"), urlencode(sorted(query.items()), quote_via=quote, safe="~")
-    headers = {"host": parts.netloc, "x-amz-content-sha256": _EMPTY, "x-amz-date": stamp}
+    digest = hashlib.sha256(body).hexdigest()
+    headers = {"host": parts.netloc, "x-amz-content-sha256": digest, "x-amz-date": stamp}
     if key.token:
         headers["x-amz-security-token"] = key.token
     names = ";".join(sorted(headers))
     lines = "".join(f"{name}:{headers[name]}\n" for name in sorted(headers))
-    request = "\n".join((method, path, text, lines, names, _EMPTY))
+    request = "\n".join((method, path, text, lines, names, digest))
     scope = f"{stamp[:8]}/{region}/s3/aws4_request"
     to_sign = "\n".join(("AWS4-HMAC-SHA256", stamp, scope, hashlib.sha256(request.encode()).hexdigest()))
     secret = b"AWS4" + key.secret.encode()
@@ -81,10 +81,27 @@ class Uploads:
                 self._context.load_verify_locations(authority)
 
     def request(self, method: str, key: str = "", query: dict[str, str] | None = None) -> bytes:
-        """One request without a body.  ServiceUnavailable, TimedOut, ProtocolError."""
+        """One request about uploads.  ServiceUnavailable, TimedOut, ProtocolError."""
+        status, _, body = self._exchange(method, key, query or {}, b"")
+        if status not in (200, 204, 404):
+            raise ServiceUnavailable(f"unfinished uploads: the service answers {status}")
+        return body
+
+    def exchange(
+        self, method: str, key: str, query: dict[str, str] | None = None, body: bytes = b""
+    ) -> tuple[int, http.client.HTTPMessage, bytes]:
+        """One request about an object below the prefix: status, headers and body of the answer.
+
+        ServiceUnavailable, TimedOut, ProtocolError.
+        """
+        return self._exchange(method, self._prefix + key, query or {}, body)
+
+    def _exchange(
+        self, method: str, key: str, query: dict[str, str], sent: bytes
+    ) -> tuple[int, http.client.HTTPMessage, bytes]:
         url = urlsplit(self._url)
         target, headers = signed(
-            method, self._url + ("/" + key if key else ""), query or {}, self._key, self._region, time.time()
+            method, self._url + ("/" + key if key else ""), query, self._key, self._region, time.time(), sent
         )
         connection: http.client.HTTPConnection
         if url.scheme == "https":
@@ -95,15 +112,12 @@ class Uploads:
             TimeoutError: TimedOut, OSError: ServiceUnavailable, http.client.HTTPException: ProtocolError,
         }  # fmt: skip
         try:
-            with mapped(errors, "unfinished uploads"):
-                connection.request(method, target, headers=headers)
+            with mapped(errors, "the object store"):
+                connection.request(method, target, sent or None, headers)
                 answer = connection.getresponse()
-                body = answer.read(PAGE_BYTES_MAX)
+                return answer.status, answer.headers, answer.read(PAGE_BYTES_MAX)
         finally:
             connection.close()
-        if answer.status not in (200, 204, 404):
-            raise ServiceUnavailable(f"unfinished uploads: the service answers {answer.status}")
-        return body
 
     def unfinished(self, name: str = "") -> Iterator[tuple[str, str, int]]:
         """(key, upload, when it began) of each whose key begins with ``name``, below the prefix."""
