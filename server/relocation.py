@@ -31,7 +31,7 @@ from vosfs.errors import (
 )
 from vosfs.metadata import content
 from vosfs.metadata import xml as documents
-from vosfs.metadata.node import DATA, IMMUTABLE, Attributes, Blob, Node, parts
+from vosfs.metadata.node import CONTAINER, DATA, IMMUTABLE, Attributes, Blob, Node, parts
 from vosfs.metadata.store import WRITE, Anyone, Store
 
 ROUNDS_MAX = 5
@@ -71,10 +71,11 @@ class Mover:
     async def tree(self, top: Node, subject: Subject) -> None:
         """Move a node and all below it that the subject may write; what has to come from a slow storage last."""
         await self._node(top, subject)
-        async for _, node in below(self._store, top, subject, self._left_out):
-            await self._node(node, subject)
-            if len(self._awaited) >= AWAITED_MAX:
-                await self._arrivals(subject)
+        if top.kind == CONTAINER:
+            async for _, node in below(self._store, top, subject, self._left_out):
+                await self._node(node, subject)
+                if len(self._awaited) >= AWAITED_MAX:
+                    await self._arrivals(subject)
         await self._arrivals(subject)
         await self._store.sync()
 

@@ -446,8 +446,9 @@ class FileSystem:
     async def _read(self, handle: FileHandle, start: int, stop: int) -> Buffer:
         try:
             return await handle.file.read(start, stop)
-        except Stale:
-            # A lease ended, after a long suspension say: ask for the content again, once.
+        except (Stale, NotOnline):
+            # A lease ended, after a long suspension say, or the bytes were moved to a faster storage and nobody was told:
+            # ask for the content again, once.
             file = handle.file
             found = await self.tree.open(file.node.id)
             if file.changed or found.node.version != file.node.version:

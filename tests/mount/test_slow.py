@@ -17,7 +17,7 @@ import pytest
 
 from tests.clients.support import start_configured
 from tests.conftest import BIN, Daemon, eventually
-from tests.server.support import create, store
+from tests.server.support import create, store, vosfsd
 from tests.services.hsm import Robot
 from vosfs.metadata.node import STORAGE
 
@@ -136,6 +136,27 @@ def test_a_file_that_goes_to_tape_while_it_is_open(
         assert status(point)["staging"] == 1
     eventually("it is here", lambda: os.getxattr(point / "t/big", "user.vosfs.locality") == b"ONLINE")
     assert os.pread(fd, 100, 30 << 20) == big[30 << 20 :][:100]
+    os.close(fd)
+
+
+def test_a_file_that_is_open_while_it_is_moved_from_tape(
+    space: Daemon, make_mount: Callable[..., Path], robot: Robot, contents: dict[str, bytes]
+) -> None:
+    """Its old bytes go back to tape before the collector has them; nobody waits for those."""
+    point = make_mount(space)
+    big = secrets.token_bytes(40 << 20)
+    store(space, "/t/big", big)
+    (blob,) = [
+        path for path in (space.directory / TAPE / "blobs").rglob("*") if path.is_file() and path.stat().st_blocks
+    ]
+    fd = os.open(point / "t/big", os.O_RDONLY)
+    assert os.pread(fd, 100, 0) == big[:100]
+    done = vosfsd("move-storage", "--config", space.directory / "vosfsd.toml", "/t/big", "default")
+    assert done.returncode == 0, done.stderr
+    robot.move(blob)
+    with robot.busy():
+        assert os.pread(fd, 100, 30 << 20) == big[30 << 20 :][:100]
+        assert (point / "t/big").read_bytes() == big
     os.close(fd)
 
 

@@ -11,10 +11,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from urllib.parse import urlencode
 
+import msgspec
 import pytest
+import trio
 
+from server import daemon as composition
+from server.jobs import state_of
 from tests.clients.support import start_configured
-from tests.conftest import Daemon, eventually
+from tests.conftest import BIN, Daemon, eventually
 from tests.server.support import (
     ROOT,
     ask,
@@ -43,6 +47,7 @@ from tests.vospace.support import (
     tar_bytes,
     transfer,
 )
+from vosfs import config
 from vosfs.metadata import messages as m
 from vosfs.metadata.node import LOCALITY, ROOT_ID, STAGE, STORAGE
 
@@ -92,6 +97,15 @@ def is_away(answer: tuple[int, dict[str, str], bytes]) -> bool:
 
 def comes(space: Daemon, path: str) -> None:
     eventually(f"{path} is here", lambda: locality(space, path) == "ONLINE")
+
+
+def restart(space: Daemon) -> None:
+    """Start a daemon again that has ended."""
+    command = [BIN / "vosfsd", "--config", space.directory / "vosfsd.toml"]
+    with open(space.directory.parent / f"{space.directory.name}.log", "a") as log:
+        space.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True)
+    assert space.process.stdout is not None
+    assert space.process.stdout.readline().startswith("READY ")
 
 
 def test_content_on_tape_is_asked_for_once_and_then_read(space: Daemon, robot: Robot, data: bytes) -> None:
@@ -267,16 +281,8 @@ def test_a_pull_waits_over_a_restart(space: Daemon, robot: Robot, data: bytes) -
     to_tape(space, robot)
     with robot.busy():
         job = new_job(space, transfer(ROOT + "/t/f", PULL, ["httpget"])).run().reaches("QUEUED")
-        space.process.kill()
-        space.process.wait()
-        process = subprocess.Popen(
-            [Path(sys.executable).parent / "vosfsd", "--config", space.directory / "vosfsd.toml"],
-            stdout=subprocess.PIPE, text=True,
-        )  # fmt: skip
-        assert space.process.stdout is not None and process.stdout is not None
-        space.process.stdout.close()
-        space.process = process
-        assert process.stdout.readline().startswith("READY ")
+        space.stop(signal.SIGKILL)
+        restart(space)
         assert job.phase() == "QUEUED"
         eventually("it is asked for again", lambda: len(robot.asked()) == 2)
     assert job.completed() and space.request("GET", job.endpoint(), auth=False)[2] == data
@@ -294,6 +300,36 @@ def test_a_push_to_a_third_party_waits(space: Daemon, robot: Robot, data: bytes)
         assert party.files["/there"] == data
     finally:
         party.close()
+
+
+async def _long_ago(file: Path, id: str) -> None:
+    """A job has waited since 1970."""
+    with composition.opened(config.load(file)) as (nodes, _):
+        job = await nodes.job(id)
+        assert job is not None and job.phase == "QUEUED"
+        state = state_of(job)
+        assert state.staging_ns
+        state.staging_ns = 1
+        document = msgspec.json.encode(state).decode()
+        assert await nodes.change_job(msgspec.structs.replace(job, document=document), ("QUEUED",))
+
+
+def test_a_pull_does_not_wait_for_ever(space: Daemon, robot: Robot, data: bytes) -> None:
+    to_tape(space, robot)
+    with robot.busy():
+        job = new_job(space, transfer(ROOT + "/t/f", PULL, ["httpget"])).run().reaches("QUEUED")
+        eventually("it is asked for", lambda: len(robot.asked()) == 1)
+        space.stop(signal.SIGKILL)
+        trio.run(_long_ago, space.directory / "vosfsd.toml", job.url.rpartition("/")[2])
+        restart(space)
+        assert "did not come from their slow storage in 96 h" in job.failed("NotOnline")
+
+
+def test_where_a_missing_blob_is(space: Daemon, robot: Robot, data: bytes) -> None:
+    (file,) = to_tape(space, robot)
+    file.unlink()
+    assert locality(space, "/t/f") == "UNAVAILABLE"
+    assert is_fault(space.request("GET", "/files/t/f"), 500, "InternalFault")
 
 
 # -- audits ----------------------------------------------------------------------------------------------------------

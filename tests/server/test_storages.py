@@ -227,6 +227,12 @@ def test_a_tree_is_moved(space: Daemon, tree: dict[str, bytes], by: str) -> None
         assert fetch(space, path) == data
 
 
+def test_a_single_file_is_moved(space: Daemon, tree: dict[str, bytes]) -> None:
+    assert moved(space, "/t/sub/b", "fast").completed().results()["successcount"] == "final:1"
+    assert counts(space) == (2, 1, 0) and fetch(space, "/t/sub/b") == tree["/t/sub/b"]
+    assert STORAGE not in node(space, "/t/sub").properties
+
+
 def test_who_may_not_move_what(space: Daemon, tree: dict[str, bytes]) -> None:
     vosfsd("user", *config_of(space), "alice", "--no-password")
     token = space.directory / "alice.token"

@@ -2,6 +2,8 @@
 
 import hashlib
 
+import pytest
+
 from server import digests
 from tests.store.conftest import AnyStore
 from vosfs.backends.memory import MemoryBackend
@@ -37,3 +39,24 @@ async def test_a_digest_of_older_bytes_is_dropped(store: AnyStore) -> None:
     await store.commit(file.id, None, 1, [Extent(0, 1, data=b"b")], [])
     await store.put_digest(file.id, first.node.version, "0" * 32)
     assert (await store.get(file.id)).md5 == ""
+
+
+async def test_what_cannot_be_read_does_not_keep_the_others_waiting(
+    store: AnyStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The longest come first, and may be on tape, a batch of them."""
+    backend = MemoryBackend()
+    monkeypatch.setattr(digests, "BATCH", 2)
+    for number in range(3):
+        node = await store.create(ROOT_ID, b"away%d" % number, NewNode(DATA))
+        blob = Blob(f"{number:032x}", 1000, 0)
+        await store.commit(node.id, 1, 1000, [Extent(0, 1000, blob.locator)], [blob])
+    writer = backend.create()
+    writer.write(b"here")
+    blob = writer.finish(True)
+    node = await store.create(ROOT_ID, b"here", NewNode(DATA))
+    await store.commit(node.id, 1, 4, [Extent(0, 4, blob.locator)], [blob])
+    away: set[int] = set()
+    done = [await digests.fill(store, backend, -1, away) for _ in range(3)]
+    assert done == [0, 1, 0] and len(away) == 3
+    assert (await store.get(node.id)).md5

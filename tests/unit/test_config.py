@@ -48,6 +48,20 @@ def test_every_key_is_read(tmp_path: Path) -> None:
     assert (found.storage.objects, found.storage.endpoint, found.storage.region) == ("s3://b/p", "https://h", "r")
 
 
+def test_what_brings_bytes_back(tmp_path: Path) -> None:
+    text = """
+    [storage]
+    objects = "s3://b/p"
+    restore_days = 3
+    [storages.tape]
+    directory = "tape"
+    stage_command = ["recall", "--file={path}"]
+    """
+    found = load(write(tmp_path, text))
+    assert found.storage.restore_days == 3 and found.storage.stage_command == ()
+    assert found.storages["tape"].stage_command == ("recall", "--file={path}")
+
+
 @pytest.mark.parametrize(
     ("text", "says"),
     [
@@ -84,6 +98,12 @@ def test_every_key_is_read(tmp_path: Path) -> None:
         ("[storage]\nendpoint = 'https://h'", "set [storage] objects"),
         ("[storage]\ncredentials_file = 'f'", "set [storage] objects"),
         ("[storage]\nobjects = 's3://b/p'\nendpoint = 'h:9000'", "not an http or https URL"),
+        ("[storage]\nstage_command = 'recall {path}'", "is not a list of strings"),
+        ("[storage]\nstage_command = ['recall', 1]", "is not a list of strings"),
+        ("[storage]\nstage_command = ['recall']", "no argument has {path}"),
+        ("[storages.a]\nobjects = 's3://b/p'\nstage_command = ['recall', '{path}']", "files in a directory"),
+        ("[storage]\nrestore_days = 3", "set [storage] objects"),
+        ("[storage]\nobjects = 's3://b/p'\nrestore_days = -1", "no number of days"),
         ("[config]\nbase = 'x'", "config"),
         ("base = 'x'", "base"),
         ("[server\n", "vosfs.toml"),

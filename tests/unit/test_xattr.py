@@ -58,6 +58,8 @@ def test_plain_text_stays_plain() -> None:
     [
         ("user.vosfs.title", CORE + "title"),
         ("user.vosfs.ivo://a.b/c#d", "ivo://a.b/c#d"),
+        ("user.vosfs.locality", "ivo://vosfs/core#locality"),
+        ("user.vosfs.stage", "ivo://vosfs/core#stage"),
         ("user.comment", "urn:x-xattr:comment"),
         ("user.a b", "urn:x-xattr:a%20b"),
         ("user.mime_type", "urn:x-xattr:mime_type"),
