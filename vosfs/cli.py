@@ -284,7 +284,7 @@ def _show(point: str, status: dict[str, object]) -> None:
     print(
         f"  cache    {mib('cache_bytes')} of blocks, {mib('scratch_bytes')} of files being written, in {status['cache_dir']}"
     )
-    if status["staging"]:
+    if status.get("staging"):
         print(
             f"  staging  {status['staging']} files are on their way from a slow storage: opening them says EAGAIN till then"
         )

@@ -1,5 +1,6 @@
 """What the documents tell people to type works as written."""
 
+import itertools
 import re
 import subprocess
 from collections.abc import Callable
@@ -48,6 +49,16 @@ def test_the_configuration_example_is_valid(tmp_path: Path) -> None:
     file.write_text("\n".join(line[3:] for line in text.splitlines()))
     loaded = config.load(file)
     assert loaded.base_url == "https://vospace.example.org/vos" and loaded.space.owner == "alice"
+
+
+def test_all_examples_of_storages_are_valid(tmp_path: Path) -> None:
+    blocks = (ROOT / "docs/operations.rst").read_text().split(".. code-block:: toml\n")[1:]
+    file = tmp_path / "vosfsd.toml"
+    for block in blocks:
+        lines = itertools.takewhile(lambda line: line.startswith("   ") or not line, block.splitlines())
+        file.write_text("\n".join(line[3:] for line in lines))
+        assert config.load(file) != config.Config(base=tmp_path.resolve())
+    assert len(blocks) >= 5
 
 
 def test_the_commands_for_users_work(daemon: Daemon, tmp_path: Path, make_mount: Callable[..., Path]) -> None:
