@@ -128,7 +128,7 @@ class Gateway:
         return m.Greeting(
             subject.user, self._service.data_url, await self._store.cursor(),
             content.CARRIED_BYTES_MAX if self._service.keeps_bytes else content.INLINE_BYTES_MAX, time.time_ns(),
-            self._service.backend.slow,
+            self._service.keeps_bytes and self._service.backend.slow,
         )  # fmt: skip
 
     async def _delegate(self, r: m.Delegate, subject: Subject, caller: Anyone) -> bool:

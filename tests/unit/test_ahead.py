@@ -29,7 +29,7 @@ from vosfs.metadata import messages as m
 from vosfs.metadata.ahead import AheadTree
 from vosfs.metadata.gateway import GatewayTree
 from vosfs.metadata.memory import MemoryStore
-from vosfs.metadata.node import DATA, ROOT_ID, Attributes, Change, Cursor, Extent, NewNode
+from vosfs.metadata.node import DATA, ROOT_ID, Attributes, Change, Cursor, Extent, NewNode, Node
 from vosfs.metadata.store import CHANGES_MAX, Anyone
 
 ME = "me"
@@ -52,6 +52,9 @@ class Service:
     async def caller(self, request: Any) -> tuple[Subject, Anyone]:
         subject = Subject(ME)
         return subject, Anyone("mount", subject.permit)
+
+    async def locality(self, node: Node) -> dict[str, str]:
+        return {}
 
 
 class Message:
