@@ -655,6 +655,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--every", type=float, default=5.0, help="seconds between cuts (default %(default)s)")
     parser.add_argument("--processes", type=int, default=4, help="of --setting trees (default %(default)s)")
     parser.add_argument("--dir", type=Path, default=None, help="where to work; needs about 10 GiB")
+    parser.add_argument("--standard", action="store_true", help="mount with VOSpace's own calls alone (-o plain)")
     parser.add_argument("--local", action="store_true", help="no mount: exercise the local file system, to compare")
     parser.add_argument("--spoil", action="store_true", help="change a local file in secret: the run must find it")
     parser.add_argument("--quiet", action="store_true", help="no progress")
@@ -695,6 +696,8 @@ def main() -> None:
         setting = replace(setting, fill_bytes=args.mib * MIB)
     if setting.cut_every_s:
         setting = replace(setting, cut_every_s=args.every)
+    if args.standard:
+        setting = replace(setting, options=(*setting.options, "plain"))
     directory = Path(tempfile.mkdtemp(prefix="vosfs-fsx-", dir=args.dir))
     began = time.monotonic()
     try:

@@ -539,11 +539,16 @@ class CachedFile:
         """Save to a service that takes whole files only: bring what is missing here, then send all of it."""
         if self._scratch is None:
             self._scratch = self._table.new_scratch()
+        await self._check_base()
+        fetched = False
         while missing := [(a, b) for a, b, local in self._local.split(0, self.length) if not local]:
             start, stop = missing[0][0], min(missing[0][0] + WHOLE_STEP_BYTES, missing[0][1])
             # Again if it was cut meanwhile.
+            fetched = True
             await self._bring(start, stop)
         self._count()
+        if fetched:
+            await self._check_base()
         sent, pending = list(self._dirty), len(self._changes)
         length, self._resized = self.length, False
         for start, stop in sent:
@@ -568,6 +573,16 @@ class CachedFile:
         self.node = self._table.tree.remember(found.node)
         self._extents = found.extents
         self._change(*rest)
+
+    async def _check_base(self) -> None:
+        """Stale if somebody else was first; who comes between this look and the upload is not seen, and loses."""
+        try:
+            node = await self._table.tree.inner.get(self.node.id)
+        except NodeNotFound:
+            self.unlinked = True
+            raise Stale("the file was deleted elsewhere") from None
+        if node.version != self.node.version:
+            raise Stale(f"node {node.id} is at version {node.version}, not {self.node.version}")
 
     def leased(self) -> list[str]:
         """The leased names this content stands on."""
