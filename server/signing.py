@@ -17,9 +17,10 @@ ENDPOINT_S = 3600
 """Life of a transfer's end-point."""
 LEASE_S = 2 * 3600
 """Life of a signed blob name; a mount renews what it holds open every 20 minutes."""
-RECEIPT_S = LEASE_S
-"""From a blob's upload to the commit that uses it.  No longer than a lease: a blob is collected a lease after its last
-use, and a receipt must not outlive its blob."""
+RECEIPT_S = 7 * 86_400
+"""From a blob's upload to the commit that uses it: how long a file may be written before it is closed, and how long what a
+mount acknowledged may wait for a daemon that is away.  A blob that was committed and replaced since is collected sooner, but
+then nobody can commit it again: the version it was to follow is no longer the last."""
 
 
 class Endpoint(msgspec.Struct, array_like=True):

@@ -431,9 +431,12 @@ class FileSystem:
             # A lease ended, after a long suspension say: ask for the content again, once.
             file = handle.file
             found = await self.tree.open(file.node.id)
-            if file.changed or found.node.version != file.node.version:
+            if found.node.version != file.node.version:
                 raise
-            file.rebase(found)
+            if file.changed:
+                file.renew_leases(found)
+            else:
+                file.rebase(found)
             return await file.read(start, stop)
 
     def _read_ahead(self, handle: FileHandle, start: int, stop: int) -> None:

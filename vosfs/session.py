@@ -17,6 +17,7 @@ import trio
 if not hasattr(trio, "MultiError"):
     trio.MultiError = BaseExceptionGroup  # type: ignore[attr-defined]
 
+import anyio  # noqa: E402  (asks raises its errors)
 import asks  # noqa: E402  (after the alias)
 import asks.errors  # noqa: E402
 
@@ -67,6 +68,8 @@ class Session:
         self._token = token
         self.on_lost: Callable[[], None] = lambda: None
         """Told when the service does not answer."""
+        self._spoke = False
+        """Whether it ever answered."""
 
     def use_token(self, token: str) -> None:
         """Be whoever this names from now on."""
@@ -97,12 +100,17 @@ class Session:
             self.on_lost()
             raise TimedOut(f"{self.origin}: no answer within {self._deadline_s:.0f} s") from exc
         except asks.errors.BadHttpResponse as exc:
-            raise ProtocolError(f"{self.origin} does not speak HTTP: {exc}") from exc
-        except (OSError, asks.errors.AsksException) as exc:
+            if not self._spoke:
+                raise ProtocolError(f"{self.origin} does not speak HTTP: {exc}") from exc
+            # It does, but not now: its end of the connection was closed before the answer or in the middle of it.
+            self.on_lost()
+            raise ServiceUnavailable(f"{self.origin}: the connection broke") from exc
+        except (OSError, asks.errors.AsksException, anyio.BrokenResourceError) as exc:
             self.on_lost()
             cause = exc.__cause__ if isinstance(exc.__cause__, OSError) else exc
             reason = getattr(cause, "strerror", None) or str(cause) or type(cause).__name__
             raise ServiceUnavailable(f"{self.origin}: {reason}") from exc
+        self._spoke = True
         if len(answer.content) > ANSWER_BYTES_MAX:
             raise TooLarge("answer is too long")
         return Reply(answer.status_code, {k.lower(): v for k, v in answer.headers.items()}, answer.content)

@@ -18,7 +18,7 @@ from typing import Protocol
 import msgspec
 import trio
 
-from vosfs.backends.blobs import Blobs
+from vosfs.backends.blobs import Blobs, blob_of
 from vosfs.cache.blocks import BlockCache, Buffer, Fetch
 from vosfs.cache.kept import Kept
 from vosfs.cache.ranges import Ranges
@@ -110,6 +110,8 @@ class CachedFile:
         self._saving = False
         """Bytes are on their way, neither dirty nor in the space: a close that did not wait for them would not hear of their
         end, and a version from elsewhere must not take their place."""
+        self._in_doubt = False
+        """Whether a whole file was sent and no answer came: what is there now may be that."""
         self._upload_error: VOSpaceError | None = None
         """How the last early upload failed, for a save that was waiting for it."""
 
@@ -555,8 +557,10 @@ class CachedFile:
             self._dirty.remove(start, stop)
         fd = os.dup(self._scratch.descriptor())
         try:
+            self._in_doubt = True
             await replacer.replace(self.node.id, [(fd, 0, length)] if length else [])
             found = await self._table.tree.inner.open(self.node.id)
+            self._in_doubt = False
         except BaseException:
             self._resized = True
             for start, stop in sent:
@@ -576,6 +580,8 @@ class CachedFile:
 
     async def _check_base(self) -> None:
         """Stale if somebody else was first; who comes between this look and the upload is not seen, and loses."""
+        if self._in_doubt:
+            return
         try:
             node = await self._table.tree.inner.get(self.node.id)
         except NodeNotFound:
@@ -591,6 +597,11 @@ class CachedFile:
     def release_lease(self, fresh: dict[str, str]) -> None:
         """Put renewed names in place of old ones."""
         self._extents = [content.relocated(e, fresh.get(e.locator, e.locator)) for e in self._extents]
+
+    def renew_leases(self, found: Content) -> None:
+        """Read the same blobs by the names that the space gives them now."""
+        names = {blob_of(e.locator): e.locator for e in found.extents}
+        self._extents = [content.relocated(e, names.get(blob_of(e.locator), e.locator)) for e in self._extents]
 
     def close(self) -> None:
         """Free everything local, dirty or not."""
