@@ -136,9 +136,11 @@ class Wire:
                     near.close()
                     continue
                 pair = near, socket.create_connection(("127.0.0.1", target))
+                for sink in pair:
+                    # While nobody can have closed it.
+                    sink.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                 self._pairs.add(pair)
             for source, sink in (pair, pair[::-1]):
-                sink.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                 threading.Thread(target=self._pump, args=(pair, source, sink), daemon=True).start()
 
     def _pump(self, pair: tuple[socket.socket, socket.socket], source: socket.socket, sink: socket.socket) -> None:

@@ -53,6 +53,8 @@ BATCH_S = 0.02
 """How long a feed gathers changes before it looks."""
 MOMENT_NS_MAX = 120 * 10**9
 """How far a mount's clock may be ahead when it says when something happened."""
+_BEGAN_NS = time.time_ns() - time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+"""What the wall clock was ahead of the one that nobody sets when this process began."""
 _ASIDE = (m.Hello, m.Renew, m.Share, m.Delegate, m.GiveBack)
 """Requests that neither look at the tree nor change it."""
 
@@ -470,9 +472,13 @@ class Gateway:
 
 
 def _moment(at_ns: int) -> int:
-    """When a change was made: what its maker says, unless that is nothing or the future."""
-    now = time.time_ns()
-    return at_ns if 0 < at_ns < now + MOMENT_NS_MAX else now
+    """When a change was made: what its maker says, unless that is nothing or the future.
+
+    The future also by a clock that nobody sets: mounts go by the time that they were told when they came.  When the wall
+    clock was set back since, theirs is still the moment under which a change is looked for if it comes twice.
+    """
+    now, steady = time.time_ns(), time.clock_gettime_ns(time.CLOCK_BOOTTIME) + _BEGAN_NS
+    return at_ns if 0 < at_ns < max(now, steady) + MOMENT_NS_MAX else now
 
 
 def _name(name: bytes) -> bytes:

@@ -166,12 +166,12 @@ def _clear_dead(path: Path) -> None:
     """Take away what a mount that died left: its programs see ENOTCONN until another one is here, and no empty directory."""
     for _ in range(DEAD_MAX):
         try:
-            path.stat()
-        except OSError as exc:
-            if exc.errno != errno.ENOTCONN or not _mounted(path):
+            # What stat(2) says may be remembered by the kernel.
+            if not _mounted(path) or _status_of(str(path)):
                 return
-        else:
-            return
+        except OSError as exc:
+            if exc.errno != errno.ENOTCONN:
+                return
         # Lazily: a shell may still stand in it.
         lazy = ["umount", "-l", str(path)] if os.getuid() == 0 else ["fusermount3", "-u", "-z", "--", str(path)]
         done = subprocess.run(lazy, capture_output=True, text=True)

@@ -10,12 +10,18 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from tests import plain
 from tests.conftest import Daemon, Program, eventually, start_daemon, start_mount, unmount
-from tests.mount.test_delegation import EAGER, status
+from tests.mount.test_delegation import EAGER, VOSFSD, refused, status
+from tests.server.support import ask
 from tests.services.clock import Clock, built
+from vosfs.client import HttpClient
+from vosfs.metadata import messages as m
+from vosfs.metadata.gateway import GatewayTree
+from vosfs.metadata.node import DATA, ROOT_ID, Extent, NewNode
 
 MIB = 1 << 20
 HOUR_S, DAY_S = 3600, 86_400
@@ -158,3 +164,33 @@ def test_times_are_those_of_the_host_as_on_a_local_disk(bed: Bed, by: int) -> No
     os.utime(here / "after", ns=(1, 2_000_000_000))
     assert plain.on() or os.stat(here / "after").st_mtime_ns == 2_000_000_000
     agree(bed, "after", b"x")
+
+
+@pytest.mark.needs_gateway("no delegation")
+@pytest.mark.parametrize("by", JUMPS)
+async def test_what_comes_twice_is_known_again(tmp_path: Path, library: Path, by: int) -> None:
+    """The daemon's clock jumps after a mount was told the time; a file is saved twice by way of another name, and all of
+    that comes again when what the second save replaced was purged."""
+    clock = Clock(library, tmp_path / "clock")
+    daemon = start_daemon(tmp_path / "space", program=clock.program(*VOSFSD))
+    client = HttpClient(daemon.url)
+    tree = GatewayTree(client, daemon.url.removeprefix(client.origin) + "/gateway", daemon.token)
+    try:
+        now_ns = (await tree.hello()).now_ns
+        clock.jump(by)
+        requests: list[m.Mutation] = []
+        for number, (id, data) in enumerate(((1001, b"first"), (1002, b"second"))):
+            at_ns = now_ns + 10 * number
+            requests += [
+                m.Create(ROOT_ID, b"aside", NewNode(DATA), id, at_ns),
+                m.Commit(id, 1, len(data), [Extent(0, len(data), data=data)], at_ns, False, at_ns + 1),
+                m.Rename(ROOT_ID, b"aside", ROOT_ID, b"f", "", id, at_ns + 2),
+            ]
+        records = [msgspec.msgpack.encode(request) for request in requests]
+        assert await tree.behind.replay(records, refused) == 0
+        eventually("the first is purged", lambda: getattr(ask(daemon, m.Get(1001)), "error", "") == "NodeNotFound")
+        assert await tree.behind.replay(records, refused) == 0
+        assert daemon.request("GET", "/files/f")[2] == b"second"
+    finally:
+        client.close()
+        daemon.stop()

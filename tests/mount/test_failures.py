@@ -197,6 +197,31 @@ def test_a_killed_mount_is_cleared_and_mounted_again(daemon: Daemon, make_mount:
     assert (make_mount(daemon) / "f").read_bytes() == b"saved"
 
 
+def test_a_killed_mount_is_replaced_by_the_next(daemon: Daemon, make_mount: Callable[..., Path]) -> None:
+    point = make_mount(daemon)
+    (point / "f").write_bytes(b"saved")
+    standing = subprocess.Popen(["sleep", "60"], cwd=point)
+    try:
+        for _ in range(2):
+            os.kill(json.loads(os.getxattr(point, "user.vosfs.status"))["pid"], signal.SIGKILL)
+            # Until there is another one: an empty directory could be taken for an empty space.
+            eventually("the mount is dead", lambda: _errno_of(point) == errno.ENOTCONN)
+            assert (make_mount(daemon) / "f").read_bytes() == b"saved"
+    finally:
+        standing.kill()
+        standing.wait()
+    unmount(point)
+    assert os.listdir(point) == [] and not os.path.ismount(point)
+
+
+def test_what_is_mounted_and_alive_is_left_alone(daemon: Daemon, make_mount: Callable[..., Path]) -> None:
+    point = make_mount(daemon)
+    command = [BIN / "vosfs", "mount", daemon.url, point, "--token-file", daemon.token_file]
+    done = subprocess.run([*command, "--cache-dir", point.parent / "other"], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1 and "is mounted already" in done.stderr
+    (point / "f").write_bytes(b"works")
+
+
 def test_umount_waits_for_open_files_and_status_tells(mount: Path) -> None:
     with open(mount / "f", "wb") as stream:
         stream.write(b"x")

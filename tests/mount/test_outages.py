@@ -14,6 +14,7 @@ import pytest
 from tests import plain
 from tests.conftest import BIN, Daemon, eventually, start_daemon, unmount
 from tests.mount.test_delegation import status
+from vosfs.cache.kept import Kept
 
 MIB = 1 << 20
 root_only = pytest.mark.skipif(os.getuid() != 0, reason="mounts a small disk")
@@ -176,5 +177,6 @@ def test_a_full_cache_disk_is_told_and_reads_go_on(daemon: Daemon, small_disk: P
         (point / "g").write_bytes(b"fits")
         assert (point / "g").read_bytes() == b"fits"
         assert (point / "big").read_bytes() == data
+        assert Kept(small_disk / "cache/kept").strays() == []
     finally:
         unmount(point)

@@ -543,6 +543,7 @@ class CachedFile:
             self._scratch = self._table.new_scratch()
         await self._check_base()
         fetched = False
+        self._fill_holes()
         while missing := [(a, b) for a, b, local in self._local.split(0, self.length) if not local]:
             start, stop = missing[0][0], min(missing[0][0] + WHOLE_STEP_BYTES, missing[0][1])
             # Again if it was cut meanwhile.
@@ -577,6 +578,16 @@ class CachedFile:
         self.node = self._table.tree.remember(found.node)
         self._extents = found.extents
         self._change(*rest)
+
+    def _fill_holes(self) -> None:
+        """Have the zeros of holes in scratch, where they take no room: a sparse file may be longer than the disk."""
+        assert self._scratch is not None
+        for low, high, local in self._local.split(0, self.length):
+            for piece in content.slices(self._extents, low, high) if not local else ():
+                if not piece.locator and not piece.data:
+                    self._scratch.punch(piece.start, piece.stop)
+                    self._local.add(piece.start, piece.stop)
+        self._scratch.reach(self.length)
 
     async def _check_base(self) -> None:
         """Stale if somebody else was first; who comes between this look and the upload is not seen, and loses."""
