@@ -142,7 +142,9 @@ async def run(options: Options, report: Callable[[str], None]) -> None:
                 else:
                     nursery.start_soon(watch, sessions[0], cached)
                 if options.token_file is not None:
-                    holders = (tree, blobs) if isinstance(blobs, GatewayBlobs) else (sessions[0],)
+                    holders: list[Authenticated] = [sessions[0]]
+                    if isinstance(tree, GatewayTree) and isinstance(blobs, GatewayBlobs):
+                        holders = [tree, blobs]
                     nursery.start_soon(_renew_token, options.token_file, holders)
                 nursery.start_soon(_announce, options, mounted, report)
                 await mounted.serve()
