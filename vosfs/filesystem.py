@@ -478,9 +478,10 @@ class FileSystem:
         """
         file = await self._changing(number, stop)
         if stop > file.length:
-            free_bytes = (await self.usage()).free_bytes
-            if stop - file.length > free_bytes:
-                raise StorageFull(f"{stop - file.length} bytes more, and {free_bytes} are free")
+            usage = await self.usage()
+            # Of no size at all is what nobody knows the size of: an object store, a service that does not tell.
+            if usage.total_bytes and stop - file.length > usage.free_bytes:
+                raise StorageFull(f"{stop - file.length} bytes more, and {usage.free_bytes} are free")
             if not keep_size and stop > file.length:
                 file.truncate(stop)
 

@@ -111,3 +111,13 @@ def test_a_property_is_no_change_of_the_bytes(plain: tuple[Daemon, Path]) -> Non
         os.setxattr(point / "f", "user.vosfs.title", b"A title")
         stream.write(b"new")
     assert daemon.request("GET", "/files/f")[2] == b"new"
+
+
+def test_space_is_reserved_though_nobody_knows_how_much_there_is(plain: tuple[Daemon, Path]) -> None:
+    daemon, point = plain
+    with open(point / "f", "wb") as stream:
+        stream.write(b"begun")
+        stream.flush()
+        os.posix_fallocate(stream.fileno(), 0, 1_000_000)
+    assert os.statvfs(point).f_blocks == 0
+    assert daemon.request("GET", "/files/f")[2] == b"begun".ljust(1_000_000, b"\0")
