@@ -48,6 +48,8 @@ PREFETCHES_MAX = 4
 LISTINGS_MAX = 12
 """Containers listed ahead at once: fewer than the client has connections, so that nobody who waits finds none."""
 
+TIME_NS_MAX = (1 << 63) - 1
+"""Times are kept as 64 bits."""
 GONE_MAX = 1_000
 """Nodes without a name whose attributes are kept."""
 SHARED_BYTES_MIN = 1 << 20
@@ -277,6 +279,10 @@ class FileSystem:
     ) -> Node:
         """chmod(2), chown(2), utimensat(2), truncate(2) in one."""
         self._writable()
+        for at_ns in (change.atime_ns, change.mtime_ns):
+            # Also of a file whose times only go out with its bytes: they could not go any more.
+            if at_ns is not None and not -TIME_NS_MAX <= at_ns <= TIME_NS_MAX:
+                raise InvalidArgument("a time before 1678 or after 2262")
         if length is not None:
             await self._truncate(id, length, change)
         # Nothing at all: only chown(2) of neither owner nor group comes so, and it clears the bits as well.

@@ -249,6 +249,16 @@ def test_attributes_set_before_the_close_are_those_after_it(daemon: Daemon, make
     assert (times(found), stat.S_IMODE(found.st_mode), found.st_size) == ((1, 2), 0o4640, 3)
 
 
+def test_a_time_that_cannot_be_kept_is_refused_and_costs_no_bytes(daemon: Daemon, mount: Path) -> None:
+    with open(mount / "f", "wb", buffering=0) as stream:
+        stream.write(b"abc")
+        for seconds in (1 << 40, -(1 << 40)):
+            with pytest.raises(OSError) as caught:
+                os.utime(mount / "f", (seconds, seconds))
+            assert caught.value.errno == errno.EINVAL
+    assert daemon.request("GET", "/files/f")[2] == b"abc"
+
+
 @pytest.mark.needs_gateway("mode, owner and times are not kept")
 def test_one_time_alone_can_be_set_while_bytes_are_unsaved(mount: Path) -> None:
     with open(mount / "f", "w+b", buffering=0) as stream:
