@@ -273,7 +273,9 @@ def start_mount(
     daemon: Daemon, point: Path, cache: Path, *options: str, program: Program = (BIN / "vosfs",)
 ) -> None:  # fmt: skip
     """Mount a daemon's space, which must work."""
-    point.mkdir(exist_ok=True)
+    # Not exist_ok, which asks what is there: a mount that died says nothing of itself.
+    with contextlib.suppress(FileExistsError):
+        point.mkdir()
     command = [*program, "mount", daemon.url, point, "--token-file", daemon.token_file, "--cache-dir", cache]
     command += [part for option in options for part in ("-o", option)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=START_S + 60)
