@@ -401,6 +401,7 @@ def fallocate(fd: int, mode: int, start: int, length: int) -> int:
     return ctypes.get_errno() if _fallocate(fd, mode, start, length) else 0
 
 
+@pytest.mark.needs_gateway("holes are not kept")
 def test_holes_are_made_and_found(daemon: Daemon, make_mount: Callable[..., Path]) -> None:
     first = make_mount(daemon)
     data = bytearray(os.urandom(1_000_000))
@@ -440,6 +441,7 @@ def test_holes_are_made_and_found(daemon: Daemon, make_mount: Callable[..., Path
         assert caught.value.errno == errno.ENXIO
 
 
+@pytest.mark.needs_gateway("no size is told")
 def test_space_is_reserved_where_there_is_some(mount: Path) -> None:
     with open(mount / "file", "w+b") as file:
         fd = file.fileno()
@@ -454,6 +456,7 @@ def test_space_is_reserved_where_there_is_some(mount: Path) -> None:
         assert os.fstat(fd).st_size == 10_002
 
 
+@pytest.mark.needs_gateway("a save is of the whole file")
 @pytest.mark.directory
 def test_a_copy_in_the_space_moves_no_bytes(daemon: Daemon, make_mount: Callable[..., Path]) -> None:
     first = make_mount(daemon)
@@ -485,6 +488,7 @@ def test_a_copy_in_the_space_moves_no_bytes(daemon: Daemon, make_mount: Callable
     assert (make_mount(daemon) / "to").read_bytes() == target
 
 
+@pytest.mark.needs_gateway("mode, owner and times are not kept")
 @root_only
 def test_space_reserved_by_another_takes_the_set_id_bits(shared: Path) -> None:
     (shared / "tool").write_bytes(b"x" * 5000)
@@ -496,6 +500,7 @@ def test_space_reserved_by_another_takes_the_set_id_bits(shared: Path) -> None:
 # -- listings, which the kernel keeps -------------------------------------------------------------------------------------
 
 
+@pytest.mark.needs_gateway("mode, owner and times are not kept")
 def test_a_listing_that_the_kernel_keeps_shows_what_others_do(daemon: Daemon, make_mount: Callable[..., Path]) -> None:
     here, there = make_mount(daemon, "here"), make_mount(daemon, "there")
     (here / "box").mkdir()
