@@ -17,6 +17,7 @@ import trio
 from server.access import Subject
 from server.http import Request, Response
 from server.service import Service, check_texts, packed, policy_of
+from server.signing import LEASE_S
 from vosfs.backends.backend import pieces
 from vosfs.backends.storages import Storages
 from vosfs.errors import InvalidArgument, InvalidURI, NodeNotFound, PermissionDenied, Stale, VOSpaceError
@@ -426,7 +427,8 @@ class Gateway:
             blob = await self._store.blob(locator)
             if blob is None:
                 raise Stale("a blob is gone by now")
-            receipts.append(signer.receipt(blob, subject.user))
+            # No longer than the blob is sure to be there, once its own node is gone.
+            receipts.append(signer.receipt(blob, subject.user, LEASE_S))
         return receipts
 
     async def _changes(self, r: m.Changes, subject: Subject, caller: Anyone) -> m.ChangePage:
