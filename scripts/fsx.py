@@ -589,13 +589,20 @@ class Exerciser:
                 raise
             self.cut[f"close {errno.errorcode[exc.errno]}"] += 1
 
+    @staticmethod
+    def _takes(fd: int, mode: int, start: int, stop: int) -> bool:
+        """fallocate(2); False where it is not for this file system."""
+        if not _fallocate(fd, mode, start, stop - start):
+            return True
+        if ctypes.get_errno() != errno.EOPNOTSUPP:
+            raise OSError(ctypes.get_errno(), "fallocate")
+        return False
+
     def reserve(self, pair: Pair) -> None:
         start, stop = self._extent(pair, False)
         self._note(pair, "reserve", start, stop)
         fd = self._open(pair)
-        if _fallocate(fd, 0, start, stop - start):
-            if ctypes.get_errno() != errno.EOPNOTSUPP:
-                raise OSError(ctypes.get_errno(), "fallocate")
+        if not self._patiently(self._takes, fd, 0, start, stop):
             self.refused["fallocate"] += 1
         self._patiently(os.posix_fallocate, fd, start, stop - start)
         os.posix_fallocate(pair.model, start, stop - start)
@@ -607,9 +614,7 @@ class Exerciser:
             return
         self._note(pair, "punch", start, stop)
         fd = self._open(pair)
-        if _fallocate(fd, PUNCH, start, stop - start):
-            if ctypes.get_errno() != errno.EOPNOTSUPP:
-                raise OSError(ctypes.get_errno(), "fallocate")
+        if not self._patiently(self._takes, fd, PUNCH, start, stop):
             self.refused["punch"] += 1
             self._write(fd, bytes(stop - start), start)
         self._write(pair.model, bytes(stop - start), start)
