@@ -7,10 +7,12 @@ STAMP := $(VENV)/.installed
 AZURITE := $(VENV)/azurite
 # Of each kind of test that moves bytes: half a minute.
 ON_S3 := tests/server/test_bytes.py tests/server/test_audit.py tests/vospace/test_archives.py tests/vospace/test_bytes.py tests/mount/test_posix.py
+# On plain VOSpace: POSIX, saves that fail, and what programs do to files: a minute.
+ON_PLAIN := tests/mount/test_kept.py tests/mount/test_posix.py tests/mount/test_science.py
 CEPH := ceph-mon ceph-osd radosgw ceph-base ceph-common
 DEBIAN := fuse3 libfuse3-dev pkg-config postgresql gcc libc6-dev python3-dev python3-venv
 
-.PHONY: help init demo test test-s3 object-stores conformance check format bench bench-quick bench-peers bench-latency bench-s3 bench-daemon soak posix fsx fuzz run docs clean debian
+.PHONY: help init demo test test-s3 test-plain object-stores conformance check format bench bench-quick bench-peers bench-latency bench-s3 bench-daemon soak posix fsx fuzz run docs clean debian
 
 help:  ## list these targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -30,13 +32,18 @@ demo: $(STAMP)  ## serve a space, mount it, put real files through it, and say w
 	@$(BIN)/python scripts/demo.py
 
 test: $(STAMP) object-stores  ## all tests, with real mounts, a real PostgreSQL, Ceph and Azurite
-	@sh scripts/debian.sh rsync git sqlite3 attr openssl
+	@sh scripts/debian.sh rsync git sqlite3 attr openssl systemd
 	$(BIN)/python -m pytest
 	$(BIN)/python -m pytest -q --storage s3 $(ON_S3)
+	$(BIN)/python -m pytest -q --plain $(ON_PLAIN)
 
 test-s3: $(STAMP) object-stores  ## the tests of the mount, the daemon and VOSpace with S3 as the only storage (nine minutes)
 	@sh scripts/debian.sh rsync git sqlite3 attr openssl
 	$(BIN)/python -m pytest --storage s3 tests/mount tests/server tests/vospace tests/clients
+
+test-plain: $(STAMP)  ## the tests of the mount without the gateway binding, as with anybody's VOSpace (eight minutes)
+	@sh scripts/debian.sh rsync git sqlite3 attr openssl
+	$(BIN)/python -m pytest --plain tests/mount
 
 object-stores:  # what is missing is skipped, and the summary says so: these are 240 MB, and a network may be missing too
 	@sh scripts/debian.sh $(CEPH) || echo "Tests against S3 will be skipped."

@@ -17,6 +17,7 @@ import trio
 from server.access import Subject
 from server.http import Request, Response
 from server.service import Service, check_texts, packed, policy_of
+from server.signing import LEASE_S
 from vosfs.backends.backend import pieces
 from vosfs.backends.storages import Storages
 from vosfs.errors import InvalidArgument, InvalidURI, NodeNotFound, PermissionDenied, Stale, VOSpaceError
@@ -54,6 +55,8 @@ BATCH_S = 0.02
 """How long a feed gathers changes before it looks."""
 MOMENT_NS_MAX = 120 * 10**9
 """How far a mount's clock may be ahead when it says when something happened."""
+_BEGAN_NS = time.time_ns() - time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+"""What the wall clock was ahead of the one that nobody sets when this process began."""
 _ASIDE = (m.Hello, m.Renew, m.Share, m.Delegate, m.GiveBack)
 """Requests that neither look at the tree nor change it."""
 
@@ -435,7 +438,8 @@ class Gateway:
             blob = await self._store.blob(locator)
             if blob is None:
                 raise Stale("a blob is gone by now")
-            receipts.append(signer.receipt(blob, subject.user))
+            # No longer than the blob is sure to be there, once its own node is gone.
+            receipts.append(signer.receipt(blob, subject.user, LEASE_S))
         return receipts
 
     async def _changes(self, r: m.Changes, subject: Subject, caller: Anyone) -> m.ChangePage:
@@ -481,9 +485,13 @@ class Gateway:
 
 
 def _moment(at_ns: int) -> int:
-    """When a change was made: what its maker says, unless that is nothing or the future."""
-    now = time.time_ns()
-    return at_ns if 0 < at_ns < now + MOMENT_NS_MAX else now
+    """When a change was made: what its maker says, unless that is nothing or the future.
+
+    The future also by a clock that nobody sets: mounts go by the time that they were told when they came.  When the wall
+    clock was set back since, theirs is still the moment under which a change is looked for if it comes twice.
+    """
+    now, steady = time.time_ns(), time.clock_gettime_ns(time.CLOCK_BOOTTIME) + _BEGAN_NS
+    return at_ns if 0 < at_ns < max(now, steady) + MOMENT_NS_MAX else now
 
 
 def _name(name: bytes) -> bytes:

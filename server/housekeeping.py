@@ -32,6 +32,8 @@ MARGIN_S = 600
 """Clocks of a metadata and a storage host may differ by this much."""
 GRACE_S = RECEIPT_S + MARGIN_S
 """A younger blob is no orphan: somebody may hold a receipt for it."""
+UNFINISHED_S = LEASE_S + MARGIN_S
+"""What a writer that no longer exists left unfinished has no receipt, and goes sooner."""
 
 
 async def empty_trash(store: Store) -> int:
@@ -68,7 +70,7 @@ async def orphans(store: Store, backend: Backend, older_s: float = GRACE_S) -> A
 
 async def collect_orphans(store: Store, backend: Backend, older_s: float = GRACE_S) -> int:
     """Remove blobs that were uploaded and never committed; returns how many."""
-    await trio.to_thread.run_sync(backend.sweep, time.time_ns() - int(older_s * 1e9))
+    await trio.to_thread.run_sync(backend.sweep, time.time_ns() - int(min(older_s, UNFINISHED_S) * 1e9))
     total = 0
     async with contextlib.aclosing(orphans(store, backend, older_s)) as found:
         async for locator in found:

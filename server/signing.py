@@ -17,9 +17,11 @@ ENDPOINT_S = 3600
 """Life of a transfer's end-point."""
 LEASE_S = 2 * 3600
 """Life of a signed blob name; a mount renews what it holds open every 20 minutes."""
-RECEIPT_S = LEASE_S
-"""From a blob's upload to the commit that uses it.  No longer than a lease: a blob is collected a lease after its last
-use, and a receipt must not outlive its blob."""
+RECEIPT_S = 7 * 86_400
+"""From a blob's upload to the commit that uses it: how long a file may be written before it is closed, and how long what a
+mount acknowledged may wait for a daemon that is away.  A blob that was committed and replaced since is collected sooner, but
+then nobody can commit it again: the version it was to follow is no longer the last.  Into another node (Share) it can, so
+those receipts end with the lease."""
 
 
 class Endpoint(msgspec.Struct, array_like=True):
@@ -70,9 +72,9 @@ class Signer:
         self._fresh(expires)
         return locator
 
-    def receipt(self, blob: Blob, user: str) -> str:
-        """Proof that this user uploaded a blob."""
-        text = f"{blob.locator}.{blob.length:x}.{blob.crc32:x}.{_now() + RECEIPT_S:x}"
+    def receipt(self, blob: Blob, user: str, life_s: int = RECEIPT_S) -> str:
+        """Proof that this user uploaded a blob, or may commit one that nodes stand on: that for LEASE_S, see RECEIPT_S."""
+        text = f"{blob.locator}.{blob.length:x}.{blob.crc32:x}.{_now() + life_s:x}"
         return f"{text}.{self._seal('receipt:' + user, text)}"
 
     def received(self, receipt: str, user: str) -> Blob:

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests import storage
+from tests import plain, storage
 from tests.vospace import conformance
 
 if TYPE_CHECKING:
@@ -53,6 +53,7 @@ def _expected_log_records_only(caplog: pytest.LogCaptureFixture, request: pytest
 def pytest_addoption(parser: pytest.Parser) -> None:
     conformance.add_option(parser)
     storage.add_option(parser)
+    plain.add_option(parser)
 
 
 def pytest_collection_finish() -> None:
@@ -64,11 +65,13 @@ def pytest_collection_finish() -> None:
 def pytest_configure(config: pytest.Config) -> None:
     conformance.configure(config)
     storage.configure(config)
+    plain.configure(config)
     config.addinivalue_line("markers", "expect_log: the test provokes warnings in the log")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     storage.skip_what_needs_a_directory(config, items)
+    plain.skip_what_needs_the_gateway(config, items)
 
 
 def free_port() -> int:
@@ -231,7 +234,10 @@ def start_daemon(
     """Start ``vosfsd --dev`` and wait for its READY line."""
     log = open(directory.parent / f"{directory.name}.log", "a")
     process = subprocess.Popen(
-        [*program, "--dev", directory, "--port", str(port), *options, *storage.options(directory, options)],
+        [
+            *program, "--dev", directory, "--port", str(port), *options, *storage.options(directory, options),
+            *plain.options(options),
+        ],
         stdout=subprocess.PIPE, stderr=log, text=True,
     )  # fmt: skip
     log.close()
@@ -267,7 +273,9 @@ def start_mount(
     daemon: Daemon, point: Path, cache: Path, *options: str, program: Program = (BIN / "vosfs",)
 ) -> None:  # fmt: skip
     """Mount a daemon's space, which must work."""
-    point.mkdir(exist_ok=True)
+    # Not exist_ok, which asks what is there: a mount that died says nothing of itself.
+    with contextlib.suppress(FileExistsError):
+        point.mkdir()
     command = [*program, "mount", daemon.url, point, "--token-file", daemon.token_file, "--cache-dir", cache]
     command += [part for option in options for part in ("-o", option)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=START_S + 60)

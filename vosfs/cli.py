@@ -1,6 +1,7 @@
 """``vosfs``: mount, umount and status, for people and scripts."""
 
 import argparse
+import errno
 import json
 import os
 import re
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 START_S_MAX = 90.0
 """A mount that has not answered by then is given up."""
 SIZE = re.compile(r"(\d+)([KMGT]?)", re.IGNORECASE)
+DEAD_MAX = 10
+"""Dead mounts on one another that a new one clears away."""
 CACHE_HELP = "default: $XDG_CACHE_HOME/vosfs or ~/.cache/vosfs"
 UNITS = {"": 0, "K": 10, "M": 20, "G": 30, "T": 40}
 
@@ -149,13 +152,32 @@ def _complain(reason: str) -> None:
 
 
 def _check_mountpoint(path: Path) -> None:
+    _clear_dead(path)
     try:
         if not path.is_dir():
             raise QuietError(f"mount point {path} is not a directory")
     except OSError as exc:
-        raise QuietError(f"mount point {path}: {exc.strerror}; a dead mount? try vosfs umount {path}") from exc
+        raise QuietError(f"mount point {path}: {exc.strerror}") from exc
     if _mounted(path):
         raise QuietError(f"{path} is mounted already")
+
+
+def _clear_dead(path: Path) -> None:
+    """Take away what a mount that died left: its programs see ENOTCONN until another one is here, and no empty directory."""
+    for _ in range(DEAD_MAX):
+        try:
+            # What stat(2) says may be remembered by the kernel.
+            if not _mounted(path) or _status_of(str(path)):
+                return
+        except OSError as exc:
+            if exc.errno != errno.ENOTCONN:
+                return
+        # Lazily: a shell may still stand in it.
+        lazy = ["umount", "-l", str(path)] if os.getuid() == 0 else ["fusermount3", "-u", "-z", "--", str(path)]
+        done = subprocess.run(lazy, capture_output=True, text=True)
+        if done.returncode:
+            raise QuietError((done.stderr.strip().splitlines() or ["umount failed"])[0])
+        print(f"vosfs: {path}: the mount that was here had died", file=sys.stderr)
 
 
 def _in_background(options: object, level: str) -> None:

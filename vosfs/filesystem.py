@@ -50,6 +50,8 @@ PREFETCHES_MAX = 4
 LISTINGS_MAX = 12
 """Containers listed ahead at once: fewer than the client has connections, so that nobody who waits finds none."""
 
+TIME_NS_MAX = (1 << 63) - 1
+"""Times are kept as 64 bits."""
 GONE_MAX = 1_000
 """Nodes without a name whose attributes are kept."""
 SHARED_BYTES_MIN = 1 << 20
@@ -280,6 +282,10 @@ class FileSystem:
     ) -> Node:
         """chmod(2), chown(2), utimensat(2), truncate(2) in one."""
         self._writable()
+        for at_ns in (change.atime_ns, change.mtime_ns):
+            # Also of a file whose times only go out with its bytes: they could not go any more.
+            if at_ns is not None and not -TIME_NS_MAX <= at_ns <= TIME_NS_MAX:
+                raise InvalidArgument("a time before 1678 or after 2262")
         if length is not None:
             await self._truncate(id, length, change)
         # Nothing at all: only chown(2) of neither owner nor group comes so, and it clears the bits as well.
@@ -451,9 +457,12 @@ class FileSystem:
             # ask for the content again, once.
             file = handle.file
             found = await self.tree.open(file.node.id)
-            if file.changed or found.node.version != file.node.version:
+            if found.node.version != file.node.version:
                 raise
-            file.rebase(found)
+            if file.changed:
+                file.renew_leases(found)
+            else:
+                file.rebase(found)
             return await file.read(start, stop)
 
     def _read_ahead(self, handle: FileHandle, start: int, stop: int) -> None:
@@ -495,9 +504,10 @@ class FileSystem:
         """
         file = await self._changing(number, stop)
         if stop > file.length:
-            free_bytes = (await self.usage()).free_bytes
-            if stop - file.length > free_bytes:
-                raise StorageFull(f"{stop - file.length} bytes more, and {free_bytes} are free")
+            usage = await self.usage()
+            # Of no size at all is what nobody knows the size of: an object store, a service that does not tell.
+            if usage.total_bytes and stop - file.length > usage.free_bytes:
+                raise StorageFull(f"{stop - file.length} bytes more, and {usage.free_bytes} are free")
             if not keep_size and stop > file.length:
                 file.truncate(stop)
 

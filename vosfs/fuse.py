@@ -539,17 +539,20 @@ class Mount:
             handshake.close()
             device.unmount(self._mountpoint, self._device)
             raise
+        self._open = True
 
     async def serve(self) -> None:
         """Answer the kernel until the mount goes away."""
         await pyfuse3.main(4, TASKS_MAX)
 
     def stop(self) -> None:
-        """Make ``serve`` return."""
-        pyfuse3.terminate()
+        """Make ``serve`` return.  Nothing once the session is closed, which libfuse does not survive."""
+        if self._open:
+            pyfuse3.terminate()
 
     def close(self, unmount: bool) -> None:
         """Close the session; with ``unmount``, also take the mount away."""
+        self._open = False
         pyfuse3.close(unmount=False)
         if unmount:
             device.unmount(self._mountpoint, self._device)

@@ -8,7 +8,7 @@ import resource
 import shutil
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol, cast
@@ -53,6 +53,12 @@ class Closing(Protocol):
     """Something with connections to drop at the end."""
 
     def close(self) -> None: ...
+
+
+class Authenticated(Protocol):
+    """Something that sends the token."""
+
+    def use_token(self, token: str) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -134,8 +140,13 @@ async def run(options: Options, report: Callable[[str], None]) -> None:
                     nursery.start_soon(invalidator.run)
                     nursery.start_soon(follow, tree, filesystem, greeting.cursor)
                     nursery.start_soon(_keep_leases, files)
-                    if options.token_file is not None and isinstance(blobs, GatewayBlobs):
-                        nursery.start_soon(_renew_token, options.token_file, tree, blobs)
+                else:
+                    nursery.start_soon(watch, sessions[0], cached)
+                if options.token_file is not None:
+                    holders: list[Authenticated] = [sessions[0]]
+                    if isinstance(tree, GatewayTree) and isinstance(blobs, GatewayBlobs):
+                        holders = [tree, blobs]
+                    nursery.start_soon(_renew_token, options.token_file, holders)
                 nursery.start_soon(_announce, options, mounted, report)
                 await mounted.serve()
                 clean = True
@@ -304,6 +315,32 @@ async def follow(tree: GatewayTree, filesystem: FileSystem, cursor: Cursor) -> N
                     await trio.sleep(RETRY_S_MIN)
 
 
+async def watch(session: Session, tree: CachedTree) -> None:
+    """Know whether a plain service is there: it has no feed that would break.  Asks only once a request had no answer."""
+    lost = trio.Event()
+
+    def on_lost() -> None:
+        tree.away = True
+        lost.set()
+
+    session.on_lost = on_lost
+    while True:
+        await lost.wait()
+        log.warning("the service cannot be reached: what is in the cache can be read")
+        pause = RETRY_S_MIN
+        while tree.away:
+            await trio.sleep(pause)
+            pause = min(pause * 2, RETRY_S_MAX)
+            try:
+                await session.capabilities()
+            except (ServiceUnavailable, TimedOut):
+                continue
+            except VOSpaceError as exc:
+                log.debug("it answers, if only %s", exc)
+            tree.away, lost = False, trio.Event()
+        log.info("the service is back")
+
+
 async def _replay(tree: GatewayTree, directory: Path, whose: bytes, kept: Kept) -> None:
     """Tell the service what mounts of this space and user acknowledged before they died."""
 
@@ -355,7 +392,7 @@ def read_token(file: Path) -> str:
     return text
 
 
-async def _renew_token(file: Path, tree: GatewayTree, blobs: GatewayBlobs) -> None:
+async def _renew_token(file: Path, holders: Iterable[Authenticated]) -> None:
     """Look now and then whether the token file has another token."""
     seen = _changed_ns(file)
     while True:
@@ -370,8 +407,8 @@ async def _renew_token(file: Path, tree: GatewayTree, blobs: GatewayBlobs) -> No
             log.warning("%s", exc)
             continue
         seen = now
-        tree.use_token(token)
-        blobs.use_token(token)
+        for holder in holders:
+            holder.use_token(token)
         log.info("%s has a new token", file)
 
 

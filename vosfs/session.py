@@ -6,6 +6,9 @@ can go.  Redirects are never followed by asks (it turns a redirected PUT into GE
 strangers), and no bulk data passes here.
 """
 
+import contextlib
+from collections.abc import Callable
+from typing import Any
 from urllib.parse import urlsplit
 
 import msgspec
@@ -14,6 +17,7 @@ import trio
 if not hasattr(trio, "MultiError"):
     trio.MultiError = BaseExceptionGroup  # type: ignore[attr-defined]
 
+import anyio  # noqa: E402  (asks raises its errors)
 import asks  # noqa: E402  (after the alias)
 import asks.errors  # noqa: E402
 
@@ -59,8 +63,17 @@ class Session:
         # Constants
         self.url = url.rstrip("/")
         self.origin = f"{parts.scheme}://{parts.netloc}"
-        self._token = token
         self._deadline_s = deadline_s
+        # Mutable state
+        self._token = token
+        self.on_lost: Callable[[], None] = lambda: None
+        """Told when the service does not answer."""
+        self._spoke = False
+        """Whether it ever answered."""
+
+    def use_token(self, token: str) -> None:
+        """Be whoever this names from now on."""
+        self._token = token
 
     async def close(self) -> None:
         """Close the idle connections."""
@@ -82,18 +95,33 @@ class Session:
             options["params"] = params
         try:
             with trio.fail_after(self._deadline_s):
-                answer = await self._asks.request(method, url, **options)
+                answer = await self._answered(method, url, options)
         except trio.TooSlowError as exc:
+            self.on_lost()
             raise TimedOut(f"{self.origin}: no answer within {self._deadline_s:.0f} s") from exc
         except asks.errors.BadHttpResponse as exc:
-            raise ProtocolError(f"{self.origin} does not speak HTTP: {exc}") from exc
-        except (OSError, asks.errors.AsksException) as exc:
+            if not self._spoke:
+                raise ProtocolError(f"{self.origin} does not speak HTTP: {exc}") from exc
+            # It does, but not now: its end of the connection was closed before the answer or in the middle of it.
+            self.on_lost()
+            raise ServiceUnavailable(f"{self.origin}: the connection broke") from exc
+        except (OSError, asks.errors.AsksException, anyio.BrokenResourceError) as exc:
+            self.on_lost()
             cause = exc.__cause__ if isinstance(exc.__cause__, OSError) else exc
             reason = getattr(cause, "strerror", None) or str(cause) or type(cause).__name__
             raise ServiceUnavailable(f"{self.origin}: {reason}") from exc
+        self._spoke = True
         if len(answer.content) > ANSWER_BYTES_MAX:
             raise TooLarge("answer is too long")
         return Reply(answer.status_code, {k.lower(): v for k, v in answer.headers.items()}, answer.content)
+
+    async def _answered(self, method: str, url: str, options: dict[str, object]) -> Any:
+        # A kept connection that the service has closed looks like one that speaks no HTTP, and each in the pool may be
+        # such a one.  What is sent here may be sent again (RFC 9110, section 9.2.2; POST makes a job that nobody runs).
+        for _ in range(CONNECTIONS_MAX):
+            with contextlib.suppress(asks.errors.BadHttpResponse):
+                return await self._asks.request(method, url, **options)
+        return await self._asks.request(method, url, **options)
 
     async def capabilities(self) -> dict[str, str]:
         """accessURL by standardID.  ProtocolError if this is not a VOSpace service."""

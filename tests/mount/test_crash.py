@@ -37,6 +37,7 @@ Entry = tuple[int, bytes] | int
 State = dict[str, Entry]
 """By path below the round's directory."""
 NAMES = [f"{directory}{name}" for directory in ("", "d/", "e/") for name in "abc"]
+pytestmark = pytest.mark.needs_gateway("replacing a file is not one step")
 
 
 class History:

@@ -29,6 +29,7 @@ VOSFSD = (
 )  # fmt: skip
 """Gives it at once, and empties the trash at once: what was deleted cannot help to tell what was done before."""
 _encode = msgspec.msgpack.Encoder().encode
+pytestmark = pytest.mark.needs_gateway("no delegation")
 
 
 def status(point: Path) -> dict[str, object]:

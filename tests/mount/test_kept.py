@@ -13,6 +13,7 @@ import pytest
 from tests.conftest import BIN, Daemon, eventually, start_daemon, unmount
 
 MIB = 1 << 20
+OLD = pytest.mark.needs_gateway("old versions are not kept")
 
 
 def vosfs(*arguments: object) -> subprocess.CompletedProcess[str]:
@@ -42,10 +43,10 @@ def beaten(daemon: Daemon, point: Path, old: bytes, at: int, new: bytes) -> None
 @pytest.mark.parametrize(
     ("old", "at", "new"),
     [
-        (b"0123456789", 3, b"mine"),
+        pytest.param(b"0123456789", 3, b"mine", marks=OLD),
         (b"", 0, b"n" * (3 * MIB)),
-        (b"o" * (3 * MIB), MIB, b"n" * 1000),
-        (b"o" * (40 * MIB), MIB, b"n" * (36 * MIB)),
+        pytest.param(b"o" * (3 * MIB), MIB, b"n" * 1000, marks=OLD),
+        pytest.param(b"o" * (40 * MIB), MIB, b"n" * (36 * MIB), marks=OLD),
     ],
     ids=["few", "many", "in the middle of many", "uploaded in part"],
 )
@@ -118,6 +119,7 @@ def test_what_was_deleted_here_is_not_kept(daemon: Daemon, make_mount: Callable[
     assert kept(tmp_path / "mnt-cache") == []
 
 
+@pytest.mark.needs_gateway("no delegation")
 def test_what_an_earlier_mount_acknowledged_and_is_refused_is_kept(
     daemon: Daemon, make_mount: Callable[..., Path], tmp_path: Path
 ) -> None:

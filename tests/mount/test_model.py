@@ -39,6 +39,7 @@ NOWHERE = "nowhere"
 OLD_NS = 10**18
 """Times that are set are before this (2001); all others are of today."""
 View = dict[str, Any]
+pytestmark = pytest.mark.needs_gateway("mode, owner and times are not kept")
 
 
 # -- system calls ------------------------------------------------------------------------------------------------------

@@ -125,7 +125,8 @@ def test_a_space_in_ngas(
     done = subprocess.run(["tar", "-xC", tmp_path, "--one-top-level=got"], input=archive)
     assert done.returncode == 0 and sums(tmp_path / "got" / "tree") == expected
     assert space.stop() == 0
-    assert blobs(*cluster) <= collected(space, url) and len(blobs(*cluster)) > 4
+    stood_on = collected(space, url)
+    assert blobs(*cluster) <= stood_on and len(blobs(*cluster)) > 4
     spool = space.directory / "storage"
     assert not spool.exists() or list(spool.iterdir()) == []
 

@@ -90,3 +90,34 @@ def test_long_listings_are_paged(plain: tuple[Daemon, Path]) -> None:
     for number in range(1100):
         daemon.request("PUT", f"/nodes/d/n{number:04}", body.format(f"d/n{number:04}", "DataNode").encode())
     assert os.listdir(point / "d") == [f"n{number:04}" for number in range(1100)]
+
+
+def test_the_second_of_two_saves_is_told(plain: tuple[Daemon, Path]) -> None:
+    daemon, point = plain
+    (point / "f").write_bytes(b"old")
+    fd = os.open(point / "f", os.O_WRONLY)
+    os.pwrite(fd, b"mine", 0)
+    assert daemon.request("PUT", "/files/f", b"theirs")[0] in (200, 201)
+    with pytest.raises(OSError) as caught:
+        os.close(fd)
+    assert caught.value.errno == errno.ESTALE
+    assert (point / "f").read_bytes() == b"theirs" == daemon.request("GET", "/files/f")[2]
+
+
+def test_a_property_is_no_change_of_the_bytes(plain: tuple[Daemon, Path]) -> None:
+    daemon, point = plain
+    (point / "f").write_bytes(b"old")
+    with open(point / "f", "r+b") as stream:
+        os.setxattr(point / "f", "user.vosfs.title", b"A title")
+        stream.write(b"new")
+    assert daemon.request("GET", "/files/f")[2] == b"new"
+
+
+def test_space_is_reserved_though_nobody_knows_how_much_there_is(plain: tuple[Daemon, Path]) -> None:
+    daemon, point = plain
+    with open(point / "f", "wb") as stream:
+        stream.write(b"begun")
+        stream.flush()
+        os.posix_fallocate(stream.fileno(), 0, 1_000_000)
+    assert os.statvfs(point).f_blocks == 0
+    assert daemon.request("GET", "/files/f")[2] == b"begun".ljust(1_000_000, b"\0")

@@ -47,6 +47,7 @@ def shared(daemon: Daemon, make_mount: Callable[..., Path], tmp_path: Path) -> P
     return make_mount(daemon, "mnt", "allow_other")
 
 
+@pytest.mark.needs_gateway("no pipes, sockets or devices")
 def test_a_pipe_carries_bytes_between_programs(mount: Path) -> None:
     os.mkfifo(mount / "pipe", 0o640)
     status = os.stat(mount / "pipe")
@@ -59,6 +60,7 @@ def test_a_pipe_carries_bytes_between_programs(mount: Path) -> None:
     assert caught.value.errno == errno.ENXIO
 
 
+@pytest.mark.needs_gateway("no pipes, sockets or devices")
 def test_a_socket_is_bound_and_found(mount: Path) -> None:
     with socket.socket(socket.AF_UNIX) as server, socket.socket(socket.AF_UNIX) as client:
         server.bind(str(mount / "socket"))
@@ -70,6 +72,7 @@ def test_a_socket_is_bound_and_found(mount: Path) -> None:
             assert peer.recv(5) == b"hello"
 
 
+@pytest.mark.needs_gateway("no pipes, sockets or devices")
 @root_only
 def test_special_nodes_survive_links_renames_and_a_remount(daemon: Daemon, make_mount: Callable[..., Path]) -> None:
     first = make_mount(daemon)
@@ -96,6 +99,7 @@ def test_special_nodes_survive_links_renames_and_a_remount(daemon: Daemon, make_
     subprocess.run(["rm", *(second / name for name in os.listdir(second))], check=True)
 
 
+@pytest.mark.needs_gateway("no pipes, sockets or devices")
 @root_only
 def test_vospace_shows_special_nodes_as_empty_data_nodes(daemon: Daemon, mount: Path) -> None:
     os.mknod(mount / "disk", stat.S_IFBLK | 0o600, os.makedev(8, 1))
@@ -113,6 +117,7 @@ def test_vospace_shows_special_nodes_as_empty_data_nodes(daemon: Daemon, mount: 
         assert daemon.request("DELETE", f"/nodes/{name}")[0] == 204
 
 
+@pytest.mark.needs_gateway("containers are not counted")
 def test_links_of_a_directory_are_its_names_and_its_subdirectories(
     daemon: Daemon, make_mount: Callable[..., Path]
 ) -> None:
@@ -160,6 +165,7 @@ def test_a_name_that_is_too_long_says_so(mount: Path) -> None:
     (mount / ("n" * 255)).touch()
 
 
+@pytest.mark.needs_gateway("mode, owner and times are not kept")
 @root_only
 def test_setgid_of_a_container_is_handed_down(shared: Path) -> None:
     top = shared / "top"
@@ -173,6 +179,7 @@ def test_setgid_of_a_container_is_handed_down(shared: Path) -> None:
     assert [stat.S_IMODE(found[name].st_mode) for name in "dfp"] == [0o2755, 0o644, 0o644]
 
 
+@pytest.mark.needs_gateway("mode, owner and times are not kept")
 @root_only
 def test_the_sticky_bit_protects_names(shared: Path) -> None:
     top = shared / "top"
@@ -185,6 +192,7 @@ def test_the_sticky_bit_protects_names(shared: Path) -> None:
     assert errno_as_other("os.unlink('theirs')", top) == 0
 
 
+@pytest.mark.needs_gateway("mode, owner and times are not kept")
 @root_only
 def test_setuid_goes_when_another_writes_or_the_owner_changes(shared: Path) -> None:
     file = shared / "file"
@@ -225,6 +233,7 @@ def times(status: os.stat_result) -> tuple[int, int]:
     return status.st_atime_ns, status.st_mtime_ns
 
 
+@pytest.mark.needs_gateway("mode, owner and times are not kept")
 def test_attributes_set_before_the_close_are_those_after_it(daemon: Daemon, make_mount: Callable[..., Path]) -> None:
     """As cp -p and tar do it: write, set mode and times through the descriptor, close."""
     first = make_mount(daemon)
@@ -240,6 +249,17 @@ def test_attributes_set_before_the_close_are_those_after_it(daemon: Daemon, make
     assert (times(found), stat.S_IMODE(found.st_mode), found.st_size) == ((1, 2), 0o4640, 3)
 
 
+def test_a_time_that_cannot_be_kept_is_refused_and_costs_no_bytes(daemon: Daemon, mount: Path) -> None:
+    with open(mount / "f", "wb", buffering=0) as stream:
+        stream.write(b"abc")
+        for seconds in (1 << 40, -(1 << 40)):
+            with pytest.raises(OSError) as caught:
+                os.utime(mount / "f", (seconds, seconds))
+            assert caught.value.errno == errno.EINVAL
+    assert daemon.request("GET", "/files/f")[2] == b"abc"
+
+
+@pytest.mark.needs_gateway("mode, owner and times are not kept")
 def test_one_time_alone_can_be_set_while_bytes_are_unsaved(mount: Path) -> None:
     with open(mount / "f", "w+b", buffering=0) as stream:
         stream.write(b"abc")
@@ -250,6 +270,7 @@ def test_one_time_alone_can_be_set_while_bytes_are_unsaved(mount: Path) -> None:
     assert times(os.stat(mount / "f")) == (5 * 10**9, 7 * 10**9)
 
 
+@pytest.mark.needs_gateway("mode, owner and times are not kept")
 def test_a_file_without_a_name_keeps_its_attributes(mount: Path) -> None:
     for how in ("unlink", "replace"):
         (mount / "f").write_bytes(b"abc")
@@ -273,6 +294,7 @@ def test_a_file_without_a_name_keeps_its_attributes(mount: Path) -> None:
             assert os.pread(stream.fileno(), 9, 0) == b"xy"
 
 
+@pytest.mark.needs_gateway("no pipes, sockets or devices")
 def test_a_directory_or_pipe_without_a_name_keeps_its_attributes(daemon: Daemon, mount: Path) -> None:
     """Also when the daemon has purged it, which it does every two seconds."""
     os.mkfifo(mount / "pipe", 0o640)
@@ -298,6 +320,7 @@ def test_a_directory_or_pipe_without_a_name_keeps_its_attributes(daemon: Daemon,
         os.close(directory)
 
 
+@pytest.mark.needs_gateway("no hard links")
 def test_hard_links_of_a_file_with_unsaved_bytes(mount: Path) -> None:
     with open(mount / "f", "wb", buffering=0) as stream:
         stream.write(b"abc")
@@ -311,6 +334,7 @@ def test_hard_links_of_a_file_with_unsaved_bytes(mount: Path) -> None:
     assert (mount / "g").read_bytes() == b"abcdef"
 
 
+@pytest.mark.needs_gateway("mode, owner and times are not kept")
 @pytest.mark.parametrize("call", ["open", "truncate", "ftruncate"])
 def test_a_truncation_to_the_same_length_moves_the_times(mount: Path, call: str) -> None:
     for content in (b"", b"abc"):
@@ -355,6 +379,7 @@ def test_a_listing_does_not_bring_back_what_was(mount: Path) -> None:
     assert [(mount / name).read_bytes() for name in ("n190", "n191")] == [b"abc", b"abcd"]
 
 
+@pytest.mark.needs_gateway("mode, owner and times are not kept")
 @pytest.mark.parametrize("kind", ["file", "pipe"])
 def test_a_chown_of_nothing_clears_set_id_bits(mount: Path, kind: str) -> None:
     path = mount / kind
@@ -376,6 +401,7 @@ def fallocate(fd: int, mode: int, start: int, length: int) -> int:
     return ctypes.get_errno() if _fallocate(fd, mode, start, length) else 0
 
 
+@pytest.mark.needs_gateway("holes are not kept")
 def test_holes_are_made_and_found(daemon: Daemon, make_mount: Callable[..., Path]) -> None:
     first = make_mount(daemon)
     data = bytearray(os.urandom(1_000_000))
@@ -415,6 +441,7 @@ def test_holes_are_made_and_found(daemon: Daemon, make_mount: Callable[..., Path
         assert caught.value.errno == errno.ENXIO
 
 
+@pytest.mark.needs_gateway("no size is told")
 def test_space_is_reserved_where_there_is_some(mount: Path) -> None:
     with open(mount / "file", "w+b") as file:
         fd = file.fileno()
@@ -429,6 +456,7 @@ def test_space_is_reserved_where_there_is_some(mount: Path) -> None:
         assert os.fstat(fd).st_size == 10_002
 
 
+@pytest.mark.needs_gateway("a save is of the whole file")
 @pytest.mark.directory
 def test_a_copy_in_the_space_moves_no_bytes(daemon: Daemon, make_mount: Callable[..., Path]) -> None:
     first = make_mount(daemon)
@@ -460,6 +488,7 @@ def test_a_copy_in_the_space_moves_no_bytes(daemon: Daemon, make_mount: Callable
     assert (make_mount(daemon) / "to").read_bytes() == target
 
 
+@pytest.mark.needs_gateway("mode, owner and times are not kept")
 @root_only
 def test_space_reserved_by_another_takes_the_set_id_bits(shared: Path) -> None:
     (shared / "tool").write_bytes(b"x" * 5000)
@@ -471,6 +500,7 @@ def test_space_reserved_by_another_takes_the_set_id_bits(shared: Path) -> None:
 # -- listings, which the kernel keeps -------------------------------------------------------------------------------------
 
 
+@pytest.mark.needs_gateway("mode, owner and times are not kept")
 def test_a_listing_that_the_kernel_keeps_shows_what_others_do(daemon: Daemon, make_mount: Callable[..., Path]) -> None:
     here, there = make_mount(daemon, "here"), make_mount(daemon, "there")
     (here / "box").mkdir()

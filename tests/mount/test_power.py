@@ -23,6 +23,7 @@ from tests.mount.test_crash import VOSFSD, Rig, check
 ROOT = Path(__file__).parents[2]
 ROUNDS = int(os.environ.get("VOSFS_POWER_ROUNDS", "8"))
 SEED = int(os.environ.get("VOSFS_CRASH_SEED", "0"))
+pytestmark = pytest.mark.needs_gateway("replacing a file is not one step")
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy
 import pytest
 
+from tests import plain
 from tests.conftest import Daemon, eventually, unmount
 
 MIB = 1 << 20
@@ -63,15 +64,18 @@ def make_tree(root: Path, files: int = 300) -> None:
     for name in ("link", "dangling", "absolute"):
         # rsync leaves the time of a link that is right to the second.
         os.utime(odd / name, ns=(10**18, 10**18 + 7), follow_symlinks=False)
-    os.link(odd / "%41", odd / "hard")
+    if not plain.on():
+        os.link(odd / "%41", odd / "hard")
     (root / "empty").mkdir()
 
 
 def same(left: Path, right: Path) -> None:
-    """Both trees have the same names, types, modes, times, link texts and bytes."""
+    """Both trees have the same names, types, link texts and bytes, and where they are kept modes and times."""
     listing = (
         "find . -mindepth 1 ! -type d -printf '%P %y %m %s %T@ %l\\n' -o -type d -printf '%P %y %m\\n' | LC_ALL=C sort"
     )
+    if plain.on():
+        listing = "find . -mindepth 1 -printf '%P %y %l\\n' | LC_ALL=C sort"
     assert sh(listing, left) == sh(listing, right)
     subprocess.run(["diff", "-r", "--no-dereference", left, right], check=True)
 
@@ -85,10 +89,11 @@ def test_cp_rsync_and_diff_of_a_tree_survive_a_remount(
     first = make_mount(daemon)
     sh(f"cp -a {source} copied", first)
     same(source, first / "copied")
-    sh(f"rsync -a --checksum {source}/ synced/", first)
-    again = sh(f"rsync -a --checksum --itemize-changes {source}/ synced/", first)
+    how = "-rl" if plain.on() else "-a"
+    sh(f"rsync {how} --checksum {source}/ synced/", first)
+    again = sh(f"rsync {how} --checksum --itemize-changes {source}/ synced/", first)
     assert again == ""
-    assert os.stat(first / "copied/odd/hard").st_nlink == 2
+    assert plain.on() or os.stat(first / "copied/odd/hard").st_nlink == 2
     unmount(first)
     second = make_mount(daemon, "second")
     same(source, second / "copied")
@@ -155,7 +160,7 @@ def test_editors_save(mount: Path) -> None:
     os.unlink(mount / "text~")
     sh("sed -i s/one/ONE/ text", mount)
     assert file.read_text() == "ONE\nTWO\n"
-    assert os.stat(file).st_mode & 0o777 == 0o640
+    assert plain.on() or os.stat(file).st_mode & 0o777 == 0o640
     assert sorted(os.listdir(mount)) == ["text"]
 
 

@@ -19,7 +19,7 @@ from vosfs.client import Arrived, Segment
 from vosfs.errors import ServiceUnavailable
 from vosfs.metadata.messages import Stored
 
-MIB = 1 << 20
+MIB, GIB = 1 << 20, 1 << 30
 
 
 # -- ranges ----------------------------------------------------------------------------------------------------------
@@ -153,6 +153,27 @@ def test_punch_gives_space_back(tmp_path: Path) -> None:
     assert (tmp_path / "s").stat().st_blocks < before
     assert scratch.read(4095, 4097) == b"x\0"
     assert (tmp_path / "s").stat().st_size == MIB
+    scratch.close()
+
+
+def test_punch_makes_zeros_in_memory_too(tmp_path: Path) -> None:
+    scratch = Scratch(tmp_path / "s")
+    scratch.write(0, b"abcdef")
+    scratch.punch(2, 4)
+    scratch.punch(5, 100)
+    scratch.punch(200, 300)
+    assert scratch.read(0, 8) == b"ab\0\0e\0\0\0" and scratch.in_memory
+    scratch.close()
+
+
+def test_scratch_reaches_as_far_as_is_wanted(tmp_path: Path) -> None:
+    scratch = Scratch(tmp_path / "s")
+    scratch.write(0, b"abc")
+    for stop in (GIB, 10):
+        scratch.reach(stop)
+        status = os.fstat(scratch.descriptor())
+        assert status.st_size == GIB and status.st_blocks * 512 < MIB
+    assert os.pread(scratch.descriptor(), 5, 0) == b"abc\0\0"
     scratch.close()
 
 

@@ -5,10 +5,11 @@ import sys
 from collections.abc import AsyncIterator, Callable
 
 import pytest
+import trio
 
 from tests.conftest import Daemon, free_port
 from vosfs.errors import InvalidArgument, NotAuthenticated, ProtocolError, ServiceUnavailable
-from vosfs.session import NODES, Session
+from vosfs.session import CONNECTIONS_MAX, NODES, Session
 
 _BARE = """
 import trio, asks
@@ -86,3 +87,53 @@ async def test_a_wrong_token_is_told_by_the_gateway(daemon: Daemon) -> None:
     with pytest.raises(NotAuthenticated, match="vosfsd token"):
         await GatewayTree(client, "/vos/gateway", "wrong").hello()
     client.close()
+
+
+class Service:
+    """Answers 200 to the first request of each connection, and closes it at the second, or at the first once it is ``off``."""
+
+    def __init__(self) -> None:
+        self.off = False
+        self.url = ""
+
+    async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
+        self.url = f"http://127.0.0.1:{listener.socket.getsockname()[1]}"
+        await trio.serve_listeners(self._serve, [listener], task_status=task_status)
+
+    async def _serve(self, stream: trio.SocketStream) -> None:
+        async with stream:
+            if await stream.receive_some() and not self.off:
+                await stream.send_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
+                await stream.receive_some()
+
+
+async def test_a_kept_connection_that_the_service_closed_costs_nothing(session: Make, nursery: trio.Nursery) -> None:
+    service = Service()
+    await nursery.start(service.run)
+    one = session(service.url, "")
+    async with trio.open_nursery() as together:
+        for _ in range(CONNECTIONS_MAX):
+            together.start_soon(one.request, "GET", service.url + "/x")
+    for method in ("GET", "PUT", "DELETE", "POST"):
+        assert (await one.request(method, service.url + "/x")).body == b"ok"
+
+
+async def test_a_service_that_closes_every_connection_is_away(session: Make, nursery: trio.Nursery) -> None:
+    service, told = Service(), []
+    await nursery.start(service.run)
+    one = session(service.url, "")
+    one.on_lost = lambda: told.append(True)
+    assert (await one.request("GET", service.url + "/x")).status == 200
+    service.off = True
+    for number in range(1, 4):
+        with pytest.raises(ServiceUnavailable):
+            await one.request("GET", service.url + "/x")
+        assert len(told) == number
+
+
+async def test_a_new_token_is_used_at_once(daemon: Daemon, session: Make) -> None:
+    one = session(daemon.url, "not-the-token")
+    assert (await one.request("GET", f"{daemon.url}/nodes")).status == 401
+    one.use_token(daemon.token)
+    assert (await one.request("GET", f"{daemon.url}/nodes")).status == 200

@@ -91,9 +91,11 @@ def test_everything_ends(clock: list[float]) -> None:
     lease, receipt, token = (
         SIGNER.lease(BLOB.locator), SIGNER.receipt(BLOB, "bob"), SIGNER.endpoint(endpoint(int(start) + ENDPOINT_S)),
     )  # fmt: skip
+    shared = SIGNER.receipt(BLOB, "bob", LEASE_S)
     for life, call in (
         (LEASE_S, lambda: SIGNER.leased(lease)),
         (RECEIPT_S, lambda: SIGNER.received(receipt, "bob")),
+        (LEASE_S, lambda: SIGNER.received(shared, "bob")),
         (ENDPOINT_S, lambda: SIGNER.endpoint_of(token)),
     ):
         clock[0] = start + life - 1

@@ -29,6 +29,8 @@ class TransferBlobs:
         # Mutable state
         self._clients: dict[str, HttpClient] = {}
         self._endpoints: dict[str, tuple[str, float]] = {}
+        self._tags: dict[str, bytes] = {}
+        """Entity tag of a blob's bytes, of the first answer that had one; INVARIANT: at most ENDPOINTS_MAX, as above."""
 
     def close(self) -> None:
         """Drop the idle connections."""
@@ -79,6 +81,8 @@ class TransferBlobs:
         stop = start + len(into)
         head = client.head("GET", target, [("Range", f"bytes={start}-{stop - 1}")])
         answer = await client.request(head, b"", "GET", idempotent=True, into=into)
+        if answer.status in (200, 206):
+            self._check_tag(blob, answer.headers.get(b"etag", b""))
         if answer.status == 206:
             arrived(len(into))
             return
@@ -93,6 +97,13 @@ class TransferBlobs:
         if answer.status == 416:
             raise Stale("the file is shorter than it was")
         raise fault_of(Reply(answer.status, {}, answer.body))
+
+    def _check_tag(self, blob: str, tag: bytes) -> None:
+        """Pieces that were fetched at different times are of one version.  Stale."""
+        if tag and tag != self._tags.setdefault(blob, tag):
+            raise Stale("the file was changed elsewhere while it was read")
+        if len(self._tags) > ENDPOINTS_MAX:
+            del self._tags[next(iter(self._tags))]
 
     async def store(self, segments: list[Segment], storage: str = "") -> Stored:
         raise OperationNotSupported("plain VOSpace replaces whole files only")

@@ -18,7 +18,7 @@ from typing import Protocol
 import msgspec
 import trio
 
-from vosfs.backends.blobs import Blobs
+from vosfs.backends.blobs import Blobs, blob_of
 from vosfs.cache.blocks import BlockCache, Buffer, Fetch
 from vosfs.cache.kept import Kept
 from vosfs.cache.ranges import Ranges
@@ -110,6 +110,8 @@ class CachedFile:
         self._saving = False
         """Bytes are on their way, neither dirty nor in the space: a close that did not wait for them would not hear of their
         end, and a version from elsewhere must not take their place."""
+        self._in_doubt = False
+        """Whether a whole file was sent and no answer came: what is there now may be that."""
         self._upload_error: VOSpaceError | None = None
         """How the last early upload failed, for a save that was waiting for it."""
 
@@ -551,19 +553,27 @@ class CachedFile:
         """Save to a service that takes whole files only: bring what is missing here, then send all of it."""
         if self._scratch is None:
             self._scratch = self._table.new_scratch()
+        await self._check_base()
+        fetched = False
+        self._fill_holes()
         while missing := [(a, b) for a, b, local in self._local.split(0, self.length) if not local]:
             start, stop = missing[0][0], min(missing[0][0] + WHOLE_STEP_BYTES, missing[0][1])
             # Again if it was cut meanwhile.
+            fetched = True
             await self._bring(start, stop)
         self._count()
+        if fetched:
+            await self._check_base()
         sent, pending = list(self._dirty), len(self._changes)
         length, self._resized = self.length, False
         for start, stop in sent:
             self._dirty.remove(start, stop)
         fd = os.dup(self._scratch.descriptor())
         try:
+            self._in_doubt = True
             await replacer.replace(self.node.id, [(fd, 0, length)] if length else [])
             found = await self._table.tree.inner.open(self.node.id)
+            self._in_doubt = False
         except BaseException:
             self._resized = True
             for start, stop in sent:
@@ -581,6 +591,28 @@ class CachedFile:
         self._extents = found.extents
         self._change(*rest)
 
+    def _fill_holes(self) -> None:
+        """Have the zeros of holes in scratch, where they take no room: a sparse file may be longer than the disk."""
+        assert self._scratch is not None
+        for low, high, local in self._local.split(0, self.length):
+            for piece in content.slices(self._extents, low, high) if not local else ():
+                if not piece.locator and not piece.data:
+                    self._scratch.punch(piece.start, piece.stop)
+                    self._local.add(piece.start, piece.stop)
+        self._scratch.reach(self.length)
+
+    async def _check_base(self) -> None:
+        """Stale if somebody else was first; who comes between this look and the upload is not seen, and loses."""
+        if self._in_doubt:
+            return
+        try:
+            node = await self._table.tree.inner.get(self.node.id)
+        except NodeNotFound:
+            self.unlinked = True
+            raise Stale("the file was deleted elsewhere") from None
+        if node.version != self.node.version:
+            raise Stale(f"node {node.id} is at version {node.version}, not {self.node.version}")
+
     def leased(self) -> list[str]:
         """The leased names this content stands on."""
         return sorted(content.locators(self._extents))
@@ -588,6 +620,11 @@ class CachedFile:
     def release_lease(self, fresh: dict[str, str]) -> None:
         """Put renewed names in place of old ones."""
         self._extents = [content.relocated(e, fresh.get(e.locator, e.locator)) for e in self._extents]
+
+    def renew_leases(self, found: Content) -> None:
+        """Read the same blobs by the names that the space gives them now."""
+        names = {blob_of(e.locator): e.locator for e in found.extents}
+        self._extents = [content.relocated(e, names.get(blob_of(e.locator), e.locator)) for e in self._extents]
 
     def close(self) -> None:
         """Free everything local, dirty or not."""

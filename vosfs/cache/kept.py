@@ -26,7 +26,7 @@ KEPT_BYTES_MAX = 4 << 30
 """Of a cache directory: beyond, the oldest go.  The latest stays however long it is."""
 COPY_BYTES = 1 << 20
 RECORD_BYTES_MAX = 64 << 20
-_RECORD, _BYTES = ".record", ".bytes"
+_RECORD, _ASIDE, _BYTES = ".record", ".new", ".bytes"
 
 
 class Record(msgspec.Struct):
@@ -147,12 +147,15 @@ class Kept:
                 data.touch(0o600)
             else:
                 scratch.move_to(data)
-            aside = base.with_suffix(".new")
+            aside = base.with_suffix(_ASIDE)
             aside.write_bytes(_encode(record))
             aside.rename(base.with_suffix(_RECORD))
             self._trim()
         except OSError as exc:
             log.error("%s: what was written is lost (%s), and could not be kept: %s", path, why, exc.strerror)
+            # Mostly because the disk is full: bytes without a record would only keep it so.
+            for suffix in (_BYTES, _ASIDE, _RECORD):
+                base.with_suffix(suffix).unlink(missing_ok=True)
             return
         log.warning("%s: not saved: %s; kept as %s: see vosfs recover", path, why, base.name)
 

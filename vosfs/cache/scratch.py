@@ -77,6 +77,12 @@ class Scratch:
             self._spill()
         return self._fd
 
+    def reach(self, stop: int) -> None:
+        """Be so long at least, with zeros, which take no room."""
+        fd = self.descriptor()
+        if os.fstat(fd).st_size < stop:
+            os.ftruncate(fd, stop)
+
     def move_to(self, path: Path) -> None:
         """Leave the bytes in a file of their own, on the same file system, and forget them here."""
         fd = self.descriptor()
@@ -85,8 +91,11 @@ class Scratch:
         self._fd, self._memory = -1, None
 
     def punch(self, start: int, stop: int) -> None:
-        """Give the space of ``[start, stop)`` back to the disk."""
-        if self._fd >= 0:
+        """Make ``[start, stop)`` zeros, and give its space back to the disk."""
+        if self._memory is not None:
+            stop = min(stop, len(self._memory))
+            self._memory[start:stop] = bytes(max(0, stop - start))
+        elif self._fd >= 0:
             _fallocate(self._fd, _PUNCH, start, stop - start)
 
     def close(self) -> None:

@@ -11,7 +11,14 @@ from collections import OrderedDict
 
 import msgspec
 
-from vosfs.errors import NodeNotFound, OperationNotSupported, Stale, VOSpaceError
+from vosfs.errors import (
+    NodeNotFound,
+    OperationNotSupported,
+    ServiceUnavailable,
+    Stale,
+    TimedOut,
+    VOSpaceError,
+)
 from vosfs.metadata import messages as m
 from vosfs.metadata.node import (
     CONTAINER,
@@ -43,6 +50,8 @@ DEPTH_MAX = 100
 """Containers above a node that its path shows."""
 NAMES_MAX = 100_000
 """Names remembered in all containers together."""
+
+_UNREACHABLE = (ServiceUnavailable, TimedOut)
 
 replace = msgspec.structs.replace
 
@@ -284,6 +293,12 @@ class CachedTree:
             if epoch == self._epoch and self.live and before == self._kept_name(parent, name):
                 self._set_name(parent, name, 0)
             raise
+        except _UNREACHABLE:
+            # Which may be news: then what is remembered is all there is.
+            node = self.peek(self.peek_name(parent, name) or 0)
+            if node is None:
+                raise
+            return node
         node = found.node
         if epoch == self._epoch:
             if before == self._kept_name(parent, name):
@@ -304,7 +319,13 @@ class CachedTree:
         if node is not None:
             return node
         epoch, since = self._epoch, self._serial
-        node = await self.inner.get(id)
+        try:
+            node = await self.inner.get(id)
+        except _UNREACHABLE:
+            node = self.peek(id)
+            if node is None:
+                raise
+            return node
         return self.remember(node, since) if epoch == self._epoch else node
 
     async def children(self, parent: int, after: bytes, limit: int) -> list[tuple[bytes, Node]]:
@@ -320,7 +341,7 @@ class CachedTree:
     def listed(self, parent: int, epoch: int, names: int) -> None:
         """A listing that began at ``epoch`` saw all ``names`` names: keep it as complete if nothing changed since."""
         known = self._names.get(parent)
-        if known is None or epoch != self._epoch or names > COMPLETE_MAX or not self.live:
+        if known is None or epoch != self._epoch or names > COMPLETE_MAX:
             return
         if sum(1 for id in known.ids.values() if id) == names:
             known.complete = True

@@ -9,9 +9,9 @@ import itertools
 import secrets
 from collections import OrderedDict
 from datetime import datetime
-from hashlib import blake2b
 from urllib.parse import quote, unquote_to_bytes
 
+import msgspec
 import trio
 from lxml import etree
 
@@ -26,6 +26,7 @@ from vosfs.errors import (
     ProtocolError,
     ServiceUnavailable,
     Stale,
+    StorageFull,
     TimedOut,
     VOSpaceError,
 )
@@ -62,6 +63,24 @@ _NS = {"v": xml.NS}
 _MODES = {CONTAINER: 0o755, DATA: 0o644, LINK: 0o777}
 
 
+class Stamp(msgspec.Struct, frozen=True):
+    """What a service says of a data node that changes with its bytes."""
+
+    length: str
+    md5: str
+    etag: str
+    date: str
+
+    def same(self, other: "Stamp") -> bool:
+        """Whether the bytes are, as far as that can be told: a checksum says more than a date, which properties move too."""
+        if self.length != other.length:
+            return False
+        for one, two in ((self.md5, other.md5), (self.etag, other.etag)):
+            if one and two:
+                return one == two
+        return self.date == other.date
+
+
 class VOSpaceTree:
     """Tree (see ``store.py`` for every method's contract) on plain VOSpace."""
 
@@ -80,6 +99,9 @@ class VOSpaceTree:
         self._ids: dict[tuple[int, bytes], int] = {}
         """INVARIANT: the inverse of ``_places``."""
         self._serial = itertools.count(2)
+        self._versions: dict[int, tuple[int, Stamp]] = {}
+        """Of data nodes: the version that this mount counts, and what the service said of its bytes.  INVARIANT: only of
+        ids that have a place, but for the root's."""
 
     # -- ids and paths (synchronous) ---------------------------------------------------------------------------------
 
@@ -103,12 +125,21 @@ class VOSpaceTree:
             if len(self._places) > IDS_MAX:
                 old, place = self._places.popitem(last=False)
                 self._ids.pop(place, None)
+                self._versions.pop(old, None)
         return id
 
     def _forget(self, parent: int, name: bytes) -> None:
         id = self._ids.pop((parent, name), None)
         if id is not None:
             self._places.pop(id, None)
+            self._versions.pop(id, None)
+
+    def _version(self, id: int, stamp: "Stamp") -> int:
+        """Greater each time that the bytes are seen to be others: who has a file open goes by that order."""
+        version, before = self._versions.get(id, (1, stamp))
+        version += not stamp.same(before)
+        self._versions[id] = version, stamp
+        return version
 
     # -- requests ------------------------------------------------------------------------------------------------------
 
@@ -136,7 +167,10 @@ class VOSpaceTree:
         return root
 
     def _node(self, element: etree._Element, id: int, path: Path) -> Node:
-        return parse_node(element, id, path, self.authority)
+        node = parse_node(element, id, path, self.authority)
+        if node.kind == DATA:
+            node.version = self._version(id, stamp_of(properties_of(element)))
+        return node
 
     # -- Tree ----------------------------------------------------------------------------------------------------------
 
@@ -342,6 +376,8 @@ def fault_of(reply: Reply) -> VOSpaceError:
     """The error in a fault response: the exact fault name comes first in its body."""
     text = reply.body[:500].decode("utf-8", "replace").strip()
     fault = text.replace(":", " ").partition(" ")[0]
+    if fault == "QuotaExceeded" and reply.status == 507:
+        return StorageFull(text)
     if fault in BY_FAULT:
         return BY_FAULT[fault](text[len(fault) :].strip(" :"))
     for status, cls in (
@@ -362,6 +398,16 @@ def properties_of(element: etree._Element) -> dict[str, str]:
     return {p.get("uri", ""): "".join(map(str, p.itertext())) for p in element.iterfind("v:properties/v:property", _NS)}
 
 
+def _date(properties: dict[str, str]) -> str:
+    return properties.get(CORE + "mtime") or properties.get(CORE + "date", "")
+
+
+def stamp_of(properties: dict[str, str]) -> Stamp:
+    """A data node's stamp."""
+    length, md5, etag = (properties.get(CORE + name, "").strip() for name in ("length", "MD5", "etag"))
+    return Stamp(length, md5, etag, _date(properties))
+
+
 def _nanoseconds(text: str) -> int:
     try:
         moment = datetime.fromisoformat(text.strip().removesuffix("Z") + "+00:00")
@@ -371,20 +417,18 @@ def _nanoseconds(text: str) -> int:
 
 
 def parse_node(element: etree._Element, id: int, path: Path, authority: Authority | None) -> Node:
-    """A service's node element as a node.  Its version is made of what changes with its bytes."""
+    """A service's node element as a node; its version is for the tree to count."""
     properties = properties_of(element)
     kind = xml.TYPES.get((element.get(f"{{{xml.XSI}}}type") or "").rpartition(":")[2], DATA)
-    date = properties.get(CORE + "mtime") or properties.get(CORE + "date", "")
+    date = _date(properties)
     length = properties.get(CORE + "length", "0").strip()
     md5 = properties.get(CORE + "MD5", "")
-    seed = "|".join((length, date, md5, properties.get(CORE + "etag", "")))
-    version = int.from_bytes(blake2b(seed.encode(), digest_size=7).digest(), "big") + 1
     target = b""
     if kind == LINK:
         target = _link_text(element.findtext("v:target", "", _NS), path, authority)
     mtime_ns = _nanoseconds(date)
     return Node(
-        id, kind, version, len(target) if kind == LINK else int(length) if length.isdigit() and kind == DATA else 0,
+        id, kind, 1, len(target) if kind == LINK else int(length) if length.isdigit() and kind == DATA else 0,
         _MODES[kind], -1, -1, 1, mtime_ns, mtime_ns, mtime_ns, mtime_ns, properties.get(CORE + "creator", ""), target,
         0, "", "", 0, properties.get(CORE + "type", ""), md5,
     )  # fmt: skip
