@@ -136,7 +136,15 @@ class Stale(VOSpaceError):
     fault, status, errno = "PreconditionFailed", 412, errno.ESTALE
 
 
+class CrossDevice(VOSpaceError):
+    """A node would have names under two quotas; programs copy instead (EXDEV of rename(2) and link(2))."""
+
+    fault, status, errno = "InvalidArgument", 409, errno.EXDEV
+
+
 class QuotaExceeded(VOSpaceError):
+    """A container above has a quota, and this would be more (413, CADC's choice)."""
+
     fault, status, errno = "QuotaExceeded", 413, errno.EDQUOT
 
 

@@ -35,7 +35,7 @@ from vosfs.metadata import content, xattr
 from vosfs.metadata.cached import COMPLETE_MAX, CachedTree
 from vosfs.metadata.content import LENGTH_MAX
 from vosfs.metadata.messages import Commit, Create, Mutation, Rename
-from vosfs.metadata.node import CONTAINER, DATA, LINK, Attributes, Change, Extent, NewNode, Node, Usage
+from vosfs.metadata.node import ANYTHING, CONTAINER, DATA, LINK, Attributes, Change, Extent, NewNode, Node, Usage
 from vosfs.metadata.store import PAGE_NODES_MAX, check_guard
 from vosfs.metadata.walk import WalkAhead
 from vosfs.staging import Awaited
@@ -726,7 +726,8 @@ class FileSystem:
         """Apply one row of the change feed, and tell the kernel."""
         self.tree.invalidate(change)
         self.files.changed_elsewhere(change.node)
-        self.on_invalid(change)
+        if change.node != ANYTHING:
+            self.on_invalid(change)
 
     def distrust(self, forget: bool) -> None:
         """Nobody tells of changes any more, or some were missed: the kernel is not to keep listings.

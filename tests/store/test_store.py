@@ -588,3 +588,13 @@ async def test_processes_that_open_it_while_others_write(tmp_path: Path) -> None
         assert store._db.execute("PRAGMA integrity_check").fetchone()[0] == "ok"
     finally:
         store.close()
+
+
+async def test_what_is_stored_is_summed_for_each_storage(store: AnyStore) -> None:
+    node = await store.create(ROOT_ID, b"f", NewNode(DATA))
+    locators = ["aa", "fast~b", "c+fast~d", "fast~e+f", "fast~g+tape~h", "tape~i", "fast-er~j"]
+    blobs = [Blob(locator, 10**number, 0) for number, locator in enumerate(locators)]
+    extents = [Extent(number, number + 1, blob.locator) for number, blob in enumerate(blobs)]
+    await store.commit(node.id, None, len(blobs), extents, blobs)
+    found = [await store.stored(name) for name in ("", "fast", "tape", "fast-er", "none")]
+    assert found == [1101, 11110, 110000, 1000000, 0]

@@ -16,10 +16,10 @@ def later() -> int:
     return time.time_ns() + 10**9
 
 
-async def copy_all(store: AnyStore, id: int, name: bytes, page: int = 2) -> Node:
+async def copy_all(store: AnyStore, id: int, name: bytes, page: int = 2, quota: int = 0) -> Node:
     """Stage a copy of a tree, by small pages."""
-    copied = await store.copy_node(id, name, "carol")
-    todo = [(id, copied.id)]
+    copied = await store.copy_node(id, name, "carol", quota=quota)
+    todo = [(id, copied.id)] if copied.kind == CONTAINER else []
     while todo:
         source, target = todo.pop()
         after: bytes | None = b""

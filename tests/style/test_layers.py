@@ -14,9 +14,9 @@ LAYERS = [
     {"vosfs.errors", "vosfs.log", "vosfs.device", "vosfs.libfuse"},
     {"vosfs.uri", "vosfs.config", "vosfs.wire", "vosfs.metadata", "vosfs.backends", "vosfs.cache"},
     {"vosfs.client", "vosfs.metadata.node", "vosfs.metadata.job", "vosfs.metadata.walk", "vosfs.cache.ranges", "vosfs.cache.buffers", "vosfs.cache.readahead", "vosfs.cache.scratch", "vosfs.cache.journal"},
-    {"vosfs.metadata.content", "vosfs.metadata.xattr", "vosfs.metadata.xml", "vosfs.metadata.store", "vosfs.backends.backend"},
+    {"vosfs.metadata.content", "vosfs.metadata.charges", "vosfs.metadata.allowance", "vosfs.metadata.xattr", "vosfs.metadata.xml", "vosfs.metadata.store", "vosfs.backends.backend"},
     {"vosfs.metadata.messages", "vosfs.metadata.sql", "vosfs.metadata.libpq", "vosfs.backends.memory", "vosfs.backends.posix", "vosfs.backends.uploads", "vosfs.backends.storages", "vosfs.backends.sums", "vosfs.cache.kept"},
-    {"vosfs.metadata.sqljobs", "vosfs.metadata.sqlaudit", "vosfs.metadata.subtree", "vosfs.metadata.behind", "vosfs.backends.ngams", "vosfs.backends.slow", "vosfs.backends.archived"},
+    {"vosfs.metadata.sqljobs", "vosfs.metadata.sqlaudit", "vosfs.metadata.sqlquota", "vosfs.backends.roots", "vosfs.backends.bounded", "vosfs.metadata.subtree", "vosfs.metadata.behind", "vosfs.backends.ngams", "vosfs.backends.slow", "vosfs.backends.archived"},
     {"vosfs.metadata.memory", "vosfs.metadata.sqlstore", "vosfs.metadata.gateway", "vosfs.session", "vosfs.backends.blobs", "vosfs.backends.objects", "vosfs.backends.failover"},
     {"vosfs.metadata.sqlite", "vosfs.metadata.cached", "vosfs.metadata.vospace", "vosfs.cache.blocks", "vosfs.backends.ngasblobs"},
     {"vosfs.metadata.postgres", "vosfs.metadata.ahead", "vosfs.backends.transfer", "vosfs.cache.file", "vosfs.backends.ngas"},
@@ -44,10 +44,11 @@ ADAPTERS = {
     "vosfs.metadata.sqlite", "vosfs.metadata.postgres", "vosfs.metadata.memory", "vosfs.backends.posix",
     "vosfs.backends.memory", "vosfs.backends.objects", "vosfs.backends.uploads", "vosfs.backends.ngas",
     "vosfs.backends.ngasblobs", "vosfs.backends.failover", "vosfs.backends.ngams", "vosfs.backends.transfer",
-    "vosfs.metadata.vospace", "vosfs.backends.slow", "vosfs.backends.archived",
+    "vosfs.metadata.vospace", "vosfs.backends.roots", "vosfs.backends.slow", "vosfs.backends.archived",
 }  # fmt: skip
 COMPOSITION = {"vosfs.mount", "server.daemon", "server.importer"}
 KIN = {
+    "vosfs.backends.roots": {"vosfs.backends.posix"},
     "vosfs.metadata.postgres": {"vosfs.metadata.sqlite"},
     "vosfs.backends.transfer": {"vosfs.metadata.vospace"},
     "vosfs.backends.objects": {"vosfs.backends.uploads", "vosfs.backends.archived"},
@@ -59,7 +60,7 @@ KIN = {
 }
 """Adapters that lean on one another: PostgreSQL renders statements as SQLite does; transfers go by the tree's paths; of
 S3 there is one request that the library does not make; NGAS is a protocol, servers, blobs, and their backend; what is slow is
-a directory with a command."""
+a directory with a command, and several directories are one each."""
 
 
 def name_of(path: Path) -> str:

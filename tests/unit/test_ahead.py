@@ -23,13 +23,13 @@ from vosfs.cache.blocks import BlockCache
 from vosfs.cache.file import FileTable
 from vosfs.cache.journal import Journal
 from vosfs.client import Answer
-from vosfs.errors import NodeNotFound, ServiceUnavailable, Stale, VOSpaceError
+from vosfs.errors import NodeNotFound, QuotaExceeded, ServiceUnavailable, Stale, VOSpaceError
 from vosfs.filesystem import FileSystem
 from vosfs.metadata import messages as m
 from vosfs.metadata.ahead import AheadTree
 from vosfs.metadata.gateway import GatewayTree
 from vosfs.metadata.memory import MemoryStore
-from vosfs.metadata.node import DATA, ROOT_ID, Attributes, Change, Cursor, Extent, NewNode, Node
+from vosfs.metadata.node import CONTAINER, DATA, ROOT_ID, Attributes, Change, Cursor, Extent, NewNode, Node
 from vosfs.metadata.store import CHANGES_MAX, Anyone
 
 ME = "me"
@@ -355,3 +355,54 @@ async def test_a_save_whose_answer_was_lost_does_not_hide_somebody_elses(
     assert (await rig.store.open(id)).node.length == 6
     await rig.fs.release(handle)
     caplog.clear()
+
+
+async def boxed(rig: Rig, bytes_max: int) -> list[int]:
+    """Three files, known here, in a space with a quota."""
+    await rig.store.set_quota(ROOT_ID, bytes_max)
+    rig.tree.forget_all()
+    return [await rig.file(name) for name in (b"a", b"b", b"c")]
+
+
+async def test_what_a_quota_leaves_is_acknowledged_first_and_no_more(
+    rig: Rig, caplog: pytest.LogCaptureFixture
+) -> None:
+    one, two, three = await boxed(rig, 1000)
+    rig.behind.delegated(True)
+    # The first waits, and what is left is asked for then.
+    await rig.fs.release(await rig.save(one, b"1" * 300))
+    assert rig.behind.owed == 0 and (await rig.store.quotas(one))[0].used == 300
+    rig.line.held[m.Batch] = trio.Event()
+    await rig.fs.release(await rig.save(two, b"2" * 400))
+    await rig.fs.release(await rig.save(one, b"1" * 500))
+    assert rig.behind.owed == 2, "nobody waited"
+    rig.line.held.pop(m.Batch).set()
+    handle = await rig.fs.open(three, OPEN_RW)
+    await rig.fs.write(handle[0], 0, b"3" * 101)
+    with pytest.raises(QuotaExceeded):
+        await rig.fs.flush(handle[0])
+    await rig.fs.release(handle[0])
+    assert rig.behind.lost == 0 and (await rig.store.quotas(one))[0].used == 900
+    await rig.fs.release(await rig.save(three, b"3" * 100))
+    assert (await rig.store.quotas(one))[0].used == 1000 and rig.behind.lost == 0
+    caplog.clear()
+
+
+@pytest.mark.parametrize("how", ["feed", "term", "elsewhere"])
+async def test_what_was_left_is_not_relied_on_after_others_may_have_come(rig: Rig, how: str) -> None:
+    one, two, _ = await boxed(rig, 1000)
+    rig.behind.delegated(True)
+    await rig.fs.release(await rig.save(one, b"1" * 300))
+    if how == "elsewhere":
+        box = await rig.store.create(ROOT_ID, b"box", NewNode(CONTAINER, owner=ME))
+        await rig.tree.lookup(ROOT_ID, b"box")
+        await rig.fs.rename(ROOT_ID, b"a", box.id, b"a", "")
+    elif how == "term":
+        rig.behind.delegated(False)
+        rig.behind.delegated(True)
+    else:
+        await rig.store.set_quota(ROOT_ID, 600)
+        rig.tree.invalidate(Change(ROOT_ID, 0, b"", ""))
+    await rig.tree.get(two)
+    await rig.fs.release(await rig.save(two, b"2" * 250))
+    assert rig.behind.owed == 0 and (await rig.store.get(two)).length == 250, "it waited"

@@ -10,12 +10,27 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 import msgspec
+import trio
 
-from vosfs.errors import StorageFull
+from vosfs.errors import StorageFull, VOSpaceError
 from vosfs.metadata import messages as m
+from vosfs.metadata.allowance import ASK_EVERY_S, Allowance
 from vosfs.metadata.behind import WriteBehind
 from vosfs.metadata.cached import CachedTree
-from vosfs.metadata.node import CONTAINER, DATA, Attributes, Extent, NewNode, Node, Renamed, made, new_id
+from vosfs.metadata.node import (
+    CONTAINER,
+    DATA,
+    Attributes,
+    Blob,
+    Change,
+    Content,
+    Extent,
+    NewNode,
+    Node,
+    Renamed,
+    made,
+    new_id,
+)
 from vosfs.metadata.store import Tree, prepared_version
 
 log = logging.getLogger(__name__)
@@ -31,6 +46,11 @@ class AheadTree(CachedTree):
         super().__init__(inner)
         # Dependencies
         self._behind = behind
+        # Mutable state
+        self._allowance = Allowance()
+        self._term = 0
+        """Of the delegation, that the allowance is of."""
+        self._asked_room_at = -ASK_EVERY_S
 
     def _now(self) -> float:
         # Nothing expires that nobody else can change.
@@ -75,7 +95,7 @@ class AheadTree(CachedTree):
         container = self._mine(parent)
         if container is None or container.kind != CONTAINER or self.peek_name(parent, name) != 0:
             return None
-        node = made(replace(new, owner=self._behind.user), new_id(), self._behind.now_ns(), container.storage)
+        node = made(replace(new, owner=self._behind.user), new_id(), self._behind.now_ns(), container)
         self._owe(m.Create(parent, name, new, node.id, node.btime_ns))
         return self._created(parent, name, node)
 
@@ -109,7 +129,10 @@ class AheadTree(CachedTree):
     async def rename(self, parent: int, name: bytes, to_parent: int, to_name: bytes, flag: str) -> Node | None:
         await self.room()
         ahead = self._ahead(self._rename_ahead, parent, name, to_parent, to_name, flag)
-        return ahead.gone if ahead is not None else await super().rename(parent, name, to_parent, to_name, flag)
+        if ahead is not None:
+            return ahead.gone
+        with self._allowance.charged_elsewhere():
+            return await super().rename(parent, name, to_parent, to_name, flag)
 
     def _rename_ahead(self, parent: int, name: bytes, to_parent: int, to_name: bytes, flag: str) -> Renamed | None:
         node, into, other_id = (
@@ -123,6 +146,9 @@ class AheadTree(CachedTree):
             # Whether it goes below itself is not known here.
             return None
         other = None
+        if node.quota != into.quota:
+            # Whether its bytes may come there neither.
+            return None
         if other_id:
             other = self._child_ahead(to_parent, to_name)
             if other is None or other.id == node.id or flag or CONTAINER in (node.kind, other.kind):
@@ -161,6 +187,9 @@ class AheadTree(CachedTree):
         node = self._mine(id)
         if node is None or node.kind != DATA or node.version != base_version:
             return None
+        if node.quota and length > node.length and not self._allows(node.quota, length - node.length):
+            # What the service may refuse is not acknowledged here.
+            return None
         now_ns = self._behind.now_ns()
         mtime_ns = now_ns if mtime_ns is None else mtime_ns
         version = prepared_version(base_version, now_ns)
@@ -170,6 +199,50 @@ class AheadTree(CachedTree):
         return self.remember(replace(
             node, version=version, length=length, mtime_ns=mtime_ns, atime_ns=atime_ns, ctime_ns=now_ns, md5="",
         ))  # fmt: skip
+
+    def _allows(self, quota: int, length: int) -> bool:
+        """Whether so many bytes more will not be refused; then they are used up."""
+        self._renew_allowance()
+        return self._allowance.spend(quota, length)
+
+    def _renew_allowance(self) -> None:
+        if self._term != self._behind.term:
+            self._term = self._behind.term
+            self._allowance.clear()
+
+    async def commit(
+        self, id: int, base_version: int | None, length: int, changes: list[Extent], blobs: list[Blob],
+        mtime_ns: int | None, durable: bool, atime_ns: int | None = None,
+    ) -> Content:  # fmt: skip
+        with self._allowance.charged_elsewhere():
+            done = await super().commit(id, base_version, length, changes, blobs, mtime_ns, durable, atime_ns)
+        if done.node.quota and self._behind.held:
+            await self._ask_room(done.node.id)
+        return done
+
+    async def _ask_room(self, id: int) -> None:
+        """Ask the service what is left of the quotas above a node, for the saves to come."""
+        if trio.current_time() - self._asked_room_at < ASK_EVERY_S:
+            return
+        self._renew_allowance()
+        self._asked_room_at, epoch = trio.current_time(), self._allowance.epoch
+        try:
+            quotas = await self.inner.quotas(id)
+        except VOSpaceError as exc:
+            log.debug("what is left of the quotas: %s", exc)
+            return
+        self._renew_allowance()
+        if self._behind.held:
+            self._allowance.learn(epoch, quotas)
+
+    def forget_all(self) -> None:
+        super().forget_all()
+        self._allowance.clear()
+
+    def invalidate(self, change: Change) -> None:
+        super().invalidate(change)
+        if self._allowance.concerns(change.node):
+            self._allowance.clear()
 
     def _lost(self) -> int:
         return self._behind.lost

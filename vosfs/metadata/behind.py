@@ -94,6 +94,8 @@ class WriteBehind:
         # Mutable state
         self.held = False
         """Whether changes may be made here first."""
+        self.term = 0
+        """Counts how often that became so: others may have worked in between."""
         self.on_lost: Callable[[m.Mutation, VOSpaceError], None] = lambda request, error: None
         """Told of acknowledged changes that the service then refused."""
         self.lost = 0
@@ -139,7 +141,9 @@ class WriteBehind:
 
     def delegated(self, held: bool) -> None:
         """Whether this mount has the delegation, as the service says."""
-        self.held = held and self._trouble is None
+        held = held and self._trouble is None
+        self.term += held and not self.held
+        self.held = held
 
     def want(self) -> None:
         """A change is being made that has to wait: ask for the delegation."""

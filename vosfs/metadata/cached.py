@@ -21,7 +21,9 @@ from vosfs.errors import (
 )
 from vosfs.metadata import messages as m
 from vosfs.metadata.node import (
+    ANYTHING,
     CONTAINER,
+    QUOTA,
     ROOT_ID,
     Attributes,
     Blob,
@@ -207,6 +209,10 @@ class CachedTree:
 
     def invalidate(self, change: Change) -> None:
         """Apply one row of the change log."""
+        if change.node == ANYTHING:
+            # Which nodes, only the service knows.
+            self.forget_all()
+            return
         self._epoch += 1
         self._nodes.pop(change.node, None)
         self._contents.pop(change.node, None)
@@ -427,6 +433,7 @@ class CachedTree:
     async def rename(self, parent: int, name: bytes, to_parent: int, to_name: bytes, flag: str) -> Node | None:
         """As in the port; returns the node that lost its name."""
         asked, other = self._asked(), self.peek_name(to_parent, to_name)
+        moved = self._nodes.get(self.peek_name(parent, name) or 0)
         try:
             done = await self.inner.rename(parent, name, to_parent, to_name, flag)
         except VOSpaceError:
@@ -435,6 +442,9 @@ class CachedTree:
             raise
         finally:
             self._mutations += 1
+        if done.node.kind == CONTAINER and (moved is None or moved[0].quota != done.node.quota):
+            # What is below came under another quota with it.
+            self.forget_all()
         same = done.gone is None and self.peek_name(to_parent, to_name) == done.node.id
         if flag == "exchange" or same or asked[0] != self._epoch:
             self._answered(done.node, asked)
@@ -513,11 +523,16 @@ class CachedTree:
         return await self.inner.properties(id)
 
     async def set_properties(self, id: int, change: dict[str, str | None]) -> Node:
+        if QUOTA in change:
+            # The nodes below are about to come under it.
+            self.forget_all()
         asked = self._asked()
         try:
             return self._answered(await self.inner.set_properties(id, change), asked)
         finally:
             self._mutations += 1
+            if QUOTA in change:
+                self.forget_all()
 
     async def share(self, names: list[str]) -> list[str]:
         """Receipts to commit blobs with that the space has already.  OperationNotSupported."""

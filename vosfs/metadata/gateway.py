@@ -20,6 +20,7 @@ from vosfs.metadata.node import (
     Found,
     NewNode,
     Node,
+    Quota,
     Renamed,
     Usage,
 )
@@ -28,7 +29,7 @@ from vosfs.metadata.store import ANYONE, CHANGES_MAX, Caller, prepared_version
 _encode = msgspec.msgpack.Encoder().encode
 _DECODERS = {kind: msgspec.msgpack.Decoder(result).decode for kind, result in m.RESULTS.items()}
 _READS = (
-    m.Hello, m.Lookup, m.Get, m.Children, m.Open, m.Properties, m.SpaceUsage, m.Sync, m.Renew, m.Changes,
+    m.Hello, m.Lookup, m.Get, m.Children, m.Open, m.Properties, m.SpaceUsage, m.Quotas, m.Sync, m.Renew, m.Changes,
     m.Delegate, m.GiveBack, m.Share,
 )  # fmt: skip
 """Requests that may be sent again when a kept connection breaks under them."""
@@ -171,6 +172,9 @@ class GatewayTree:
 
     async def usage(self) -> Usage:
         return await self._call(m.SpaceUsage())
+
+    async def quotas(self, id: int) -> list[Quota]:
+        return await self._call(m.Quotas(id))
 
     async def changes(self, since: Cursor, limit: int = CHANGES_MAX, wait_s: float = 0) -> tuple[Cursor, list[Change]]:
         """As in the port; with ``wait_s`` the answer may wait that long for a change."""

@@ -5,6 +5,7 @@ Written for plainness, not speed: every method is one synchronous step, so each 
 
 import secrets
 import time
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -12,6 +13,7 @@ import msgspec
 
 from vosfs.errors import (
     ContainerNotEmpty,
+    CrossDevice,
     DuplicateNode,
     InvalidArgument,
     IsContainer,
@@ -25,6 +27,7 @@ from vosfs.errors import (
 from vosfs.metadata import content
 from vosfs.metadata.job import Chosen, Job
 from vosfs.metadata.node import (
+    ANYTHING,
     CONTAINER,
     DATA,
     ROOT_ID,
@@ -39,9 +42,11 @@ from vosfs.metadata.node import (
     Found,
     NewNode,
     Node,
+    Quota,
     Renamed,
     Usage,
     Used,
+    check_quota,
     made,
     new_id,
     parts,
@@ -95,6 +100,8 @@ class MemoryStore:
         self.notify: Callable[[], None] = lambda: None
         self._tables: dict[str, dict[Any, Any]] = {"account": {}, "token": {}, "certificate": {}}
         self._jobs: dict[str, Job] = {}
+        self._quotas: dict[int, Quota] = {}
+        """Of containers."""
         self._at_ns = 0
         """When the step that is being applied happened; 0: none is."""
 
@@ -156,7 +163,123 @@ class MemoryStore:
         if nlink == 0:
             self._trash.append(id)
             self._parent.pop(id, None)
+            if node.kind == DATA:
+                self._charge(node.quota, -node.length)
+            elif node.quota == id:
+                own = self._quotas[id]
+                self._charge(own.above, -own.used)
+                self._quotas[id] = replace(own, above=0)
         return node
+
+    # -- quotas: what is refused is refused before anything changes
+
+    def _chain(self, quota: int) -> list[Quota]:
+        found: list[Quota] = []
+        while quota in self._quotas:
+            found.append(self._quotas[quota])
+            quota = found[-1].above
+        return found
+
+    def _charge(self, quota: int, length: int, outside: frozenset[int] = frozenset()) -> None:
+        """So many bytes came under a quota and all above it, but for those ``outside``."""
+        rows = [replace(row, used=row.used + length) for row in self._chain(quota) if row.node not in outside]
+        if length > 0:
+            for row in rows:
+                check_quota(row)
+        self._quotas.update((row.node, row) for row in rows)
+
+    def _transfer(self, source: int, target: int, length: int) -> None:
+        before, after = ({row.node for row in self._chain(quota)} for quota in (source, target))
+        common = frozenset(before & after)
+        if length:
+            self._charge(target, length, common)
+            self._charge(source, -length, common)
+
+    def _below(self, id: int) -> list[tuple[int, int]]:
+        """Each node below a container and under no other quota, with how many names it has there."""
+        found: Counter[int] = Counter()
+        todo = [id]
+        while todo:
+            for child in self._names[todo.pop()].values():
+                found[child] += 1
+                if self._nodes[child].kind == CONTAINER and self._nodes[child].quota != child:
+                    todo.append(child)
+        return list(found.items())
+
+    def _move(self, node: Node, source: int, target: int) -> None:
+        """A name of a node goes from under one quota to under another."""
+        if node.quota == node.id:
+            own = self._quotas[node.id]
+            self._transfer(own.above, target, own.used)
+            self._quotas[node.id] = replace(self._quotas[node.id], above=target)
+            return
+        if node.kind != CONTAINER and node.nlink > 1:
+            if source != target:
+                raise CrossDevice(f"node {node.id} has other names, which stay under another quota")
+            return
+        if node.quota == target:
+            return
+        below = self._below(node.id) if node.kind == CONTAINER else []
+        for id, names in below:
+            if self._nodes[id].kind != CONTAINER and self._nodes[id].nlink > names:
+                raise CrossDevice(f"node {id} has other names, which stay under another quota")
+        self._adopt([node.id, *(id for id, _ in below)], target)
+        if below:
+            self._log(ANYONE, ANYTHING)
+
+    def _adopt(self, ids: list[int], target: int, checked: bool = True) -> None:
+        came: Counter[int] = Counter()
+        for id in ids:
+            node = self._nodes[id]
+            if node.quota == id:
+                came[self._quotas[id].above] += self._quotas[id].used
+            elif node.kind == DATA:
+                came[node.quota] += node.length
+        if checked:
+            rows: dict[int, Quota] = {}
+            for quota, length in came.items():
+                before = {row.node for row in self._chain(quota)}
+                for row in self._chain(target):
+                    if row.node not in before and length:
+                        known = rows.get(row.node, row)
+                        rows[row.node] = replace(known, used=known.used + length)
+                        check_quota(rows[row.node])
+        allowed, self._quotas = self._quotas, {id: replace(row, bytes_max=-1) for id, row in self._quotas.items()}
+        for quota, length in came.items():
+            self._transfer(quota, target, length)
+        self._quotas = {id: replace(row, bytes_max=allowed[id].bytes_max) for id, row in self._quotas.items()}
+        for id in ids:
+            if self._nodes[id].quota == id:
+                self._quotas[id] = replace(self._quotas[id], above=target)
+            else:
+                self._nodes[id] = replace(self._nodes[id], quota=target)
+
+    async def quotas(self, id: int) -> list[Quota]:
+        return self._chain(self._node(id).quota)
+
+    async def set_quota(self, id: int, bytes_max: int, caller: Caller = ANYONE) -> None:
+        self._children(id)
+        node = self._nodes[id]
+        if not node.nlink:
+            raise NodeNotFound(f"container {id} was deleted")
+        if node.quota == id:
+            self._quotas[id] = replace(self._quotas[id], bytes_max=bytes_max)
+        elif bytes_max >= 0:
+            self._quotas[id] = Quota(id, node.quota, bytes_max, 0)
+            self._adopt([child for child, _ in self._below(id)], id, checked=False)
+            self._nodes[id] = replace(node, quota=id)
+            self._log(caller, ANYTHING)
+        self._log(caller, id)
+
+    async def recount(self) -> list[tuple[int, int, int]]:
+        used: Counter[int] = Counter()
+        for node in self._nodes.values():
+            if node.kind == DATA and node.nlink:
+                used.update({row.node: node.length for row in self._chain(node.quota)})
+        wrong = [(id, row.used, used[id]) for id, row in sorted(self._quotas.items()) if row.used != used[id]]
+        for id, _, now in wrong:
+            self._quotas[id] = replace(self._quotas[id], used=now)
+        return wrong
 
     # -- Tree ------------------------------------------------------------------------------------------------
 
@@ -185,7 +308,7 @@ class MemoryStore:
         names = self._writable(parent, caller)
         if name in names or id in self._nodes:
             raise DuplicateNode(repr(name))
-        node = made(new, id or new_id(), self._now(), self._nodes[parent].storage)
+        node = made(new, id or new_id(), self._now(), self._nodes[parent])
         self._nodes[node.id] = node
         names[name] = node.id
         if new.kind == CONTAINER:
@@ -207,6 +330,8 @@ class MemoryStore:
             raise NodeNotFound(f"node {id} was deleted")
         if node.nlink >= LINKS_MAX:
             raise TooManyLinks(f"node {id} has {node.nlink} names")
+        if node.quota != self._nodes[parent].quota:
+            raise CrossDevice(f"node {id} is under another quota")
         if name in names:
             raise DuplicateNode(repr(name))
         names[name] = id
@@ -273,18 +398,29 @@ class MemoryStore:
                     raise ContainerNotEmpty(repr(to_name))
             elif node.kind == CONTAINER:
                 raise NotContainer(repr(to_name))
+        source, target = self._nodes[parent].quota, self._nodes[to_parent].quota
+        quotas, nodes = dict(self._quotas), dict(self._nodes)
+        try:
+            gone = None
+            if other is not None and flag != "exchange":
+                gone = self._set_links(other.id, other.nlink - 1)
+            self._move(node, source, target)
+            if other is not None and flag == "exchange":
+                self._move(other, target, source)
+        except VOSpaceError:
+            self._quotas, self._nodes = quotas, nodes
+            if gone is not None and gone.nlink == 0:
+                self._trash.remove(gone.id)
+            raise
         del names[name]
         to_names[to_name] = node.id
         if node.kind == CONTAINER:
             self._parent[node.id] = to_parent
-        gone = None
         if flag == "exchange" and other is not None:
             names[name] = other.id
-            self._nodes[other.id] = replace(other, ctime_ns=time.time_ns())
+            self._nodes[other.id] = replace(self._nodes[other.id], ctime_ns=time.time_ns())
             if other.kind == CONTAINER:
                 self._parent[other.id] = parent
-        elif other is not None:
-            gone = self._set_links(other.id, other.nlink - 1)
         self._touch(parent, to_parent)
         self._nodes[node.id] = replace(self._nodes[node.id], ctime_ns=self._now())
         self._log(caller, node.id, parent, name)
@@ -338,6 +474,8 @@ class MemoryStore:
         if not content.locators(changes) <= content.locators(old) | {b.locator for b in blobs}:
             raise InvalidArgument("an extent names a blob that was not uploaded for it")
         new = content.apply(old, changes, length)
+        if node.nlink:
+            self._charge(node.quota, length - node.length)
         for blob in blobs:
             self._blobs[blob.locator] = None
             self._recorded.setdefault(blob.locator, blob)
@@ -363,6 +501,10 @@ class MemoryStore:
             if clear:
                 await self.set_properties(node.id, {}, True, caller)
         else:
+            # Together, as it is one step.
+            quota = new.quota or self._nodes[parent].quota
+            self._charge(quota, length)
+            self._charge(quota, -length)
             node = await self.create(parent, name, new, caller)
         changes = [Extent(0, max(node.length, length, 1)), *extents]
         return await self.commit(node.id, None, length, changes, blobs, mtime_ns, md5, None, True, caller)
@@ -472,6 +614,10 @@ class MemoryStore:
         blobs = [self._recorded[locator] for locator, since in self._blobs.items() if since is None]
         return len(blobs), sum(blob.length for blob in blobs)
 
+    async def stored(self, storage: str) -> int:
+        known = [self._recorded[locator] for locator in self._blobs]
+        return sum(blob.length for blob in known if storage in [p.rpartition("~")[0] for p in parts(blob.locator)])
+
     async def users(self, locator: str, limit: int) -> list[tuple[bytes, ...] | int]:
         nodes = [id for id, extents in self._extents.items() if locator in content.locators(extents)]
         return [self._path(id) or id for id in nodes[:limit]]
@@ -488,6 +634,9 @@ class MemoryStore:
             path.append(name)
             id = parent
         return tuple(reversed(path))
+
+    async def path_of(self, id: int) -> tuple[bytes, ...] | None:
+        return self._path(id) if id == ROOT_ID or self._path(id) else None
 
     async def unreferenced(self, before_ns: int, limit: int) -> list[str]:
         return [b for b, since in self._blobs.items() if since is not None and since < before_ns][:limit]
@@ -529,6 +678,7 @@ class MemoryStore:
                 done += 1
             old = self._extents.pop(id, [])
             self._properties.pop(id, None)
+            self._quotas.pop(id, None)
             del self._nodes[id]
             self._release(content.locators(old))
             done += 1
@@ -562,8 +712,14 @@ class MemoryStore:
     async def token(self, digest: bytes) -> tuple[str, int] | None:
         return self._tables["token"].get(digest)
 
-    async def copy_node(self, id: int, name: bytes, owner: str, caller: Caller = ANYONE) -> Node:
-        return self._copy(self._node(id), STAGING_ID, name, owner, caller)
+    async def copy_node(self, id: int, name: bytes, owner: str, caller: Caller = ANYONE, quota: int = 0) -> Node:
+        node = self._node(id)
+        self._charge(quota, node.length if node.kind == DATA else 0)
+        try:
+            return self._copy(node, STAGING_ID, name, owner, caller, quota)
+        except VOSpaceError:
+            self._charge(quota, -node.length if node.kind == DATA else 0)
+            raise
 
     async def copy_children(
         self, id: int, into: int, after: bytes, limit: int, owner: str, caller: Caller = ANYONE
@@ -571,18 +727,20 @@ class MemoryStore:
         page = await self.children(id, after, limit, caller)
         for _, node in page:
             caller.permit(node, READ)
-        copies = [(node, self._copy(node, into, name, owner, caller)) for name, node in page]
+        quota = self._node(into).quota
+        self._charge(quota, sum(node.length for _, node in page if node.kind == DATA))
+        copies = [(node, self._copy(node, into, name, owner, caller, quota)) for name, node in page]
         containers = [(node.id, copy.id) for node, copy in copies if node.kind == CONTAINER]
         return Copied(page[-1][0] if len(page) == limit else None, containers)
 
-    def _copy(self, node: Node, into: int, name: bytes, owner: str, caller: Caller) -> Node:
+    def _copy(self, node: Node, into: int, name: bytes, owner: str, caller: Caller, quota: int) -> Node:
         caller.permit(node, READ)
         if node.nlink == 0:
             raise NodeNotFound(repr(name))
         now = time.time_ns()
         copy = replace(
             node, id=new_id(), version=1, nlink=1, ctime_ns=now, btime_ns=now, owner=owner, immutable=0,
-            containers=0,
+            containers=0, quota=quota,
         )  # fmt: skip
         if name in self._names[into]:
             raise DuplicateNode(repr(name))
@@ -598,7 +756,14 @@ class MemoryStore:
 
     async def graft(self, id: int, into: int, caller: Caller = ANYONE) -> None:
         self._check_graft(id, into, caller)
-        await self._graft(id, into, caller)
+        names = {parent: dict(known) for parent, known in self._names.items()}
+        kept = dict(self._nodes), dict(self._parent), dict(self._extents), dict(self._quotas), list(self._trash)
+        try:
+            await self._graft(id, into, caller)
+        except VOSpaceError:
+            self._names = names
+            self._nodes, self._parent, self._extents, self._quotas, self._trash = kept
+            raise
 
     def _check_graft(self, id: int, into: int, caller: Caller) -> None:
         names = self._writable(into, caller)
@@ -622,11 +787,14 @@ class MemoryStore:
                 names[name] = child
                 if node.kind == CONTAINER:
                     self._parent[child] = into
+                self._move(node, self._nodes[id].quota, self._nodes[into].quota)
                 self._log(caller, child, into, name)
             elif node.kind == CONTAINER:
                 await self._graft(child, names[name], caller)
             else:
                 extents = self._extents.get(child, [])
+                del self._names[id][name]
+                self._set_links(child, node.nlink - 1)
                 blobs = [Blob(locator, 0, 0) for locator in content.locators(extents)]
                 whole = Extent(0, max(node.length, self._nodes[names[name]].length, 1))
                 await self.commit(

@@ -19,6 +19,7 @@ from vosfs.metadata.node import (
     Id,
     NewNode,
     Node,
+    Quota,
     Renamed,
     Size,
     Time,
@@ -140,6 +141,12 @@ class SpaceUsage(Request):
     pass
 
 
+class Quotas(Request):
+    """What quotas a node is under, and what is used of them."""
+
+    id: Id
+
+
 class Sync(Request):
     """Make all that was changed durable."""
 
@@ -168,7 +175,7 @@ class Changes(Request):
 
 
 Mutation = Create | Link | Remove | Rename | SetAttributes | Commit
-Ordered = Mutation | Lookup | Get | Children | Open | Properties | SetProperties | SpaceUsage | Sync
+Ordered = Mutation | Lookup | Get | Children | Open | Properties | SetProperties | SpaceUsage | Quotas | Sync
 
 
 class Batch(Request):
@@ -247,7 +254,7 @@ AnyRequest = Ordered | Hello | Renew | Share | Changes | Batch | Delegate | Give
 RESULTS: dict[type, object] = {
     Hello: Greeting, Lookup: Found, Get: Node, Children: list[Entry], Create: Node, Link: Node, Remove: Node,
     Rename: Renamed, SetAttributes: Node, Open: Content, Commit: Content, Properties: dict[str, str],
-    SetProperties: Node, SpaceUsage: Usage, Sync: None, Renew: list[str], Share: list[str], Changes: ChangePage, Batch: Outcomes,
+    SetProperties: Node, SpaceUsage: Usage, Quotas: list[Quota], Sync: None, Renew: list[str], Share: list[str], Changes: ChangePage, Batch: Outcomes,
     Delegate: bool, GiveBack: None,
 }  # fmt: skip
 """What answers each request."""

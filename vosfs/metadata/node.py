@@ -9,6 +9,8 @@ from typing import Annotated
 
 import msgspec
 
+from vosfs.errors import QuotaExceeded
+
 Id = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
 Size = Annotated[int, msgspec.Meta(ge=0, le=2**62)]
 Time = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
@@ -44,6 +46,9 @@ CORE = "ivo://ivoa.net/vospace/core#"
 """Prefix of the standard property identifiers (VOSpace 2.1 section 3.2.4)."""
 STORAGE = "ivo://vosfs/core#storage"
 """The property that shows ``Node.storage``."""
+QUOTA, AVAILABLE, LENGTH = CORE + "quota", CORE + "availableSpace", CORE + "length"
+"""Properties of a container with a quota: how many bytes may be below it, how many more may come, and how many there
+are, as clients of CADC's services expect it."""
 LOCALITY = "ivo://vosfs/core#locality"
 """The property that says whether a data node's bytes can be read at once; its values are in ``backends/backend.py``."""
 STAGE = "ivo://vosfs/core#stage"
@@ -90,6 +95,8 @@ class Node(msgspec.Struct, array_like=True):
     storage: str = ""
     """Names of the storages that new bytes of it go to, a copy to each; empty: the default one.  Handed down like the
     group of a directory with the setgid bit, to what is made in it from then on."""
+    quota: Id = 0
+    """The nearest container above with a quota, or the node itself if it has one; 0: there is none (``charges.py``)."""
 
 
 class Extent(msgspec.Struct, array_like=True):
@@ -186,15 +193,17 @@ class NewNode(msgspec.Struct, array_like=True):
     device: Device = 0
     storage: Text = ""
     """Empty: that of the container it is made in."""
+    quota: Id = 0
+    """0: that of the container it is made in.  Else the one it is to come under: of what is staged."""
 
 
-def made(new: NewNode, id: int, now_ns: int, storage: str) -> Node:
-    """The node that a creation makes, in a container of this storage."""
+def made(new: NewNode, id: int, now_ns: int, container: Node) -> Node:
+    """The node that a creation makes in a container."""
     return Node(
         id, new.kind, 1, len(new.target), new.mode, new.uid, new.gid, 1, now_ns,
         now_ns if new.mtime_ns is None else new.mtime_ns, now_ns, now_ns, new.owner, new.target, new.public,
         new.group_read, new.group_write, new.immutable, new.content_type, "", new.device, 0,
-        new.storage or storage,
+        new.storage or container.storage, new.quota or container.quota,
     )  # fmt: skip
 
 
@@ -218,6 +227,10 @@ class Attributes(msgspec.Struct, array_like=True):
     target: bytes | None = None
     immutable: Guard | None = None
     storage: Text | None = None
+
+
+ANYTHING = 0
+"""As a change's node: many may have changed, in what is handed down to them."""
 
 
 class Change(msgspec.Struct, array_like=True):
@@ -244,3 +257,27 @@ class Usage(msgspec.Struct, array_like=True):
     total_bytes: int
     free_bytes: int
     nodes: int
+
+
+class Quota(msgspec.Struct, array_like=True):
+    """A container's quota, and what of it is used."""
+
+    node: int
+    """The container."""
+    above: int
+    """The next container above that has one; 0: none has."""
+    bytes_max: int
+    """-1: none any more, but bytes are still counted."""
+    used: int
+
+
+def check_quota(quota: Quota) -> None:
+    """QuotaExceeded if more is used than may be."""
+    if 0 <= quota.bytes_max < quota.used:
+        raise QuotaExceeded(f"this would be {quota.used} bytes where {quota.bytes_max} may be")
+
+
+def bytes_left(quotas: list[Quota]) -> int | None:
+    """How many more bytes all of these allow; None: any number."""
+    left = [max(0, quota.bytes_max - quota.used) for quota in quotas if quota.bytes_max >= 0]
+    return min(left) if left else None

@@ -13,6 +13,7 @@ here; names are bytes, so that any POSIX name fits and every engine sorts them a
 """
 
 import secrets
+from collections import Counter
 from collections.abc import Callable, Generator
 from typing import Any, NamedTuple, TypeVar
 
@@ -20,6 +21,7 @@ import msgspec
 
 from vosfs.errors import (
     ContainerNotEmpty,
+    CrossDevice,
     DuplicateNode,
     InvalidArgument,
     IsContainer,
@@ -29,8 +31,9 @@ from vosfs.errors import (
     Stale,
     TooManyLinks,
 )
-from vosfs.metadata import content
+from vosfs.metadata import charges, content
 from vosfs.metadata.node import (
+    ANYTHING,
     CONTAINER,
     COPY,
     DATA,
@@ -161,6 +164,11 @@ MIGRATIONS = [
     ALTER TABLE node ADD COLUMN storage TEXT NOT NULL DEFAULT '';
     CREATE TABLE part (space INTEGER NOT NULL, part TEXT NOT NULL, locator TEXT NOT NULL,
         PRIMARY KEY (space, part, locator)) {without_rowid};
+    """,
+    """
+    ALTER TABLE node ADD COLUMN quota BIGINT NOT NULL DEFAULT 0;
+    CREATE TABLE quota (space INTEGER NOT NULL, node BIGINT NOT NULL, above BIGINT NOT NULL,
+        bytes_max BIGINT NOT NULL, used BIGINT NOT NULL, PRIMARY KEY (space, node)) {without_rowid};
     """,
 ]
 """Schema versions, oldest first: append, never edit."""
@@ -377,7 +385,7 @@ def touch(f: Frame, id: int, containers: int = 0) -> Transaction[None]:
 
 def create(f: Frame, parent: int, name: bytes, new: NewNode, id: int = 0) -> Transaction[Node]:
     container = yield from writable(f, parent)
-    node = made(new, id or new_id(), f.now_ns, container.storage)
+    node = made(new, id or new_id(), f.now_ns, container)
     yield INSERT_NAME, (f.space, parent, name, node.id)
     yield INSERT_NODE, (f.space, *msgspec.structs.astuple(node), parent)
     for uri, value in new.properties.items():
@@ -388,7 +396,7 @@ def create(f: Frame, parent: int, name: bytes, new: NewNode, id: int = 0) -> Tra
 
 
 def link(f: Frame, id: int, parent: int, name: bytes) -> Transaction[Node]:
-    yield from writable(f, parent)
+    container = yield from writable(f, parent)
     node = yield from get(f, id, "{update}")
     if node.kind == CONTAINER:
         raise PermissionDenied("a container has one name")
@@ -398,6 +406,8 @@ def link(f: Frame, id: int, parent: int, name: bytes) -> Transaction[Node]:
         raise NodeNotFound(f"node {id} was deleted")
     if node.nlink >= LINKS_MAX:
         raise TooManyLinks(f"node {id} has {node.nlink} names")
+    if node.quota != container.quota:
+        raise CrossDevice(f"node {id} is under another quota")
     yield INSERT_NAME, (f.space, parent, name, id)
     node = msgspec.structs.replace(node, nlink=node.nlink + 1, ctime_ns=f.now_ns)
     yield from _set_links(f, node)
@@ -418,8 +428,15 @@ def _empty(f: Frame, id: int) -> Transaction[bool]:
     return not rows
 
 
-def _drop(f: Frame, node: Node) -> Transaction[Node]:
+def drop(f: Frame, node: Node) -> Transaction[Node]:
     """One name fewer."""
+    node = yield from _unname(f, node)
+    if not node.nlink:
+        yield from charges.released(f.space, node)
+    return node
+
+
+def _unname(f: Frame, node: Node) -> Transaction[Node]:
     node = msgspec.structs.replace(node, nlink=node.nlink - 1, ctime_ns=f.now_ns)
     yield from _set_links(f, node)
     return node
@@ -443,7 +460,7 @@ def remove(f: Frame, parent: int, name: bytes, kind: str, id: int = 0) -> Transa
     if kind == "tree" and node.kind == CONTAINER:
         f.caller.permit(node, WRITE)
     yield DELETE_NAME, (f.space, parent, name)
-    node = yield from _drop(f, node)
+    node = yield from drop(f, node)
     yield from touch(f, parent, -int(node.kind == CONTAINER))
     yield from log_change(f, node.id, parent, name)
     return node
@@ -471,8 +488,7 @@ def rename(
     found = {}
     for container in sorted({parent, to_parent}):
         found[container] = yield _NODE + "{update}", (f.space, container)
-    for container in (parent, to_parent):
-        _check_writable(f, container, found[container])
+    source, target = (_check_writable(f, container, found[container]) for container in (parent, to_parent))
     rows = yield CHILD + "{update}", (f.space, f.space, parent, name)
     if not rows:
         raise NodeNotFound(repr(name))
@@ -503,20 +519,26 @@ def rename(
         gone = yield from _replace(f, node, other, parent, name, to_parent, to_name, flag)
         if gone is None:
             return Renamed(node, None)
+    before, node = node, (yield from charges.move(f.space, node, source.quota, target.quota))
+    if node.kind == CONTAINER and node.quota != before.quota:
+        yield from log_change(f, ANYTHING)
     yield (
         "UPDATE node SET ctime_ns = ?, parent = ? WHERE space = ? AND id = ?",
         (f.now_ns, to_parent, f.space, node.id),
     )
     if flag == "exchange" and other is not None:
+        after = yield from charges.move(f.space, other, target.quota, source.quota)
+        if other.kind == CONTAINER and after.quota != other.quota:
+            yield from log_change(f, ANYTHING)
         yield (
             "UPDATE node SET ctime_ns = ?, parent = ? WHERE space = ? AND id = ?",
             (f.now_ns, parent, f.space, other.id),
         )
     came = {parent: 0, to_parent: 0}
-    for moved, source, target in ((node, parent, to_parent), (other, to_parent, parent)):
+    for moved, left, joined in ((node, parent, to_parent), (other, to_parent, parent)):
         if moved is not None and moved.kind == CONTAINER:
-            came[source] -= 1
-            came[target] += int(moved is node or flag == "exchange")
+            came[left] -= 1
+            came[joined] += int(moved is node or flag == "exchange")
     for id in sorted(came):
         yield from touch(f, id, came[id])
     yield from log_change(f, node.id, parent, name)
@@ -545,7 +567,7 @@ def _replace(
         raise NotContainer(repr(to_name))
     yield DELETE_NAME, (f.space, parent, name)
     yield from _point(f, to_parent, to_name, node.id)
-    return (yield from _drop(f, other))
+    return (yield from drop(f, other))
 
 
 # -- changing a node -------------------------------------------------------------------------------------------
@@ -621,6 +643,9 @@ def commit(
     )
     if log:
         yield from log_change(f, id)
+    if node.quota and node.nlink:
+        # Last: others under the same quota wait from here on.
+        yield from charges.charge(f.space, node.quota, length - node.length)
     node = msgspec.structs.replace(
         node, length=length, version=version, atime_ns=atime_ns, mtime_ns=mtime_ns, ctime_ns=f.now_ns, md5=md5
     )
@@ -711,18 +736,25 @@ _STEPS: dict[str, Callable[..., Transaction[Any]]] = {
 
 
 def purge(f: Frame, limit: int) -> Transaction[int]:
-    rows = yield "SELECT id, kind FROM node WHERE space = ? AND nlink = 0 LIMIT ?", (f.space, limit)
+    rows = yield "SELECT id, kind, quota FROM node WHERE space = ? AND nlink = 0 LIMIT ?", (f.space, limit)
     done = 0
     ready = []
-    for id, kind in rows:
+    freed_bytes: Counter[int] = Counter()
+    for id, kind, quota in rows:
         names: Rows = []
         if kind == CONTAINER:
             names = yield "SELECT name, node FROM name WHERE space = ? AND parent = ? LIMIT ?", (f.space, id, limit)
             for name, child in names:
                 yield DELETE_NAME, (f.space, id, bytes(name))
-                yield from _drop(f, (yield from get(f, child, "{update}")))
+                node = yield from _unname(f, (yield from get(f, child, "{update}")))
+                if not node.nlink and node.kind == DATA:
+                    freed_bytes[node.quota] += node.length
+                elif not node.nlink:
+                    yield from charges.released(f.space, node)
         if len(names) < limit:
             ready.append(id)
+            if kind == CONTAINER and quota == id:
+                yield "DELETE FROM quota WHERE space = ? AND node = ?", (f.space, id)
         done += 1 + len(names)
         if done >= limit:
             break
@@ -733,6 +765,8 @@ def purge(f: Frame, limit: int) -> Transaction[int]:
         yield f"DELETE FROM node WHERE space = ? AND id {_IN}", batch
         freed = yield f"DELETE FROM extent WHERE space = ? AND node {_IN} RETURNING locator", batch
         yield from release(f, {row[0] for row in freed if row[0]})
+    for quota, length in sorted(freed_bytes.items()):
+        yield from charges.charge(f.space, quota, -length)
     return done
 
 

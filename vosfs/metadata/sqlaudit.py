@@ -29,6 +29,19 @@ def used_total(f: Frame) -> Transaction[tuple[int, int]]:
     return int(rows[0][0]), int(rows[0][1])
 
 
+_IN_DEFAULT = "locator NOT LIKE '%~%' OR locator LIKE '%+%' AND (locator NOT LIKE '%~%+%' OR locator NOT LIKE '%+%~%')"
+"""A copy without a storage's name."""
+
+
+def stored(f: Frame, storage: str) -> Transaction[int]:
+    where, values = _IN_DEFAULT, list[str]()
+    if storage:
+        # Names of storages hold nothing that LIKE takes for a pattern.
+        where, values = "locator LIKE ? OR locator LIKE ?", [f"{storage}~%", f"%+{storage}~%"]
+    rows = yield f"SELECT coalesce(sum(length), 0) FROM blob WHERE space = ? AND ({where})", (f.space, *values)
+    return int(rows[0][0])
+
+
 def users(f: Frame, locator: str, limit: int) -> Transaction[list[tuple[bytes, ...] | int]]:
     rows = yield (
         "SELECT DISTINCT node FROM extent WHERE space = ? AND locator = ? AND locator <> '' LIMIT ?",
@@ -36,12 +49,12 @@ def users(f: Frame, locator: str, limit: int) -> Transaction[list[tuple[bytes, .
     )
     found: list[tuple[bytes, ...] | int] = []
     for (node,) in rows:
-        path = yield from _path(f, node)
+        path = yield from path_of(f, node)
         found.append(node if path is None else path)
     return found
 
 
-def _path(f: Frame, id: int) -> Transaction[tuple[bytes, ...] | None]:
+def path_of(f: Frame, id: int) -> Transaction[tuple[bytes, ...] | None]:
     """Where a node is; None if its row does not lead to a name (it is in the trash, or its last name was another)."""
     path: list[bytes] = []
     while id != ROOT_ID and len(path) < DEPTH_MAX:
@@ -89,4 +102,4 @@ def relocate(f: Frame, locator: str, blob: Blob, limit: int, node: int = 0) -> T
     return len(rows)
 
 
-READS = frozenset((blob, used, used_total, users))
+READS = frozenset((blob, path_of, stored, used, used_total, users))

@@ -8,8 +8,10 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import trio
+
 from vosfs.errors import VOSpaceError
-from vosfs.metadata import sql, sqlaudit, sqljobs, subtree
+from vosfs.metadata import sql, sqlaudit, sqljobs, sqlquota, subtree
 from vosfs.metadata.job import Chosen, Job
 from vosfs.metadata.node import (
     Attributes,
@@ -22,6 +24,7 @@ from vosfs.metadata.node import (
     Found,
     NewNode,
     Node,
+    Quota,
     Renamed,
     Usage,
     Used,
@@ -30,7 +33,7 @@ from vosfs.metadata.store import ANYONE, CHANGES_MAX, OF_ALL, Caller, Moment, Ou
 
 log = logging.getLogger(__name__)
 
-READS = sql.READS | sqlaudit.READS | sqljobs.READS
+READS = sql.READS | sqlaudit.READS | sqljobs.READS | sqlquota.READS
 
 
 class SqlStore:
@@ -188,8 +191,14 @@ class SqlStore:
     async def used_total(self) -> tuple[int, int]:
         return await self._run(sqlaudit.used_total, ANYONE, False)
 
+    async def stored(self, storage: str) -> int:
+        return await self._run(sqlaudit.stored, ANYONE, False, storage)
+
     async def users(self, locator: str, limit: int) -> list[tuple[bytes, ...] | int]:
         return await self._run(sqlaudit.users, ANYONE, False, locator, limit)
+
+    async def path_of(self, id: int) -> tuple[bytes, ...] | None:
+        return await self._run(sqlaudit.path_of, ANYONE, False, id)
 
     async def unreferenced(self, before_ns: int, limit: int) -> list[str]:
         return await self._run(sql.unreferenced, ANYONE, False, before_ns, limit)
@@ -240,8 +249,24 @@ class SqlStore:
     async def token(self, digest: bytes) -> tuple[str, int] | None:
         return await self._run(sql.pick, ANYONE, False, "token", "account, expires_ns", {"digest": digest})
 
-    async def copy_node(self, id: int, name: bytes, owner: str, caller: Caller = ANYONE) -> Node:
-        return await self._run(subtree.copy_node, caller, False, id, name, owner)
+    async def quotas(self, id: int) -> list[Quota]:
+        return await self._run(sqlquota.quotas, ANYONE, False, id)
+
+    async def set_quota(self, id: int, bytes_max: int, caller: Caller = ANYONE) -> None:
+        begins = await self._run(sqlquota.set_quota, caller, True, id, bytes_max)
+        todo = [id] if begins else []
+        while todo:
+            # One container at a time: a tree of 10**6 nodes takes 10 s, and others get their turn.
+            todo += await self._run(sqlquota.adopt_children, ANYONE, False, todo.pop(), id)
+            await trio.lowlevel.checkpoint()
+        if begins:
+            await self._run(sqlquota.tell, ANYONE, True)
+
+    async def recount(self) -> list[tuple[int, int, int]]:
+        return await self._run(sqlquota.recount, ANYONE, True)
+
+    async def copy_node(self, id: int, name: bytes, owner: str, caller: Caller = ANYONE, quota: int = 0) -> Node:
+        return await self._run(subtree.copy_node, caller, False, id, name, owner, quota)
 
     async def copy_children(
         self, id: int, into: int, after: bytes, limit: int, owner: str, caller: Caller = ANYONE

@@ -38,6 +38,7 @@ from vosfs.metadata.node import (
     Found,
     NewNode,
     Node,
+    Quota,
     Renamed,
     Usage,
     Used,
@@ -220,6 +221,9 @@ class Tree(Protocol):
     async def usage(self) -> Usage:
         """Space used and left."""
 
+    async def quotas(self, id: int) -> list[Quota]:
+        """The quotas that a node is under, a container's own first, the outermost last."""
+
     async def changes(self, since: Cursor, limit: int = CHANGES_MAX) -> tuple[Cursor, list[Change]]:
         """The settled part of the change log after ``since``, and where to go on.  Stale if it was trimmed."""
 
@@ -309,8 +313,14 @@ class Store(Tree, Protocol):
     async def used_total(self) -> tuple[int, int]:
         """How many blobs are recorded as in use, and their bytes."""
 
+    async def stored(self, storage: str) -> int:
+        """The bytes of all blobs that are recorded in a storage (empty: the default one), those left to be collected too."""
+
     async def users(self, locator: str, limit: int) -> list[tuple[bytes, ...] | int]:
         """The paths of up to ``limit`` nodes that stand on a blob; the id of one that no path is found of."""
+
+    async def path_of(self, id: int) -> tuple[bytes, ...] | None:
+        """Where a node is; None if that is not found, as of one in the trash."""
 
     async def unreferenced(self, before_ns: int, limit: int) -> list[str]:
         """Blobs that nothing has stood on since before ``before_ns``."""
@@ -356,10 +366,25 @@ class Store(Tree, Protocol):
     async def token(self, digest: bytes) -> tuple[str, int] | None:
         """(user, expiry) of a bearer token, by the SHA-256 of its text."""
 
+    # -- quotas (``charges.py``).  What makes content longer, or brings it below a container, raises QuotaExceeded if a
+    # quota above does not allow that many bytes; CrossDevice if a node would have names under two.
+
+    async def set_quota(self, id: int, bytes_max: int, caller: Caller = ANYONE) -> None:
+        """Let no more bytes come below a container than that; what is there stays.  -1: any number.  NotContainer.
+
+        In steps, the first time: until it returns, some of what is there may not count yet.
+        """
+
+    async def recount(self) -> list[tuple[int, int, int]]:
+        """Count anew what is used of all quotas; the container, what it was, and what it is, where that differs."""
+
     # -- whole trees, in steps, under STAGING_ID (``subtree.py``)
 
-    async def copy_node(self, id: int, name: bytes, owner: str, caller: Caller = ANYONE) -> Node:
-        """A copy of one node, without children, staged as ``name`` and owned by ``owner``.  The bytes are shared."""
+    async def copy_node(self, id: int, name: bytes, owner: str, caller: Caller = ANYONE, quota: int = 0) -> Node:
+        """A copy of one node, without children, staged as ``name`` and owned by ``owner``.  The bytes are shared.
+
+        It and what is copied into it count under ``quota``, where it is to go.
+        """
 
     async def copy_children(
         self, id: int, into: int, after: bytes, limit: int, owner: str, caller: Caller = ANYONE

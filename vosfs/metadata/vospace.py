@@ -47,6 +47,7 @@ from vosfs.metadata.node import (
     Found,
     NewNode,
     Node,
+    Quota,
     Renamed,
     Usage,
 )
@@ -361,6 +362,9 @@ class VOSpaceTree:
 
         free = number("availableSpace")
         return Usage(max(number("quota"), free), free, 0)
+
+    async def quotas(self, id: int) -> list[Quota]:
+        return []
 
     async def changes(self, since: Cursor, limit: int = CHANGES_MAX) -> tuple[Cursor, list[Change]]:
         raise OperationNotSupported("plain VOSpace has no change feed")

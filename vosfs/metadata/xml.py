@@ -308,18 +308,29 @@ _VIEWS = {
 }
 
 
+NOTHING: Mapping[str, str] = {}
+
+
 @lru_cache(4096)
 def _open_property(uri: str, fixed: bool) -> str:
     return f'<vos:property uri="{escape(uri)}" readOnly="{"true" if fixed else "false"}">'
 
 
-def node_inner(node: Node, properties: dict[str, str], detail: str, capabilities: str = "") -> str:
-    """What stands inside a node element, up to its children or target."""
+def node_inner(
+    node: Node, properties: dict[str, str], detail: str, capabilities: str = "", kept: Mapping[str, str] = NOTHING
+) -> str:
+    """What stands inside a node element, up to its children or target.
+
+    ``kept``: properties that the service knows besides those in the node's record, or better.
+    """
     parts = []
     if detail != "min":
         parts.append("<vos:properties>")
         for uri, value, fixed in core_properties(node):
-            parts.append(f"{_open_property(uri, fixed)}{escape(value)}</vos:property>")
+            if uri not in kept:
+                parts.append(f"{_open_property(uri, fixed)}{escape(value)}</vos:property>")
+        for uri, value in kept.items():
+            parts.append(f"{_open_property(uri, True)}{escape(value)}</vos:property>")
         for uri, value in properties.items():
             parts.append(f"{_open_property(uri, uri in READ_ONLY)}{escape(value)}</vos:property>")
         parts.append("</vos:properties>")
