@@ -518,7 +518,7 @@ def build(world: World) -> st.SearchStrategy[list[tuple[list[bytes], int]]]:
     leases = whole(0, 20).map(lambda n: world.urls[n % len(world.urls)].rpartition("/")[2])
     messages = st.one_of(
         st.builds(m.Hello), st.builds(m.SpaceUsage), st.builds(m.Get, ids), st.builds(m.Open, ids), st.builds(m.Sync),
-        st.builds(m.Properties, ids), st.builds(m.Lookup, ids, raw_names), st.builds(m.Children, ids, raw_names, counts),
+        st.builds(m.Properties, ids), st.builds(m.Quotas, ids), st.builds(m.Lookup, ids, raw_names), st.builds(m.Children, ids, raw_names, counts),
         st.builds(m.Create, ids, raw_names, new_nodes), st.builds(m.Link, ids, ids, raw_names),
         st.builds(m.Remove, ids, raw_names, of((["leaf", "empty"], ["tree", ""]))),
         st.builds(m.Rename, ids, raw_names, ids, raw_names, of((["", "keep", "exchange"], ["x"]))),

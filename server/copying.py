@@ -36,7 +36,7 @@ async def copy(
     """
     caller, staged = stager(subject), job.encode()
     try:
-        copied = await store.copy_node(node.id, staged, subject.user, caller)
+        copied = await store.copy_node(node.id, staged, subject.user, caller, parent.quota)
         todo = [(node.id, copied.id)] if node.kind == CONTAINER else []
         while todo:
             source, target = todo.pop()

@@ -20,6 +20,7 @@ from server.access import Subject
 from server.http import Request, Response, Runs
 from server.jobs import Jobs
 from server.parameters import parameters
+from server.quotas import check_room
 from server.service import Service, packed, text
 from server.signing import ENDPOINT_S, Endpoint
 from vosfs import wire
@@ -163,6 +164,7 @@ async def put(
         if request.header(b"x-put-txn-op") == "start" and request.length == 0:
             # The vos client announces a long upload: it must not empty the file (clients-and-demands, section 1.5).
             return Response(200)
+    await check_room(service.store, node or parent, (request.length or 0) - (node.length if node else 0))
     received = await receive(service, request, (node or parent).storage, node)
     new = NewNode(
         DATA, owner=subject.user, content_type=_content_type(request), public=parent.public,

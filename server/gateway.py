@@ -14,6 +14,7 @@ from typing import Any
 import msgspec
 import trio
 
+from server import quotas
 from server.access import Subject
 from server.http import Request, Response
 from server.service import Service, check_texts, packed, policy_of
@@ -24,11 +25,13 @@ from vosfs.errors import InvalidArgument, InvalidURI, NodeNotFound, PermissionDe
 from vosfs.metadata import content, xml
 from vosfs.metadata import messages as m
 from vosfs.metadata.node import (
+    ANYTHING,
     CONTAINER,
     CORE,
     DATA,
     DEVICES,
     LINK,
+    QUOTA,
     ROOT_ID,
     SPECIAL,
     STAGE,
@@ -41,6 +44,8 @@ from vosfs.metadata.node import (
     Extent,
     Found,
     Node,
+    Quota,
+    bytes_left,
 )
 from vosfs.metadata.store import CHANGES_MAX, OF_ALL, PAGE_NODES_MAX, READ, WRITE, Anyone, Moment, Outcome, Step
 from vosfs.uri import RESERVED_NAMES, check_name
@@ -88,6 +93,7 @@ class Gateway:
             m.Properties: self._properties,
             m.SetProperties: self._set_properties,
             m.SpaceUsage: self._usage,
+            m.Quotas: self._quotas,
             m.Sync: self._sync,
             m.Renew: self._renew,
             m.Share: self._share,
@@ -298,6 +304,7 @@ class Gateway:
             group_write="",
             immutable=0,
             storage="",
+            quota=0,
         )
         return Step("create", (r.parent, _name(r.name), mine), _moment(r.at_ns), r.id)
 
@@ -389,6 +396,7 @@ class Gateway:
         subject.permit(node, READ)
         return {
             **{uri: value for uri, value, _ in xml.core_properties(node) if uri != CORE + "ispublic"},
+            **await quotas.shown(self._store, node),
             **await self._store.properties(r.id, caller),
             **await self._service.locality(node),
         }
@@ -405,10 +413,16 @@ class Gateway:
                 return node
         if STORAGE in change:
             attributes.storage = policy_of(self._service, subject, change.pop(STORAGE) or "")
+        quota = None
+        if QUOTA in change:
+            node = await self._store.get(r.id, caller)
+            quota = quotas.asked(subject, change, node.kind, await quotas.shown(self._store, node))
         for uri, value in change.items():
             xml.check_property(uri, value or "")
             if uri in xml.READ_ONLY or uri in xml.AS_ATTRIBUTES:
                 raise PermissionDenied(f"{uri} is kept by the service")
+        if quota is not None:
+            await self._store.set_quota(r.id, quota, caller)
         if attributes != Attributes():
             return await self._store.update(r.id, attributes, change, caller, durable=False)
         return await self._store.set_properties(r.id, change, False, caller)
@@ -419,7 +433,17 @@ class Gateway:
         total, free = (0, 0)
         if self._service.keeps_bytes:
             total, free = await trio.to_thread.run_sync(self._service.backend.space)
+        bounds = await self._store.quotas(ROOT_ID)
+        left = bytes_left(bounds)
+        if left is not None:
+            # No more than there is: whichever ends first.
+            free = min(left, free) if total else left
+            total = bounds[0].used + free
         return msgspec.structs.replace(usage, total_bytes=total, free_bytes=free)
+
+    async def _quotas(self, r: m.Quotas, subject: Subject, caller: Anyone) -> list[Quota]:
+        subject.permit(await self._store.get(r.id, caller), READ)
+        return await self._store.quotas(r.id)
 
     async def _sync(self, r: m.Sync, subject: Subject, caller: Anyone) -> None:
         await self._store.sync()
@@ -476,6 +500,8 @@ class Gateway:
         seen: dict[int, bool] = {}
         for change in page:
             where = change.parent or change.node
+            if where == ANYTHING:
+                seen[where] = True
             if where not in seen:
                 try:
                     seen[where] = subject.may(await self._store.get(where), READ)

@@ -5,7 +5,7 @@ from collections.abc import AsyncGenerator, Callable
 
 import trio
 
-from server import vosi
+from server import quotas, vosi
 from server.access import ADMIN, Subject
 from server.http import Request, Response
 from server.parameters import parameters
@@ -78,6 +78,7 @@ async def create_node(service: Service, request: Request, path: Path, subject: S
     subject.permit(parent, WRITE)
     if trace.found is not None:
         raise DuplicateNode(service.authority.uri(path))
+    quota = quotas.asked(subject, document.properties, kind, {})
     attributes, properties = _split(document.properties, None, {})
     _check_policy(service, subject, attributes)
     check_texts(
@@ -97,7 +98,10 @@ async def create_node(service: Service, request: Request, path: Path, subject: S
         node = await service.store.create(parent.id, check_name(path[-1]), new, caller, durable=True)
     except DuplicateNode:
         raise DuplicateNode(service.authority.uri(path)) from None
-    body = _document(service, node, dict(sorted(new.properties.items())), path, "max")
+    if quota is not None:
+        await service.store.set_quota(node.id, quota, caller)
+        node = await service.store.get(node.id)
+    body = await _document(service, node, dict(sorted(new.properties.items())), path, "max")
     location = f"{service.base_url}/nodes{_encoded(service, path)}"
     return xml(body, 201, [("Location", location)])
 
@@ -194,7 +198,7 @@ async def get_node(service: Service, request: Request, path: Path, subject: Subj
     if node.kind != CONTAINER:
         # Of one node only: in a listing it would be a look at each file's disk.
         where = await service.locality(node) if detail != "min" else {}
-        return xml(_document(service, node, {**trace.properties, **where}, path, detail))
+        return xml(await _document(service, node, {**trace.properties, **where}, path, detail))
     start = b""
     if given.get("uri"):
         child = service.authority.path(given["uri"])
@@ -234,24 +238,27 @@ async def _sorted(
     found.sort(key=SORT_KEYS.get(by, lambda child: child[0]), reverse=descending)  # type: ignore[arg-type]
     first = next((i for i, child in enumerate(found) if child[0] == start), 0) if start else 0
     page = found[first : None if limit is None else first + limit]
-    return xml((_open(service, trace, detail) + _children(service, subject, path, page, detail) + _CLOSE).encode())
+    head = await _open(service, trace, detail)
+    return xml((head + _children(service, subject, path, page, detail) + _CLOSE).encode())
 
 
 _CLOSE = "</vos:nodes></vos:node>"
 
 
-def _open(service: Service, trace: Trace, detail: str) -> str:
+async def _open(service: Service, trace: Trace, detail: str) -> str:
     """A container's document, up to its children."""
     node = trace.chain[-1]
     text = documents.node_open(node, service.authority.uri(trace.path), detail, True)
-    return text + documents.node_inner(node, trace.properties, detail, service.container_capabilities) + "<vos:nodes>"
+    kept = await quotas.shown(service.store, node)
+    inner = documents.node_inner(node, trace.properties, detail, service.container_capabilities, kept)
+    return f"{text}{inner}<vos:nodes>"
 
 
 async def _listing(
     service: Service, subject: Subject, trace: Trace, detail: str, start: bytes, limit: int | None
 ) -> Response:
     path, node = trace.path, trace.chain[-1]
-    head = _open(service, trace, detail)
+    head = await _open(service, trace, detail)
     left = limit if limit is not None else 1 << 60
     want = min(left, PAGE_NODES_MAX)
     page = await service.store.children_with_properties(node.id, start, want) if want else []
@@ -289,13 +296,14 @@ def _children(
     )
 
 
-def _document(service: Service, node: Node, properties: dict[str, str], path: Path, detail: str) -> bytes:
+async def _document(service: Service, node: Node, properties: dict[str, str], path: Path, detail: str) -> bytes:
     tail = "<vos:nodes/>" if node.kind == CONTAINER else ""
     if node.kind == LINK:
         tail = f"<vos:target>{documents.escape(service.target_uri(node, path))}</vos:target>"
     start = documents.node_open(node, service.authority.uri(path), detail, True, service.busy[node.id] > 0)
     capabilities = service.container_capabilities if node.kind == CONTAINER else ""
-    return f"{start}{documents.node_inner(node, properties, detail, capabilities)}{tail}</vos:node>".encode()
+    kept = await quotas.shown(service.store, node)
+    return f"{start}{documents.node_inner(node, properties, detail, capabilities, kept)}{tail}</vos:node>".encode()
 
 
 # -- setNode, deleteNode -----------------------------------------------------------------------------------------
@@ -316,6 +324,7 @@ async def set_node(service: Service, request: Request, path: Path, subject: Subj
     if document.type != "Node" and documents.TYPES[document.type] != shown:
         raise InvalidArgument(f"the node is a {documents.TYPE_OF[shown]}, and stays one")
     subject.permit(node, WRITE)
+    quota = quotas.asked(subject, document.properties, node.kind, await quotas.shown(service.store, node))
     attributes, properties = _split(document.properties, node, trace.properties)
     _check_policy(service, subject, attributes)
     if node.kind == LINK and document.target and document.target != service.target_uri(node, path):
@@ -323,10 +332,13 @@ async def set_node(service: Service, request: Request, path: Path, subject: Subj
     check_texts(attributes.target or b"", attributes.content_type, attributes.group_read, attributes.group_write)
     if properties or attributes != Attributes():
         node = await service.store.update(node.id, attributes, properties, caller)
+    if quota is not None:
+        await service.store.set_quota(node.id, quota, caller)
+        node = await service.store.get(node.id)
     await _stage(service, node, document.properties)
     now = {**trace.properties, **properties, **await service.locality(node)}
     kept = {uri: value for uri, value in sorted(now.items()) if value is not None}
-    return xml(_document(service, node, kept, path, "max"))
+    return xml(await _document(service, node, kept, path, "max"))
 
 
 async def _protocols(service: Service, path: Path, subject: Subject) -> Response:

@@ -17,6 +17,7 @@ from server.http import Request, Response
 from server.jobs import Execution, Jobs, Landing, Result, State, encoded, fail, new_id
 from server.nodes import remove_tree
 from server.parameters import all_parameters, parameters
+from server.quotas import check_room
 from server.service import Service, xml
 from server.uws import spaced
 from vosfs.errors import (
@@ -149,6 +150,7 @@ async def negotiate(
         path, node = await source_of(service, path, subject, transfer.view)
     else:
         path, node = await destination_of(service, path, subject, transfer.view)
+        await _check_room(service, transfer, path, node)
     view = transfer.view if node is not None and node.kind == CONTAINER else ""
     url = endpoint_url(service, transfer.direction, path, subject, job, ARCHIVE_VIEWS.get(view, ""))
     offered = PROTOCOLS[transfer.direction]
@@ -185,6 +187,14 @@ def _check_params(service: Service, transfer: documents.Transfer) -> None:
         fits = free if total else content.LENGTH_MAX
         if int(length[:20]) > fits:
             raise QuotaExceeded(f"{length[:20]} bytes are announced, {fits} are free")
+
+
+async def _check_room(service: Service, transfer: documents.Transfer, path: Path, node: Node | None) -> None:
+    """QuotaExceeded if the bytes that are announced are more than a quota above leaves (R199)."""
+    length = transfer.params.get(CORE + "length", "").strip()
+    if length.isascii() and length.isdigit():
+        into = node or (await service.store.trace(path))[0][-1]
+        await check_room(service.store, into, int(length[:20]) - into.length)
 
 
 async def source_of(service: Service, path: Path, subject: Subject, view: str) -> tuple[Path, Node]:
@@ -277,6 +287,7 @@ class Transfers:
             path, node = await destination_of(
                 service, service.authority.path(transfer.target), execution.subject, transfer.view
             )
+            await _check_room(service, transfer, path, node)
             execution.results.append(Result("dataNode", service.authority.uri(path)))
             if transfer.target.endswith("/.auto"):
                 execution.results.append(Result("target", service.authority.uri(path)))
@@ -342,6 +353,8 @@ async def _move_or_copy(service: Service, execution: Execution, transfer: docume
 
     if transfer.keep_bytes:
         subject.permit(parent, WRITE)
+        if node.kind == DATA:
+            await check_room(service.store, parent, node.length)
         await copying.copy(service.store, subject, node, parent, name, execution.id, confirm)
         return
     await confirm(node.id)

@@ -112,7 +112,7 @@ async def upload(
     """
     name = b"upload-" + secrets.token_hex(12).encode()
     staged = await service.store.create(
-        STAGING_ID, name, NewNode(CONTAINER, owner=subject.user, storage=top.storage, public=top.public, group_read=top.group_read,
+        STAGING_ID, name, NewNode(CONTAINER, owner=subject.user, storage=top.storage, quota=top.quota, public=top.public, group_read=top.group_read,
                                   group_write=top.group_write),
     )  # fmt: skip
     incoming = _Incoming()

@@ -614,6 +614,7 @@ BODIES = [
             m.Children(1, b"", 10),
             m.Changes(Cursor(1, 1), 0.0),
             m.SpaceUsage(),
+            m.Quotas(1),
             m.Renew(["a.b.c"]),
             m.Create(5, b"x", NewNode("data", properties={"u:x": "y"})),
             m.SetAttributes(5, Attributes(mode=1)),

@@ -297,6 +297,7 @@ def test_a_private_root_shows_nothing(make_daemon: Callable[..., Daemon]) -> Non
             m.Children(1, b"", 10),
             m.Changes(Cursor(), 0.0),
             m.Properties(1),
+            m.Quotas(1),
         ):
             answer = ask(daemon, message, who)
             assert isinstance(answer, m.Failure) and answer.error == "PermissionDenied", (message, answer)
