@@ -20,7 +20,7 @@ from pathlib import Path
 import msgspec
 import trio
 
-from server import app, audit, digests, housekeeping, recursive, relocation, remote, transfers, uws
+from server import app, audit, digests, housekeeping, quotas, recursive, relocation, remote, transfers, uws
 from server.access import ADMIN, Subject
 from server.auth import check_user, hash_password, issue_token
 from server.http import Server, listen
@@ -28,12 +28,16 @@ from server.importer import import_tree
 from server.jobs import Jobs, Kind
 from server.service import Service
 from vosfs import __version__, config, log, uri
+from vosfs.backends.backend import Slow
+from vosfs.backends.bounded import Bounded, SlowBounded
 from vosfs.backends.posix import PosixBackend
+from vosfs.backends.roots import Roots
 from vosfs.backends.slow import SlowDirectory
 from vosfs.backends.storages import DEFAULT, Keeper, Storages
 from vosfs.config import Config, StorageConfig
 from vosfs.errors import QuietError, VOSpaceError
 from vosfs.metadata.job import Job
+from vosfs.metadata.node import Node, bytes_left
 from vosfs.metadata.sqlite import SqliteStore
 from vosfs.metadata.sqlstore import SqlStore
 
@@ -84,6 +88,8 @@ def backend_of(storage: StorageConfig, base: Path) -> Keeper:
     """The backend of one storage: of this package, or one that another package registered for its kind of URL."""
     scheme = storage.objects.partition(":")[0]
     if not scheme:
+        if storage.directories:
+            return Roots([base / path for path in storage.directories])
         if storage.stage_command:
             return SlowDirectory(PosixBackend(base / storage.directory, open_max=0), storage.stage_command)
         return PosixBackend(base / storage.directory)
@@ -100,6 +106,9 @@ def storages_of(cfg: Config) -> Storages:
         for name, storage in {DEFAULT: cfg.storage, **cfg.storages}.items():
             members[name] = backend_of(storage, cfg.base)
             stack.callback(members[name].close)
+            if storage.quota:
+                bounded = SlowBounded if isinstance(members[name], Slow) else Bounded
+                members[name] = bounded(members[name], config.size_of(storage.quota))
         stack.pop_all()
     return Storages(members, frozenset(name for name, storage in cfg.storages.items() if storage.offered))
 
@@ -133,9 +142,19 @@ async def space(cfg: Config, checked: bool = True) -> AsyncIterator[tuple[SqlSto
     with opened(cfg) as (store, backend):
         await store.begin_space(cfg.space.owner)
         if checked:
-            name = hashlib.sha256(b"space" + await store.secret()).hexdigest()[:32]
-            await trio.to_thread.run_sync(backend.check, name)
+            await check(store, backend)
         yield store, backend
+
+
+async def check(store: SqlStore, backend: Storages) -> None:
+    """QuietError unless the backend can be used for this very space."""
+    for name, member in backend.members.items():
+        inner = member.inner if isinstance(member, Bounded) else member
+        if isinstance(inner, Roots) and inner.fresh and await store.stored("" if name == DEFAULT else name):
+            raise QuietError(f"none of the directories of the storage {name!r} has its blobs: are the disks mounted?")
+    name = hashlib.sha256(b"space" + await store.secret()).hexdigest()[:32]
+    await trio.to_thread.run_sync(backend.check, name)
+    await housekeeping.count_stored(store, backend)
 
 
 def _bound_memory() -> None:
@@ -247,7 +266,7 @@ def _where(parser: argparse.ArgumentParser) -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         "vosfsd", description="Serve a VOSpace: metadata and storage over HTTP.",
-        epilog="Other commands: vosfsd import, vosfsd user, vosfsd token, vosfsd gc, vosfsd audit, vosfsd move-storage; each has its --help.",
+        epilog="Other commands: vosfsd import, vosfsd user, vosfsd token, vosfsd gc, vosfsd audit, vosfsd move-storage, vosfsd quota; each has its --help.",
     )  # fmt: skip
     _where(parser)
     parser.add_argument("--port", type=int, default=8080, help="with --dev: port on 127.0.0.1 (0: a free one)")
@@ -306,9 +325,10 @@ def _run_import(argv: list[str]) -> None:
     async def work() -> None:
         cfg = _configured(args)
         async with space(cfg, False) as (store, backend):
-            directory = backend.default
-            if not isinstance(directory, PosixBackend):
+            directory = backend.default.inner if isinstance(backend.default, Bounded) else backend.default
+            if not isinstance(directory, (PosixBackend, Roots)):
                 raise QuietError("vosfsd import registers files where they are, which needs [storage] directory")
+            await check(store, backend)
             path = tuple(os.fsencode(name) for name in args.container.strip("/").split("/") if name)
 
             def warn(line: str) -> None:
@@ -416,6 +436,14 @@ def _run_audit(argv: list[str]) -> None:
         sys.exit(1)
 
 
+async def _node_at(store: SqlStore, text: str) -> Node:
+    path = tuple(os.fsencode(name) for name in text.strip("/").split("/") if name)
+    chain, _ = await store.trace(path)
+    if len(chain) <= len(path):
+        raise QuietError(f"{text}: no such node")
+    return chain[-1]
+
+
 def _run_move_storage(argv: list[str]) -> None:
     parser = argparse.ArgumentParser(
         "vosfsd move-storage", description="Move a node and all below it to other storages, readable all the time.",
@@ -428,12 +456,9 @@ def _run_move_storage(argv: list[str]) -> None:
     async def work() -> int:
         cfg = _configured(args)
         async with space(cfg) as (store, backend):
-            path = tuple(os.fsencode(name) for name in args.path.strip("/").split("/") if name)
-            chain, _ = await store.trace(path)
-            if len(chain) <= len(path):
-                raise QuietError(f"{args.path}: no such node")
+            node = await _node_at(store, args.path)
             mover = relocation.Mover(store, backend, " ".join(backend.names(args.storage)))
-            await mover.tree(chain[-1], Subject(cfg.space.owner, frozenset((ADMIN,))))
+            await mover.tree(node, Subject(cfg.space.owner, frozenset((ADMIN,))))
             left = f", {mover.failed} were left" if mover.failed else ""
             print(f"moved {mover.done} nodes, {mover.bytes} bytes{left}")
             return mover.failed
@@ -442,7 +467,52 @@ def _run_move_storage(argv: list[str]) -> None:
         sys.exit(1)
 
 
+def _run_quota(argv: list[str]) -> None:
+    parser = argparse.ArgumentParser(
+        "vosfsd quota", description="Show or set how many bytes may be below a container.",
+        epilog="Every quota above a file counts. What is there when one is set stays, even if it is more.",
+    )  # fmt: skip
+    _where(parser)
+    parser.add_argument("path", metavar="/PATH", nargs="?", help="of the container, not percent-encoded")
+    parser.add_argument("bytes", metavar="BYTES", nargs="?", help="500000, '20 GiB', 3T; or none")
+    parser.add_argument("--check", action="store_true", help="count anew what is used, of all quotas, and put it right")
+    parser.add_argument("--json", action="store_true", help="report as JSON")
+    args = parser.parse_args(argv)
+    if (args.path is None) != args.check:
+        raise QuietError("name a container, or --check")
+
+    async def work() -> None:
+        cfg = _configured(args)
+        with opened(cfg) as (store, _):
+            await store.begin_space(cfg.space.owner)
+            if args.check:
+                wrong = [
+                    {"path": "/" + os.fsdecode(b"/".join(await store.path_of(node) or ())), "used": was, "counted": now}
+                    for node, was, now in await store.recount()
+                ]
+                print(json.dumps(wrong) if args.json else "\n".join(
+                    "{path}: {used} bytes were counted, {counted} there are".format(**each) for each in wrong
+                ) or "all quotas count what is there")  # fmt: skip
+                return
+            node = await _node_at(store, args.path)
+            if args.bytes is not None:
+                await store.set_quota(node.id, -1 if args.bytes == "none" else quotas.parsed(args.bytes))
+            found = await store.quotas(node.id)
+            own = found[0] if found and found[0].node == node.id else None
+            told = {
+                "quota": own.bytes_max if own and own.bytes_max >= 0 else None,
+                "used": own.used if own else None, "left": bytes_left(found),
+            }  # fmt: skip
+            if args.json:
+                print(json.dumps(told))
+            else:
+                print(", ".join(f"{name} {'none' if value is None else value}" for name, value in told.items()))
+
+    trio.run(work)
+
+
 COMMANDS = {
+    "quota": _run_quota,
     "import": _run_import,
     "user": _run_user,
     "token": _run_token,

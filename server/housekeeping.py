@@ -16,6 +16,8 @@ import trio.lowlevel
 
 from server.signing import LEASE_S, RECEIPT_S
 from vosfs.backends.backend import Backend
+from vosfs.backends.bounded import Bounded
+from vosfs.backends.storages import DEFAULT, Storages
 from vosfs.errors import VOSpaceError
 from vosfs.metadata.node import parts
 from vosfs.metadata.store import Store
@@ -26,6 +28,7 @@ TRASH_EVERY_S = 2.0
 TRASH_BATCH = 200
 COLLECT_EVERY_S = 300.0
 COLLECT_BATCH = 1000
+COUNT_EVERY_S = 60.0
 ORPHANS_EVERY_S = 6 * 3600.0
 LOG_LIFE_S = 24 * 3600
 MARGIN_S = 600
@@ -79,6 +82,13 @@ async def collect_orphans(store: Store, backend: Backend, older_s: float = GRACE
     return total
 
 
+async def count_stored(store: Store, storages: Storages) -> None:
+    """Tell storages with a quota what is in them."""
+    for name, member in storages.members.items():
+        if isinstance(member, Bounded):
+            member.count(await store.stored("" if name == DEFAULT else name))
+
+
 async def run(store: Store, backend: Backend) -> None:
     """Keep house until cancelled.  A failure is logged and tried again at the next turn."""
 
@@ -98,7 +108,13 @@ async def run(store: Store, backend: Backend) -> None:
         await store.trim(time.time_ns() - LOG_LIFE_S * 10**9)
         return 0
 
+    async def count() -> int:
+        if isinstance(backend, Storages):
+            await count_stored(store, backend)
+        return 0
+
     async with trio.open_nursery() as nursery:
+        nursery.start_soon(every, COUNT_EVERY_S, "bytes counted", count)
         nursery.start_soon(every, TRASH_EVERY_S, "nodes purged", lambda: empty_trash(store))
         nursery.start_soon(every, COLLECT_EVERY_S, "blobs collected", lambda: collect(store, backend))
         nursery.start_soon(every, ORPHANS_EVERY_S, "orphans collected", lambda: collect_orphans(store, backend))

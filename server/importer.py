@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from vosfs.backends.posix import PosixBackend
+from vosfs.backends.roots import Roots
 from vosfs.errors import DuplicateNode, QuietError
 from vosfs.metadata.node import CONTAINER, DATA, LINK, Attributes, Extent, NewNode
 from vosfs.metadata.sqlstore import SqlStore
@@ -37,7 +38,12 @@ class Progress:
 
 
 async def import_tree(
-    store: SqlStore, backend: PosixBackend, source: Path, path: NodePath, owner: str, warn: Callable[[str], None]
+    store: SqlStore,
+    backend: PosixBackend | Roots,
+    source: Path,
+    path: NodePath,
+    owner: str,
+    warn: Callable[[str], None],
 ) -> Progress:
     """Register ``source`` as the new container ``path``.  QuietError if it exists or its parent does not."""
     if not path:
@@ -68,7 +74,7 @@ def _new(kind: str, status: os.stat_result, owner: str, target: bytes = b"") -> 
 
 
 async def _import_directory(
-    store: SqlStore, backend: PosixBackend, source: Path, container: int, owner: str,
+    store: SqlStore, backend: PosixBackend | Roots, source: Path, container: int, owner: str,
     warn: Callable[[str], None], progress: Progress,
 ) -> None:  # fmt: skip
     with os.scandir(os.fsencode(source)) as entries:

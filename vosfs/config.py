@@ -71,6 +71,10 @@ class StorageConfig:
 
     directory: str = "storage"
     """Directory of the blobs, relative to the configuration file; with NGAS, of what waits to be sent there."""
+    directories: tuple[str, ...] = ()
+    """Several directories instead, one on each disk: all of them, an earlier ``directory`` too if there was one."""
+    quota: str = ""
+    """No more bytes than that are kept here (``20 GiB``, ``10T``): what is more is refused as by a full disk."""
     objects: str = ""
     """Keep blobs as objects of ``s3://BUCKET/PREFIX``, ``az://CONTAINER/PREFIX`` or ``gs://BUCKET/PREFIX``, not in
     the directory, or as files of ``ngas://HOST:PORT,HOST:PORT/PREFIX``.  The prefix is for one space: whatever looks like
@@ -146,6 +150,15 @@ STORAGE_NAME = re.compile(r"[a-z][a-z0-9-]{0,14}")
 def _check_storage(table: str, storage: StorageConfig) -> None:
     if storage.endpoint and not storage.endpoint.startswith(("https://", "http://")):
         raise QuietError(f"[{table}] endpoint: {storage.endpoint!r} is not an http or https URL")
+    if storage.quota:
+        size_of(storage.quota, f"[{table}] quota: ")
+    if storage.directories:
+        if storage.objects:
+            raise QuietError(f"[{table}] has objects, and directories: it can have only one of them")
+        if storage.directory != StorageConfig.directory:
+            raise QuietError(f"[{table}] has directory, and directories: name it among the others")
+        if storage.stage_command:
+            raise QuietError(f"[{table}] stage_command goes with one directory")
     if storage.restore_days < 0:
         raise QuietError(f"[{table}] restore_days: {storage.restore_days} is no number of days")
     if storage.stage_command:
@@ -159,12 +172,31 @@ def _check_storage(table: str, storage: StorageConfig) -> None:
                 raise QuietError(f"[{table}] {name} is about an object store: set [{table}] objects too")
 
 
-def _place(storage: StorageConfig) -> tuple[str, str]:
-    return (
-        (storage.objects.rstrip("/"), storage.endpoint)
-        if storage.objects
-        else (os.path.normpath(storage.directory), "")
-    )
+UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40, "P": 1 << 50}
+SIZE_MAX = 2**62
+
+
+def size_of(text: str, what: str = "") -> int:
+    """So many bytes: ``500000``, ``20 GiB``, ``3T``.  QuietError."""
+    number = text.strip().upper().removesuffix("B").removesuffix("I").rstrip()
+    unit = number[-1:] if number[-1:] in UNITS else ""
+    digits = number.removesuffix(unit).rstrip()
+    if digits.isascii() and digits.isdigit() and len(digits) < 20 and int(digits) * UNITS[unit] <= SIZE_MAX:
+        return int(digits) * UNITS[unit]
+    raise QuietError(f"{what}{text[:50]!r} is not a number of bytes: write 500000, 20 GiB or 3T")
+
+
+def _places(storage: StorageConfig) -> list[tuple[str, str]]:
+    if storage.objects:
+        return [(storage.objects.rstrip("/"), storage.endpoint)]
+    return [(os.path.normpath(path), "") for path in storage.directories or (storage.directory,)]
+
+
+def _occupy(table: str, storage: StorageConfig, places: set[tuple[str, str]]) -> None:
+    for place in _places(storage):
+        if place in places:
+            raise QuietError(f"[{table}] is the same place as another storage: each would collect the other's blobs")
+        places.add(place)
 
 
 def check(config: Config) -> Config:
@@ -185,7 +217,8 @@ def check(config: Config) -> Config:
     if server.role != "all" and not config.database.dsn:
         raise QuietError("separate roles share a database: set [database] dsn to a PostgreSQL one")
     _check_storage("storage", config.storage)
-    places = {_place(config.storage)}
+    places: set[tuple[str, str]] = set()
+    _occupy("storage", config.storage, places)
     for name, storage in config.storages.items():
         table = f"storages.{name}"
         if not STORAGE_NAME.fullmatch(name) or name == "default":
@@ -193,11 +226,9 @@ def check(config: Config) -> Config:
         _check_storage(table, storage)
         if storage.url:
             raise QuietError(f"[{table}] url: the storage role has one, and all storages: set [storage] url")
-        if not storage.objects and storage.directory == StorageConfig.directory:
+        if not storage.objects and not storage.directories and storage.directory == StorageConfig.directory:
             raise QuietError(f"[{table}] needs a directory of its own, or objects")
-        if _place(storage) in places:
-            raise QuietError(f"[{table}] is the same place as another storage: each would collect the other's blobs")
-        places.add(_place(storage))
+        _occupy(table, storage, places)
     if server.role == "metadata" and not config.storage.url:
         raise QuietError("the metadata role must know where the storage role is: set [storage] url")
     return config

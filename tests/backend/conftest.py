@@ -14,6 +14,7 @@ from vosfs.backends.backend import Backend, BlobWriter
 from vosfs.backends.memory import MemoryBackend
 from vosfs.backends.objects import DEADLINE_S, ObjectsBackend, connect
 from vosfs.backends.posix import PosixBackend
+from vosfs.backends.roots import Roots
 from vosfs.backends.slow import SlowDirectory
 from vosfs.backends.storages import DEFAULT, Storages
 from vosfs.config import StorageConfig
@@ -103,13 +104,18 @@ class _Placed:
         return getattr(self._storages, name)
 
 
-@pytest.fixture(params=["memory", "posix", "slow", "s3", "azure", "ngas", "documented", "another", "copies"])
+@pytest.fixture(params=["memory", "posix", "roots", "slow", "s3", "azure", "ngas", "documented", "another", "copies"])
 def backend(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Backend]:
     """An empty backend of each kind."""
     if request.param == "memory":
         yield MemoryBackend()
     elif request.param == "posix":
         yield PosixBackend(tmp_path / "storage")
+    elif request.param == "roots":
+        roots = Roots([tmp_path / "one", tmp_path / "two"])
+        roots.check("space-1")
+        yield roots
+        roots.close()
     elif request.param == "slow":
         made = SlowDirectory(PosixBackend(tmp_path / "storage", open_max=0), ("/bin/false", "{path}"))
         yield made

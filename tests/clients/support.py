@@ -126,7 +126,7 @@ def make_home(home: Path, url: str) -> Path:
 
 def start_configured(directory: Path, settings: str, port: int = 0) -> Daemon:
     """Start a daemon from a configuration file with more ``[server]`` settings; its token file is the owner's."""
-    directory.mkdir()
+    directory.mkdir(exist_ok=True)
     file = directory / "vosfsd.toml"
     file.write_text(f'[space]\nowner = "{OWNER}"\n[server]\nport = {port or free_port()}\n{settings}')
     done = vosfsd("user", "--config", file, OWNER, "--no-password", "--groups", "admin")

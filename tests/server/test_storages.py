@@ -320,3 +320,60 @@ def test_the_gateway_takes_no_policy_unchecked(space: Daemon) -> None:
     refused = ask(space, m.SetAttributes(made.id, Attributes(storage="../x")))
     assert isinstance(refused, m.Failure) and refused.error == "InvalidArgument"
     assert STORAGE not in node(space, "/n").properties
+
+
+def test_several_directories_are_one_storage(tmp_path: Path) -> None:
+    settings = """
+[storage]
+directories = ["one", "two"]
+[storages.small]
+directory = "small"
+quota = "1 MiB"
+"""
+    daemon = start_configured(tmp_path / "space", settings)
+    data = {f"/f{number}": os.urandom(BYTES + number) for number in range(30)}
+    try:
+        for path, content in data.items():
+            store(daemon, path, content)
+        assert all((daemon.directory / name / "vosfs-root").exists() for name in ("one", "two"))
+        assert all(list((daemon.directory / name / "blobs").rglob("*")) for name in ("one", "two"))
+        assert not (daemon.directory / "storage").exists()
+        assert create(daemon, "/small", "ContainerNode", properties={STORAGE: "small"})[0] == 201
+        store(daemon, "/small/f", bytes(900_000))
+        assert is_fault(daemon.request("PUT", "/files/small/g", bytes(200_000)), 507, "QuotaExceeded")
+        assert daemon.request("DELETE", "/nodes/f0")[0] == 204
+        done = vosfsd("import", *config_of(daemon), Path(config.__file__).parent / "metadata", "/imported")
+        assert done.returncode == 0, done.stderr
+        assert b"class Store" in fetch(daemon, "/imported/store.py")
+    finally:
+        daemon.stop()
+    # In another order, with one more; and what is used of the quota is known again.
+    again = start_configured(tmp_path / "space", settings.replace('"one", "two"', '"three", "two", "one"'))
+    try:
+        for path, content in list(data.items())[1:]:
+            assert fetch(again, path) == content
+        assert is_fault(again.request("PUT", "/files/small/g", bytes(200_000)), 507, "QuotaExceeded")
+        assert audited(again, "--deep") == (0, {}, 0)
+        (again.directory / "two").rename(again.directory / "away")
+        done = vosfsd("audit", *config_of(again))
+        assert done.returncode == 1 and "two" in done.stdout + done.stderr, done
+        store(again, "/new", os.urandom(BYTES))
+        (again.directory / "away").rename(again.directory / "two")
+        assert audited(again) == (0, {}, 0)
+    finally:
+        again.stop()
+
+
+def test_a_storage_whose_disks_are_not_mounted_is_not_begun_anew(tmp_path: Path) -> None:
+    settings = '[storage]\ndirectories = ["one"]\n'
+    daemon = start_configured(tmp_path / "space", settings)
+    try:
+        store(daemon, "/f", os.urandom(BYTES))
+    finally:
+        daemon.stop()
+    (daemon.directory / "one").rename(daemon.directory / "disk")
+    (daemon.directory / "one").mkdir()
+    for command in ("gc", "audit"):
+        done = vosfsd(command, *config_of(daemon))
+        assert done.returncode == 1 and "are the disks mounted?" in done.stderr, done.stderr
+    assert list((daemon.directory / "one").iterdir()) == []

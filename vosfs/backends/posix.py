@@ -27,8 +27,7 @@ OPEN_MAX = 200
 _LOCATOR = re.compile(r"[0-9a-f]{32}(?:-([0-9]+)-(-?[0-9]+))?")
 
 
-def _full(exc: OSError) -> bool:
-    return exc.errno in (errno.ENOSPC, errno.EDQUOT)
+FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 class _Writer:
@@ -50,7 +49,7 @@ class _Writer:
                 self._length += written
                 view = view[written:]
         except OSError as exc:
-            if _full(exc):
+            if exc.errno in FULL:
                 raise StorageFull("the storage is full") from exc
             raise
 
