@@ -10,11 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from vosfs.backends.backend import Backend
-from vosfs.backends.bounded import Bounded
+from vosfs.backends.backend import Backend, Slow
+from vosfs.backends.bounded import Bounded, SlowBounded
 from vosfs.backends.memory import MemoryBackend
 from vosfs.backends.posix import PosixBackend
 from vosfs.backends.roots import MARKER, ROOTS_MAX, Roots
+from vosfs.backends.slow import SlowDirectory
 from vosfs.backends.storages import LOCATOR_MAX
 from vosfs.errors import BlobMissing, DataCorrupt, QuietError, ServiceUnavailable, StorageFull
 from vosfs.metadata.node import Blob
@@ -255,3 +256,12 @@ def test_a_storage_with_a_quota_is_full_when_it_is_reached(tmp_path: Path) -> No
     bounded.close()
     total, free = Bounded(MemoryBackend(), 10).space()  # type: ignore[arg-type]
     assert (total, free) == (10, 10)
+
+
+def test_a_slow_storage_with_a_quota_is_still_slow(tmp_path: Path) -> None:
+    slow = SlowDirectory(PosixBackend(tmp_path / "tape", open_max=0), ("/bin/false", "{path}"))
+    bounded = SlowBounded(slow, 100)
+    blob = put(bounded, b"x")
+    assert isinstance(bounded, Slow) and not isinstance(Bounded(slow, 100), Slow)
+    assert bounded.locality(blob.locator) == slow.locality(blob.locator)
+    bounded.close()
