@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from tests.conftest import Daemon, unmount
+from tests.conftest import Daemon, eventually, unmount
 from tests.services import rgw
 from tests.services.unreliable import ALWAYS, Fault, Unreliable
 
@@ -158,7 +158,8 @@ def test_a_mount_reads_from_the_store_and_tells_nobody(
         Fault("cut", "GET", SIGNED, at=300_000),
     ]
     assert hashlib.sha256((point / "f").read_bytes()).digest() == hashlib.sha256(BODY).digest()
-    assert len(signed_reads(network)) >= 3
+    # The daemon serves until the store was reached: on a busy machine that may be all of the file.
+    eventually("the store is tried", lambda: bool(signed_reads(network)))
     status = os.getxattr(point, "user.vosfs.status").decode()
     shown = words_of(("vosfs",)) + status
     unmount(point)
@@ -183,7 +184,7 @@ def test_a_mount_that_does_not_reach_the_store_reads_through_the_daemon(
     point = make_mount(space)
     network.faults = [Fault(how, "GET", SIGNED, at=403, times=ALWAYS)]
     assert (point / "f").read_bytes() == BODY
-    assert signed_reads(network)
+    eventually("the store is tried", lambda: bool(signed_reads(network)))
 
 
 def test_a_plain_mount_follows_to_the_store(
