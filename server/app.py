@@ -37,6 +37,9 @@ METHODS = {
 STORAGE = ("data", "blobs", "pkg", "capabilities", "availability")
 """What the storage role answers."""
 METADATA = tuple(name for name in METHODS if name not in ("data", "blobs", "pkg"))
+SIGNED = ("data", "blobs")
+"""What is named here is as good as a key: logs show its first SHOWN characters."""
+SHOWN = 8
 JOBS = ("transfers", "async-delete", "async-setprops", "async-storage")
 
 ALIVE = {"capabilities": vosi.capabilities, "availability": vosi.availability, "protocols": vosi.protocols,
@@ -67,26 +70,28 @@ class App:
         except VOSpaceError as exc:
             # 5xx is ours to look at; 4xx is a normal day, and so is a tape.
             level = logging.WARNING if exc.status >= 500 and not isinstance(exc, NotOnline) else logging.DEBUG
-            log.log(level, "%s %s: %s %s (%.1f ms)", request.method, request.path[:200], exc.fault, exc,
+            log.log(level, "%s %s: %s %s (%.1f ms)", request.method, request.shown, exc.fault, exc,
                     1e3 * (time.perf_counter() - started))  # fmt: skip
             if isinstance(exc, ProtocolError):
                 raise
             return fault(exc, self._service.certificates)
         except trio.TooSlowError:
-            log.warning("%s %s: a body stalled", request.method, request.path[:200])
+            log.warning("%s %s: a body stalled", request.method, request.shown)
             return fault(TimedOut("the body stalled"))
         except ConnectionError as exc:
             # The client went away in the middle of its body.
-            log.debug("%s %s: %s", request.method, request.path[:200], exc)
+            log.debug("%s %s: %s", request.method, request.shown, exc)
             raise
         except Exception:
-            log.exception("%s %s failed", request.method, request.path[:200])
+            log.exception("%s %s failed", request.method, request.shown)
             return fault(InternalFault("the request could not be completed"))
 
     async def _dispatch(self, request: Request) -> Response:
         if not request.path.startswith(self._prefix):
             return text(404, "NodeNotFound no such resource\n")
         resource, slash, rest = request.path[len(self._prefix) :].partition("/")
+        if resource in SIGNED:
+            request.shown = f"{self._prefix}{resource}/{rest[:SHOWN]}..."
         if resource not in self._resources:
             return text(404, "NodeNotFound no such resource\n")
         if request.method not in METHODS[resource]:

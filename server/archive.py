@@ -153,7 +153,7 @@ async def _bytes(service: Service, node: Node) -> AsyncGenerator[bytes]:
         try:
             stream = reader.stream(piece.offset, end)
             while data := await trio.to_thread.run_sync(next, stream, b""):
-                yield data
+                yield bytes(data)
         finally:
             reader.close()
 

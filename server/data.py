@@ -24,7 +24,7 @@ from server.quotas import check_room
 from server.service import Service, packed, text
 from server.signing import ENDPOINT_S, Endpoint
 from vosfs import wire
-from vosfs.backends.backend import BlobReader
+from vosfs.backends.backend import BlobReader, Signed
 from vosfs.errors import (
     DigestMismatch,
     InvalidArgument,
@@ -322,6 +322,24 @@ def _matches(header: str, tag: str) -> bool:
     return "*" in wanted or tag in wanted
 
 
+async def _signed(service: Service, request: Request, found: Content) -> Signed | None:
+    """Where the client can fetch a content itself: if it is one whole object, and no condition on it is ours to judge."""
+    node, backend = found.node, service.backend
+    if (
+        not backend.redirects
+        or len(found.extents) != 1
+        or request.header(b"if-none-match")
+        or request.header(b"if-range")
+    ):
+        return None
+    (extent,) = found.extents
+    if not extent.locator or (extent.start, extent.stop, extent.offset) != (0, node.length, 0):
+        return None
+    signed = await trio.to_thread.run_sync(backend.redirected, extent.locator, request.method)
+    # What was cut stands on a part of its object: the rest is not the content.
+    return signed if signed is not None and signed.length == node.length else None
+
+
 async def get(service: Service, request: Request, found: Content, name: bytes) -> Response:
     """Answer GET or HEAD with a data node's bytes."""
     node = found.node
@@ -336,6 +354,11 @@ async def get(service: Service, request: Request, found: Content, name: bytes) -
         ("Content-Security-Policy", "sandbox"),
         *digest_header(node),
     ]
+    signed = await _signed(service, request, found)
+    if signed is not None:
+        return Response(
+            307, [("Location", signed.url), ("Cache-Control", "no-store"), ("ETag", etag(node)), *digest_header(node)]
+        )
     return await send(request, found.extents, node.length, headers, etag(node), _Sender(service))
 
 
@@ -426,6 +449,8 @@ async def blobs(service: Service, request: Request, name: str) -> Response:
         signer = service.signer
         return packed(Stored(signer.receipt(blob, subject.user), signer.lease(blob.locator)), 201)
     locator = service.signer.leased(name)
+    if "signed" in parameters(request.query):
+        return packed(await trio.to_thread.run_sync(service.backend.signed, locator))
     if request.method != "HEAD":
         await service.readable([Extent(0, 0, locator)])
     sender = _Sender(service)

@@ -138,6 +138,7 @@ class Gateway:
             subject.user, self._service.data_url, await self._store.cursor(),
             content.CARRIED_BYTES_MAX if self._service.keeps_bytes else content.INLINE_BYTES_MAX, time.time_ns(),
             self._service.keeps_bytes and self._service.backend.slow,
+            self._service.backend.signs,
         )  # fmt: skip
 
     async def _delegate(self, r: m.Delegate, subject: Subject, caller: Anyone) -> bool:

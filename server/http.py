@@ -50,7 +50,7 @@ _parse_again = functools.lru_cache(REPEATED_MAX)(wire.parse_request)
 class Request:
     """One request.  The body is read at most once, by ``read`` or by ``receive``."""
 
-    __slots__ = ("method", "path", "query", "headers", "user", "_head", "_connection", "_begun", "_whole")
+    __slots__ = ("method", "path", "query", "headers", "user", "shown", "_head", "_connection", "_begun", "_whole")
 
     def __init__(self, head: wire.Head, connection: "Connection") -> None:
         self.method = head.method
@@ -67,6 +67,8 @@ class Request:
         self.headers = head.headers
         self.user = ""
         """Who asks, once the application knows."""
+        self.shown = self.path[:200]
+        """The path, as logs show it."""
         self._head = head
         self._connection = connection
         self._begun = False
@@ -328,7 +330,7 @@ class Connection:
                 await self._send_long(request, response, keep, silent)
             except VOSpaceError as exc:
                 # The head is out: all that is left is to break off, so that the client sees a short body.
-                log.warning("%s %s broke off: %s", request.method, request.path[:200], exc)
+                log.warning("%s %s broke off: %s", request.method, request.shown, exc)
                 raise trio.BrokenResourceError(str(exc)) from exc
 
     async def _send_long(self, request: Request, response: Response, keep: bool, silent: bool) -> None:

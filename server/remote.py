@@ -166,7 +166,8 @@ async def _get(service: Service, url: str, sink: Sink) -> Answer:
         try:
             url = urljoin(url, location)
         except ValueError as exc:
-            raise TransferFailed(f"redirect to {location[:200]!r}: {exc}") from None
+            # Without its query, which may be a signature.
+            raise TransferFailed(f"redirect to {location.partition('?')[0][:200]!r}: {exc}") from None
     raise TransferFailed(f"more than {REDIRECTS_MAX} redirects")
 
 

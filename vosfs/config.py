@@ -88,6 +88,11 @@ class StorageConfig:
     credentials_file: str = ""
     """File of lines ``NAME = value`` with the object service's key, named as in the environment
     (``AWS_ACCESS_KEY_ID``, ``AWS_SECRET_ACCESS_KEY``; ``NGAS_USER``, ``NGAS_PASSWORD``); default: the environment."""
+    direct: bool = True
+    """Let mounts read long files from the object store itself, with URLs signed for one object and a few minutes.  A mount that
+    does not reach ``endpoint`` under the same name reads through the daemon."""
+    redirect: bool = False
+    """Send HTTP clients there too (307), for contents that are one whole object.  They must reach ``endpoint``."""
     restore_days: int = 0
     """Ask S3 for objects that a lifecycle rule has put into an archive class (GLACIER, DEEP_ARCHIVE), for so many days; 0: such
     objects cannot be read."""
@@ -167,7 +172,7 @@ def _check_storage(table: str, storage: StorageConfig) -> None:
         if not any("{path}" in part for part in storage.stage_command[1:]):
             raise QuietError(f"[{table}] stage_command: no argument has {{path}} for the file")
     if not storage.objects:
-        for name in ("endpoint", "endpoint_ca", "region", "credentials_file", "restore_days"):
+        for name in ("endpoint", "endpoint_ca", "region", "credentials_file", "redirect", "restore_days"):
             if getattr(storage, name):
                 raise QuietError(f"[{table}] {name} is about an object store: set [{table}] objects too")
 

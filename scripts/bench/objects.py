@@ -6,7 +6,7 @@ The service is Ceph's object gateway with its data in memory, as the tests start
 import itertools
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from bench.processes import AM_ROOT, CHECKOUT
@@ -67,6 +67,8 @@ class RcloneS3(Rclone):
 class VosfsS3(Vosfs):
     """The mount, on a daemon whose only storage is the service; names and contents up to 16 KiB are in its SQLite."""
 
+    options: Sequence[str] = ()
+
     def __init__(self, directory: Path, service: S3, bucket: str) -> None:
         super().__init__(directory)
         self._service = service
@@ -74,10 +76,16 @@ class VosfsS3(Vosfs):
 
     def _serve(self) -> None:
         fields = self._ready(
-            "--dev", self._directory / "space", "--port", 0, "--objects", f"s3://{self._bucket}/space",
+            "--dev", self._directory / "space", "--port", 0, "--objects", f"s3://{self._bucket}/space", *self.options,
             more=self._service.environment,
         )  # fmt: skip
         self._url, self._token_file = fields["url"], fields["token_file"]
+
+
+class ThroughDaemon(VosfsS3):
+    """The same with ``direct = false``: long files come through the daemon too."""
+
+    options = ("--no-direct",)
 
 
 def targets(service: S3) -> dict[str, Callable[[Path], Target]]:
@@ -91,4 +99,4 @@ def targets(service: S3) -> dict[str, Callable[[Path], Target]]:
 
         return make
 
-    return {"s3fs": on(S3fs), "rclone": on(RcloneS3), "vosfs": on(VosfsS3)}
+    return {"s3fs": on(S3fs), "rclone": on(RcloneS3), "vosfs": on(VosfsS3), "through": on(ThroughDaemon)}

@@ -5,7 +5,7 @@ import os
 import ssl
 import time
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -36,14 +36,6 @@ SHORT = os.urandom(300_000)
 LONG = os.urandom(PART_BYTES + 300_000)
 DONE = None
 """The outcome of what succeeds."""
-
-
-@pytest.fixture
-def network(s3: rgw.S3) -> Iterator[Unreliable]:
-    """The network to the S3 service."""
-    made = Unreliable(s3.endpoint)
-    yield made
-    made.close()
 
 
 @pytest.fixture
@@ -91,9 +83,6 @@ def outcome(work: Callable[[], object]) -> type[VOSpaceError] | None:
         (Fault("cut upload", "PUT", at=100_000, times=ALWAYS), ServiceUnavailable),
         (Fault("silent", "PUT"), DONE),
         (Fault("silent", "PUT", times=ALWAYS), TimedOut),
-        (Fault("refused", "HEAD", at=500), DONE),
-        (Fault("refused", "HEAD", at=500, times=ALWAYS), ServiceUnavailable),
-        (Fault("silent", "HEAD", times=ALWAYS), TimedOut),
     ],
     ids=lambda value: f"{value.how} {value.method}" if isinstance(value, Fault) else "",
 )
@@ -134,6 +123,9 @@ def test_a_short_blob_is_there_or_is_not(
         (Fault("lost", "POST", "uploadId"), DONE),
         (Fault("lost", "POST", "uploadId", times=ALWAYS), DONE),
         (Fault("twice", "POST", "uploadId"), DONE),
+        (Fault("refused", "HEAD", at=500), DONE),
+        (Fault("refused", "HEAD", at=500, times=ALWAYS), ServiceUnavailable),
+        (Fault("silent", "HEAD", times=ALWAYS), TimedOut),
         # Of its writer's failures the library does not tell which were silence.
         (Fault("silent", "POST", "uploadId", times=ALWAYS), ServiceUnavailable),
     ],
@@ -252,7 +244,12 @@ def test_what_is_read_is_what_was_written(
     assert expected is not DONE or len(read) == stop - start
 
 
-def test_a_range_is_one_request(network: Unreliable, behind: ObjectsBackend, on_s3: ObjectsBackend) -> None:
+def test_a_short_blob_is_one_request_and_a_range_too(
+    network: Unreliable, behind: ObjectsBackend, on_s3: ObjectsBackend
+) -> None:
+    put(behind, SHORT)
+    assert [method for method, _ in network.seen] == ["PUT"]
+    network.seen.clear()
     blob, long = put(on_s3, SHORT), put(on_s3, LONG)
     reader = behind.open(blob.locator, 0, len(SHORT))
     assert b"".join(reader.stream(0, len(SHORT))) == SHORT

@@ -2,26 +2,24 @@
 
 import os
 import signal
-import subprocess
 import sys
 import threading
 import urllib.error
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from http.client import HTTPException
 from pathlib import Path
 
 import pytest
-import trio
 
-from server import daemon as composition
-from server import housekeeping
-from tests.conftest import BIN, Daemon, eventually, unmount
-from tests.mount.test_objects import sums
+from tests.conftest import Daemon, eventually
+from tests.mount.elsewhere import collected, emptied, fails_and_costs_nothing, filled
 from tests.services import start
 from tests.services.ngas import Ngas, running
 from tests.services.unreliable import ALWAYS, Fault, Unreliable
 from vosfs.backends.ngas import NgasBackend
-from vosfs.config import Config, StorageConfig
+from vosfs.backends.ngasblobs import BLOCK_BYTES
+from vosfs.backends.storages import Keeper
 
 MIB = 1 << 20
 BODY, OTHER = os.urandom(600_000), os.urandom(700_000)
@@ -61,23 +59,18 @@ def url_of(*addresses: str) -> str:
     return f"ngas://{','.join(addresses)}/space-1"
 
 
-def collected(space: Daemon, url: str) -> set[str]:
-    """Ids of the files that nodes stand on, after a collection that waits for no lease."""
-    cfg = Config(storage=StorageConfig(objects=url), base=space.directory)
+def ids(backend: Keeper) -> set[str]:
+    """Ids of the files that its blobs and their sums would have."""
+    assert isinstance(backend, NgasBackend)
+    return {backend.file_id(locator, kind) for locator in backend.locators(1 << 62) for kind in ("", "s")}
 
-    async def work() -> set[str]:
-        with composition.opened(cfg) as (store, backend):
-            files = backend.default
-            assert isinstance(files, NgasBackend)
-            await store.begin_space("x")
-            await housekeeping.empty_trash(store)
-            await housekeeping.collect(store, backend, 0)
-            await housekeeping.collect_orphans(store, backend, -60)
-            locators = list(backend.locators(1 << 62))
-            assert all([await store.referenced(locator) for locator in locators])
-            return {files.file_id(locator, kind) for locator in locators for kind in ("", "s")}
 
-    return trio.run(work)
+@contextmanager
+def without(server: Ngas) -> Iterator[None]:
+    """One server is away."""
+    server.online = False
+    yield
+    server.online = True
 
 
 def blobs(*servers: Ngas) -> set[str]:
@@ -89,68 +82,20 @@ def test_a_space_in_ngas(
     cluster: list[Ngas], make_daemon: Callable[..., Daemon], make_mount: Callable[..., Path], tmp_path: Path
 ) -> None:
     url = url_of(*(server.address for server in cluster))
-    space = make_daemon("space", "--objects", url)
-    tree = tmp_path / "tree"
-    (tree / "d/e").mkdir(parents=True)
-    for name, size in {
-        "empty": 0,
-        "d/inline": 900,
-        "d/short": 200_000,
-        "d/e/some": 3 * MIB,
-        "long": 40 * MIB + 7,
-    }.items():
-        (tree / name).write_bytes(os.urandom(size))
-    point = make_mount(space)
-    subprocess.run(["cp", "-r", tree, point / "tree"], check=True)
-    with open(point / "tree/long", "r+b") as stream, open(tree / "long", "r+b") as local:
-        for file in (stream, local):
-            file.seek(20 * MIB)
-            file.write(b"patched")
-    expected = sums(tree)
-    unmount(point)
-    # Another mount has another, empty cache; and one server is enough to write.
-    cluster[1].online = False
-    again = make_mount(space, "again")
-    assert sums(again / "tree") == expected
-    (again / "more").write_bytes(BODY)
-    unmount(again)
-    cluster[1].online = True
-
-    assert space.request("PUT", "/files/put", LONG)[0] == 201
-    assert space.request("GET", "/files/put")[2] == LONG
-    for start_at, stop in ((0, 1), (262_143, 262_146), (5 * MIB, 16 * MIB), (17 * MIB - 1, 17 * MIB)):
-        status, _, got = space.request("GET", "/files/put", headers={"Range": f"bytes={start_at}-{stop - 1}"})
-        assert (status, got == LONG[start_at:stop]) == (206, True)
-    archive = space.request("GET", "/pkg?TARGET=vos://vosfs.local~vospace/tree")[2]
-    done = subprocess.run(["tar", "-xC", tmp_path, "--one-top-level=got"], input=archive)
-    assert done.returncode == 0 and sums(tmp_path / "got" / "tree") == expected
-    assert space.stop() == 0
-    stood_on = collected(space, url)
+    sizes = {"empty": 0, "d/inline": 900, "d/short": 200_000, "d/e/some": 3 * MIB, "long": 40 * MIB + 7}
+    # One server is enough, to write too.
+    space = filled(url, make_daemon, make_mount, tmp_path, sizes, BLOCK_BYTES, without(cluster[1]))
+    stood_on = collected(space, url, ids)
     assert blobs(*cluster) <= stood_on and len(blobs(*cluster)) > 4
     spool = space.directory / "storage"
     assert not spool.exists() or list(spool.iterdir()) == []
-
-    space = make_daemon("space", "--objects", url)
-    point = make_mount(space, "third")
-    subprocess.run(["rm", "-r", point / "tree", point / "put", point / "more"], check=True)
-    unmount(point)
-    space.stop()
-    gc = [BIN / "vosfsd", "gc", "--dev", space.directory, "--objects", url]
-    done = subprocess.run(gc, capture_output=True, text=True, timeout=60)
-    assert done.returncode == 0 and done.stdout.startswith("purged"), done.stderr
-    assert collected(space, url) == blobs(*cluster) == set()
+    emptied(url, make_daemon, make_mount)
+    assert collected(space, url, ids) == blobs(*cluster) == set()
 
 
 def test_servers_that_fail_cost_nothing_that_was_saved(network: Unreliable, make_daemon: Callable[..., Daemon]) -> None:
     space = make_daemon("space", "--objects", url_of(network.url.removeprefix("http://")))
-    assert space.request("PUT", "/files/a", BODY)[0] == 201
-    network.faults = [Fault("refused", "POST", at=503, times=ALWAYS)]
-    status, _, text = space.request("PUT", "/files/a", OTHER)
-    assert (status, text.split()[0]) == (503, b"ServiceBusy")
-    network.faults = [Fault("refused", "GET", at=503, times=ALWAYS)]
-    assert space.request("GET", "/files/a")[0] == 503
-    network.faults = []
-    assert space.request("GET", "/files/a")[2] == BODY
+    fails_and_costs_nothing(space, network, "POST")
 
 
 # -- kill -9 ---------------------------------------------------------------------------------------------------------
@@ -189,7 +134,7 @@ def test_a_daemon_that_is_killed_between_the_steps_of_an_upload(
     space = make_daemon("space", "--objects", url)
     assert space.request("GET", "/files/kept")[2] == space.request("GET", "/files/replaced")[2] == BODY
     assert space.stop() == 0
-    assert collected(space, url) == blobs(*cluster) == before
+    assert collected(space, url, ids) == blobs(*cluster) == before
 
 
 @pytest.mark.parametrize("how", ["silent", "held"])
@@ -215,6 +160,6 @@ def test_a_collector_that_is_killed_between_the_steps_of_a_removal(
     process.kill()
     process.wait()
     network.faults = []
-    assert collected(space, url) == blobs(*cluster) == kept
+    assert collected(space, url, ids) == blobs(*cluster) == kept
     space = make_daemon("space", "--objects", url)
     assert space.request("GET", "/files/kept")[2] == BODY

@@ -127,6 +127,7 @@ def test_a_token_that_ended_is_renewed_in_its_file(daemon: Daemon, tmp_path: Pat
 
 
 @root_only
+@pytest.mark.directory
 def test_a_full_storage_is_told_and_costs_nothing_saved(small_disk: Path, make_mount: Callable[..., Path]) -> None:
     daemon = start_daemon(small_disk / "space")
     try:

@@ -451,7 +451,9 @@ def test_space_is_reserved_where_there_is_some(mount: Path) -> None:
         assert fallocate(fd, 0, 2, 10_000) == 0 and os.fstat(fd).st_size == 10_002
         assert fallocate(fd, 0, 0, 10) == 0 and os.fstat(fd).st_size == 10_002
         assert os.pread(fd, 20_000, 0) == b"abc" + bytes(9_999)
-        assert fallocate(fd, 0, 0, 1 << 50) == errno.ENOSPC
+        if os.fstatvfs(fd).f_blocks:
+            # Where it is known how much there is.
+            assert fallocate(fd, 0, 0, 1 << 50) == errno.ENOSPC
         assert fallocate(fd, 0, 0, 1 << 61) == errno.EFBIG
         assert os.fstat(fd).st_size == 10_002
 

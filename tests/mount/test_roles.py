@@ -55,3 +55,9 @@ def test_git_on_postgres(space: Daemon, make_mount: Callable[..., Path]) -> None
     env = {**os.environ, "GIT_CONFIG_COUNT": "1", "GIT_CONFIG_KEY_0": "safe.directory", "GIT_CONFIG_VALUE_0": "*"}
     done = subprocess.run(["sh", "-ec", script], cwd=point, env=env, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
+
+
+def test_space_is_reserved_where_nobody_knows_how_much_there_is(space: Daemon, make_mount: Callable[..., Path]) -> None:
+    with open(make_mount(space) / "file", "wb") as file:
+        os.posix_fallocate(file.fileno(), 0, 10_000)
+        assert os.fstat(file.fileno()).st_size == 10_000

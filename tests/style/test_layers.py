@@ -16,9 +16,9 @@ LAYERS = [
     {"vosfs.client", "vosfs.metadata.node", "vosfs.metadata.job", "vosfs.metadata.walk", "vosfs.cache.ranges", "vosfs.cache.buffers", "vosfs.cache.readahead", "vosfs.cache.scratch", "vosfs.cache.journal"},
     {"vosfs.metadata.content", "vosfs.metadata.charges", "vosfs.metadata.allowance", "vosfs.metadata.xattr", "vosfs.metadata.xml", "vosfs.metadata.store", "vosfs.backends.backend"},
     {"vosfs.metadata.messages", "vosfs.metadata.sql", "vosfs.metadata.libpq", "vosfs.backends.memory", "vosfs.backends.posix", "vosfs.backends.uploads", "vosfs.backends.storages", "vosfs.backends.sums", "vosfs.cache.kept"},
-    {"vosfs.metadata.sqljobs", "vosfs.metadata.sqlaudit", "vosfs.metadata.sqlquota", "vosfs.backends.roots", "vosfs.backends.bounded", "vosfs.metadata.subtree", "vosfs.metadata.behind", "vosfs.backends.ngams", "vosfs.backends.slow", "vosfs.backends.archived"},
+    {"vosfs.metadata.sqljobs", "vosfs.metadata.sqlaudit", "vosfs.metadata.sqlquota", "vosfs.backends.roots", "vosfs.backends.bounded", "vosfs.metadata.subtree", "vosfs.metadata.behind", "vosfs.backends.ngams", "vosfs.backends.slow", "vosfs.backends.archived", "vosfs.backends.objecterrors"},
     {"vosfs.metadata.memory", "vosfs.metadata.sqlstore", "vosfs.metadata.gateway", "vosfs.session", "vosfs.backends.blobs", "vosfs.backends.objects", "vosfs.backends.failover"},
-    {"vosfs.metadata.sqlite", "vosfs.metadata.cached", "vosfs.metadata.vospace", "vosfs.cache.blocks", "vosfs.backends.ngasblobs"},
+    {"vosfs.metadata.sqlite", "vosfs.metadata.cached", "vosfs.metadata.vospace", "vosfs.cache.blocks", "vosfs.backends.ngasblobs", "vosfs.backends.direct"},
     {"vosfs.metadata.postgres", "vosfs.metadata.ahead", "vosfs.backends.transfer", "vosfs.cache.file", "vosfs.backends.ngas"},
     {"vosfs.staging"},
     {"vosfs.filesystem"},
@@ -36,13 +36,14 @@ DOORS = {
     "psycopg": {"vosfs.metadata.postgres", "vosfs.metadata.libpq"},
     "lxml": {"vosfs.metadata.xml", "vosfs.metadata.vospace"},
     "argon2": {"server.auth"},
-    "obstore": {"vosfs.backends.objects"},
+    "obstore": {"vosfs.backends.objects", "vosfs.backends.objecterrors"},
     "sqlite3": {"vosfs.metadata.sqlite", "server.daemon"},
 }
 PORTS = {"vosfs.metadata.store", "vosfs.backends.backend"}
 ADAPTERS = {
     "vosfs.metadata.sqlite", "vosfs.metadata.postgres", "vosfs.metadata.memory", "vosfs.backends.posix",
-    "vosfs.backends.memory", "vosfs.backends.objects", "vosfs.backends.uploads", "vosfs.backends.ngas",
+    "vosfs.backends.memory", "vosfs.backends.objects", "vosfs.backends.objecterrors", "vosfs.backends.uploads",
+    "vosfs.backends.ngas",
     "vosfs.backends.ngasblobs", "vosfs.backends.failover", "vosfs.backends.ngams", "vosfs.backends.transfer",
     "vosfs.metadata.vospace", "vosfs.backends.roots", "vosfs.backends.slow", "vosfs.backends.archived",
 }  # fmt: skip
@@ -51,7 +52,7 @@ KIN = {
     "vosfs.backends.roots": {"vosfs.backends.posix"},
     "vosfs.metadata.postgres": {"vosfs.metadata.sqlite"},
     "vosfs.backends.transfer": {"vosfs.metadata.vospace"},
-    "vosfs.backends.objects": {"vosfs.backends.uploads", "vosfs.backends.archived"},
+    "vosfs.backends.objects": {"vosfs.backends.uploads", "vosfs.backends.archived", "vosfs.backends.objecterrors"},
     "vosfs.backends.archived": {"vosfs.backends.uploads"},
     "vosfs.backends.ngas": {"vosfs.backends.ngasblobs", "vosfs.backends.failover", "vosfs.backends.ngams"},
     "vosfs.backends.ngasblobs": {"vosfs.backends.failover", "vosfs.backends.ngams"},

@@ -19,6 +19,7 @@ from server.service import Feed
 from server.signing import Signer
 from vosfs.backends.blobs import LocalBlobs
 from vosfs.backends.memory import MemoryBackend
+from vosfs.backends.storages import DEFAULT, Storages
 from vosfs.cache.blocks import BlockCache
 from vosfs.cache.file import FileTable
 from vosfs.cache.journal import Journal
@@ -43,7 +44,7 @@ class Service:
 
     store: MemoryStore = field(default_factory=lambda: MemoryStore(ME))
     signer: Signer = field(default_factory=lambda: Signer(b"key"))
-    backend: MemoryBackend = field(default_factory=MemoryBackend)
+    backend: Storages = field(default_factory=lambda: Storages({DEFAULT: MemoryBackend()}))  # type: ignore[dict-item]
     delegation: Delegation = field(default_factory=lambda: Delegation(True))
     feed: Feed = field(default_factory=Feed)
     keeps_bytes: bool = False

@@ -96,6 +96,8 @@ def test_what_brings_bytes_back(tmp_path: Path) -> None:
         ("[storages.fast]\ndirectory = 'f'\nurl = 'https://h'", "set [storage] url"),
         ("[storages.fast]\ndirectory = 'f'\nregion = 'r'", "set [storages.fast] objects"),
         ("[storage]\nendpoint = 'https://h'", "set [storage] objects"),
+        ("[storage]\nredirect = true", "set [storage] objects"),
+        ("[storages.fast]\ndirectory = 'f'\nredirect = true", "set [storages.fast] objects"),
         ("[storage]\ncredentials_file = 'f'", "set [storage] objects"),
         ("[storage]\nobjects = 's3://b/p'\nendpoint = 'h:9000'", "not an http or https URL"),
         ("[storage]\ndirectories = 'a'", "not a list of strings"),

@@ -9,6 +9,8 @@ called in worker threads: bulk data moves fastest with one thread for a whole bo
 from collections.abc import Iterable, Iterator
 from typing import Protocol, runtime_checkable
 
+import msgspec
+
 from vosfs.metadata.node import Blob, Extent
 
 
@@ -36,8 +38,8 @@ class BlobReader(Protocol):
     def read(self, start: int, stop: int) -> bytes:
         """Exactly these bytes.  DataCorrupt if the blob is shorter than it says."""
 
-    def stream(self, start: int, stop: int) -> Iterator[bytes]:
-        """The same in pieces of some MiB at most; a backend far away is asked once."""
+    def stream(self, start: int, stop: int) -> Iterator[bytes | memoryview]:
+        """The same in pieces of some MiB at most, which may be views; a backend far away is asked once."""
 
     def close(self) -> None: ...
 
@@ -51,7 +53,7 @@ def in_pieces(reader: BlobReader, start: int, stop: int) -> Iterator[bytes]:
         yield reader.read(at, min(at + PIECE_BYTES, stop))
 
 
-def pieces(backend: "Backend", extents: Iterable[Extent]) -> Iterator[bytes]:
+def pieces(backend: "Backend", extents: Iterable[Extent]) -> Iterator[bytes | memoryview]:
     """The bytes of extents, one after the other, in pieces of up to PIECE_BYTES; holes are zeros.  Blocks."""
     for e in extents:
         if e.data:
@@ -129,3 +131,33 @@ class Slow(Protocol):
 
         ServiceUnavailable if that cannot be asked now: too many are on their way, say.
         """
+
+
+class Signed(msgspec.Struct, array_like=True):
+    """A URL that gives one blob, and nothing else, to whoever has it, and what says whether its bytes are right.
+
+    INVARIANT: the URL is shown to nobody but whom it is for: it is as good as a key.
+    """
+
+    url: str
+    life_s: float
+    length: int
+    block_bytes: int
+    sums: bytes
+    """The packed CRC-32s of its blocks (``sums.py``)."""
+
+    def __repr__(self) -> str:
+        return f"Signed(..., {self.length} bytes)"
+
+
+@runtime_checkable
+class Signing(Protocol):
+    """What a backend may offer besides: that others read from its service themselves."""
+
+    signs: bool
+    """Whether mounts are to."""
+    redirects: bool
+    """Whether HTTP clients are to."""
+
+    def signed(self, locator: str, method: str = "GET") -> Signed:
+        """A URL for one method, good for a few minutes.  BlobMissing, and what ``open`` raises."""

@@ -11,7 +11,7 @@ from urllib.parse import quote
 import msgspec
 import trio
 
-from vosfs.backends.backend import Backend
+from vosfs.backends.backend import Backend, Signed
 from vosfs.client import Answer, Arrived, HttpClient, Segment
 from vosfs.errors import BY_FAULT, NotOnline, ProtocolError, ServiceUnavailable, Stale, StorageFull, VOSpaceError
 from vosfs.metadata.messages import Stored
@@ -75,6 +75,16 @@ class GatewayBlobs:
             raise ProtocolError("the service ignored a range")
         if answer.status != 206:
             raise _error(answer)
+
+    async def signed(self, name: str) -> Signed | None:
+        """Where a blob can be read without the daemon; None if it cannot.  Stale if the lease has ended."""
+        head = self._client.head("GET", f"{self._path}/{name}?signed")
+        answer = await self._client.request(head, b"", "GET", idempotent=True)
+        if answer.status == 403:
+            raise Stale("the lease of a blob has ended")
+        if answer.status != 200:
+            raise _error(answer)
+        return msgspec.msgpack.decode(answer.body, type=Signed | None)
 
     async def store(self, segments: list[Segment], storage: str = "") -> Stored:
         answer = await self._client.upload(self._head(storage), segments)

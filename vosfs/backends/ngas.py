@@ -27,7 +27,7 @@ from urllib.parse import urlsplit
 from vosfs.backends.failover import Servers
 from vosfs.backends.ngams import DEADLINE_S, Exchange, Server
 from vosfs.backends.ngasblobs import BLOCK_BYTES, LOCATOR, SUMS, Reader, Writer, parts
-from vosfs.backends.sums import blocks, checked, packed_bytes
+from vosfs.backends.sums import KeptSums, blocks, checked, packed_bytes
 from vosfs.config import StorageConfig, credentials
 from vosfs.errors import (
     InternalFault,
@@ -37,8 +37,6 @@ from vosfs.errors import (
 
 log = logging.getLogger(__name__)
 
-SUMS_KEPT = 100
-"""Tables of sums remembered; a GiB has 16 KiB of them."""
 PROMISES_MAX = 10_000
 """Removals that caches promised and that are looked after; the collector comes upon what is forgotten here."""
 PROMISE_S = 15.0
@@ -65,8 +63,7 @@ class NgasBackend:
         self._spool = spool
         # Mutable state
         self._guard = threading.Lock()
-        self._kept: OrderedDict[str, bytes] = OrderedDict()
-        """Locator -> packed sums of long blobs; INVARIANT: at most SUMS_KEPT."""
+        self._kept = KeptSums()
         self._promises: OrderedDict[tuple[Server, str], float] = OrderedDict()
         """Server and file id -> when its cache promised to remove it; INVARIANT: at most PROMISES_MAX, oldest first."""
 
@@ -163,10 +160,9 @@ class NgasBackend:
         length, crc32 = parts(locator)
         if crc32 is not None:
             return crc32.to_bytes(4, "little")
-        with self._guard:
-            if locator in self._kept:
-                self._kept.move_to_end(locator)
-                return self._kept[locator]
+        known = self._kept.get(locator)
+        if known is not None:
+            return known
         name, size = self.file_id(locator, SUMS), packed_bytes(length, BLOCK_BYTES)
 
         def fetch(server: Server) -> bytes:
@@ -179,10 +175,7 @@ class NgasBackend:
             return checked(bytes(buffer), length, BLOCK_BYTES, f"blob {locator}")
 
         packed = self.servers.tried(fetch, f"checksums of blob {locator}")
-        with self._guard:
-            self._kept[locator] = packed
-            if len(self._kept) > SUMS_KEPT:
-                self._kept.popitem(last=False)
+        self._kept.keep(locator, packed)
         return packed
 
     def open_now(self, locator: str) -> None:
@@ -196,8 +189,7 @@ class NgasBackend:
     def remove(self, locator: str, patient: bool = True) -> None:
         """Without patience, servers that were silent a moment ago are not asked."""
         length = parts(locator)[0]
-        with self._guard:
-            self._kept.pop(locator, None)
+        self._kept.forget(locator)
         names = [self.file_id(locator), self.file_id(locator, SUMS)]
         self._keep_promises()
         servers = [s for s in self.servers.all if patient or not (s.silent and s.failing())]
@@ -283,7 +275,7 @@ def _time_ns(date: object) -> int:
 def connect(storage: StorageConfig, base: Path, deadline_s: float = DEADLINE_S) -> NgasBackend:
     """The backend that a configuration names.  QuietError for what cannot be meant; nothing is asked of the network."""
     likeness = f"[storage] objects: {storage.objects!r} is not like ngas://HOST:PORT,HOST:PORT/PREFIX"
-    for name in ("endpoint", "endpoint_ca", "region"):
+    for name in ("endpoint", "endpoint_ca", "region", "redirect"):
         if getattr(storage, name):
             raise QuietError(f"[storage] {name} is about S3; NGAS servers are named in objects: ngas://HOST:PORT,...")
     url = urlsplit(storage.objects)

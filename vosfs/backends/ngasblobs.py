@@ -11,7 +11,7 @@ from typing import IO, Protocol
 
 from vosfs.backends.failover import ATTEMPTS_MAX, Servers
 from vosfs.backends.ngams import Elsewhere, Exchange, Missing, Refused, Server
-from vosfs.backends.sums import Damaged, Sums, blocks, verify
+from vosfs.backends.sums import Broken, Damaged, Sums, mended, verify
 from vosfs.errors import DataCorrupt, InternalFault, ServiceUnavailable, StorageFull, TimedOut, TooLarge, VOSpaceError
 from vosfs.metadata.node import Blob
 
@@ -245,31 +245,21 @@ class Reader:
     def read(self, start: int, stop: int) -> bytes:
         return b"".join(self.stream(start, stop))
 
-    def stream(self, start: int, stop: int) -> Iterator[bytes]:
-        if stop > self.length:
-            raise DataCorrupt(f"{self._what} ends at {self.length}, not {stop}")
-        at, end = blocks(start, stop, self.length, BLOCK_BYTES)
-        if start >= stop:
-            return
+    def stream(self, start: int, stop: int) -> Iterator[bytes | memoryview]:
+        attempts = ATTEMPTS_MAX + len(self._backend.servers.all) - 1
+        return mended(self._what, start, stop, self.length, BLOCK_BYTES, attempts, self._whole_blocks)
+
+    def _whole_blocks(self, at: int, end: int) -> Iterator[bytes]:
         packed = self._backend.sums(self._locator)
-        failures = 0
-        while at < end:
-            got = self._take(at)
-            try:
-                for data in self._checked(got, at, end, packed):
-                    piece = data[max(start - at, 0) : stop - at]
-                    at += len(data)
-                    failures = 0
-                    yield piece
-            except (Damaged, ServiceUnavailable, TimedOut) as exc:
-                # Another server may have it right.
-                got.server.failed()
-                failures += 1
-                if failures == ATTEMPTS_MAX + len(self._backend.servers.all) - 1:
-                    raise (DataCorrupt(str(exc)) if isinstance(exc, Damaged) else exc) from None
-                log.info("%s is read again from %d: %s", self._what, at, exc)
-            finally:
-                got.close()
+        got = self._take(at)
+        try:
+            yield from self._checked(got, at, end, packed)
+        except (Damaged, ServiceUnavailable, TimedOut) as exc:
+            # Another server may have it right.
+            got.server.failed()
+            raise Broken(DataCorrupt(str(exc)) if isinstance(exc, Damaged) else exc) from None
+        finally:
+            got.close()
 
     def _take(self, at: int) -> Exchange:
         """An answer that begins at a byte."""

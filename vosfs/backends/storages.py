@@ -11,7 +11,17 @@ import time
 from collections.abc import Iterable, Iterator
 from typing import Protocol
 
-from vosfs.backends.backend import NEARLINE, ONLINE, STAGING, Backend, BlobReader, BlobWriter, Slow
+from vosfs.backends.backend import (
+    NEARLINE,
+    ONLINE,
+    STAGING,
+    Backend,
+    BlobReader,
+    BlobWriter,
+    Signed,
+    Signing,
+    Slow,
+)
 from vosfs.errors import (
     DataCorrupt,
     InternalFault,
@@ -149,7 +159,7 @@ class _Reader:
     def read(self, start: int, stop: int) -> bytes:
         return b"".join(self.stream(start, stop))
 
-    def stream(self, start: int, stop: int) -> Iterator[bytes]:
+    def stream(self, start: int, stop: int) -> Iterator[bytes | memoryview]:
         self._prefer_longer(stop)
         if stop > self.length:
             raise DataCorrupt(f"blob {self._copies[0]} ends at {self.length}, not {stop}")
@@ -266,6 +276,35 @@ class Storages:
             return None
         name, own = self._member(locator)
         return self.members[name].open_now(own)
+
+    @property
+    def signs(self) -> bool:
+        """Whether there is a storage that mounts may read from themselves."""
+        return any(isinstance(member, Signing) and member.signs for member in self.members.values())
+
+    @property
+    def redirects(self) -> bool:
+        """The same of HTTP clients."""
+        return any(isinstance(member, Signing) and member.redirects for member in self.members.values())
+
+    def signed(self, locator: str) -> Signed | None:
+        """A URL of a blob for a mount (``backend.Signed``); None if its storage gives none."""
+        member, own = self._signing(locator)
+        return member.signed(own) if member is not None and member.signs else None
+
+    def redirected(self, locator: str, method: str) -> Signed | None:
+        """The same for an HTTP client."""
+        member, own = self._signing(locator)
+        return member.signed(own, method) if member is not None and member.redirects else None
+
+    def _signing(self, locator: str) -> tuple[Signing | None, str]:
+        """The storage that can sign URLs of a blob, and the blob's own locator there."""
+        if COPY in locator:
+            # Which copy is good only a reader finds out.
+            return None, locator
+        name, own = self._member(locator)
+        member = self.members[name]
+        return (member if isinstance(member, Signing) else None), own
 
     def sync(self, locators: Iterable[str]) -> None:
         found: dict[str, list[str]] = {}

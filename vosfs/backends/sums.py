@@ -3,13 +3,32 @@
 Storage far away checks a whole file at best, when it arrives, and nothing when a range of it is read.
 """
 
+import logging
 import struct
+import threading
 import zlib
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
 from functools import cache
+
+from vosfs.errors import DataCorrupt, VOSpaceError
+
+log = logging.getLogger(__name__)
+
+KEPT_MAX = 100
+"""Tables of sums that a backend remembers; a GiB has 16 to 32 KiB of them."""
 
 
 class Damaged(Exception):
     """What came back is not what was written; it may come back right when it is asked for again."""
+
+
+class Broken(Exception):
+    """A reading broke off, for a reason that another may not meet."""
+
+    def __init__(self, reason: VOSpaceError) -> None:
+        super().__init__(str(reason))
+        self.reason = reason
 
 
 @cache
@@ -108,3 +127,62 @@ def verify(view: memoryview, at: int, packed: bytes, block_bytes: int, what: str
             != struct.unpack_from("<I", packed, 4 * ((at + low) // block_bytes))[0]
         ):
             raise Damaged(f"{what}: the block at {at + low} is not what was written")
+
+
+def mended(
+    what: str, start: int, stop: int, length: int, block_bytes: int, attempts: int,
+    whole_blocks: Callable[[int, int], Iterator[bytes | memoryview]],
+) -> Iterator[bytes | memoryview]:  # fmt: skip
+    """``[start, stop)`` of a blob, out of its checked blocks; a reading that breaks off is taken up where it did.
+
+    ``whole_blocks`` gives what lies between two bounds of blocks, or Broken; that often in a row, its reason is raised.
+    """
+    if stop > length:
+        raise DataCorrupt(f"{what} ends at {length}, not {stop}")
+    at, end = blocks(start, stop, length, block_bytes)
+    failures = 0
+    while start < stop and at < end:
+        try:
+            for data in whole_blocks(at, end):
+                piece = data[max(start - at, 0) : stop - at]
+                at += len(data)
+                failures = 0
+                yield piece
+        except Broken as exc:
+            failures += 1
+            if failures == attempts:
+                raise exc.reason from None
+            log.info("%s is read again from %d: %s", what, at, exc)
+
+
+class KeptSums:
+    """The packed sums of the long blobs that were read last.  Used by several threads."""
+
+    def __init__(self) -> None:
+        # Mutable state
+        self._guard = threading.Lock()
+        self._kept: OrderedDict[str, bytes] = OrderedDict()
+        """Locator -> packed sums; INVARIANT: at most KEPT_MAX."""
+
+    def __len__(self) -> int:
+        return len(self._kept)
+
+    def __contains__(self, locator: str) -> bool:
+        return locator in self._kept
+
+    def get(self, locator: str) -> bytes | None:
+        with self._guard:
+            packed = self._kept.get(locator)
+            if packed is not None:
+                self._kept.move_to_end(locator)
+            return packed
+
+    def keep(self, locator: str, packed: bytes) -> None:
+        with self._guard:
+            self._kept[locator] = packed
+            if len(self._kept) > KEPT_MAX:
+                self._kept.popitem(last=False)
+
+    def forget(self, locator: str) -> None:
+        with self._guard:
+            self._kept.pop(locator, None)

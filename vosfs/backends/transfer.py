@@ -1,7 +1,7 @@
 """Bytes of any VOSpace 2 service: negotiated end-points, ranges to read, whole files to write."""
 
 import time
-from urllib.parse import urlsplit
+from urllib.parse import urljoin, urlsplit
 
 from vosfs.backends.blobs import blob_of
 from vosfs.client import Arrived, HttpClient, Segment
@@ -15,6 +15,8 @@ from vosfs.session import Reply
 ENDPOINT_S = 300.0
 """How long a negotiated end-point is used again."""
 ENDPOINTS_MAX = 1000
+REDIRECTS = (301, 302, 303, 307, 308)
+REDIRECTS_MAX = 5
 PULL, PUSH = "pullFromVoSpace", "pushToVoSpace"
 
 
@@ -77,12 +79,19 @@ class TransferBlobs:
             if len(self._endpoints) >= ENDPOINTS_MAX:
                 self._endpoints.clear()
             self._endpoints[blob] = (url, time.monotonic() + ENDPOINT_S)
-        client, target = self._client(self._endpoints[blob][0])
-        stop = start + len(into)
-        head = client.head("GET", target, [("Range", f"bytes={start}-{stop - 1}")])
-        answer = await client.request(head, b"", "GET", idempotent=True, into=into)
+        url, stop, tag = self._endpoints[blob][0], start + len(into), None
+        for _ in range(REDIRECTS_MAX + 1):
+            client, target = self._client(url)
+            head = client.head("GET", target, [("Range", f"bytes={start}-{stop - 1}")])
+            answer = await client.request(head, b"", "GET", idempotent=True, into=into)
+            # The service's own: a store has others for the same bytes.
+            tag = answer.headers.get(b"etag", b"") if tag is None else tag
+            if answer.status not in REDIRECTS:
+                break
+            # To where the bytes are, an object store say: for this once, as such URLs do not live long.
+            url = urljoin(url, answer.headers.get(b"location", b"").decode("latin-1"))
         if answer.status in (200, 206):
-            self._check_tag(blob, answer.headers.get(b"etag", b""))
+            self._check_tag(blob, tag or b"")
         if answer.status == 206:
             arrived(len(into))
             return

@@ -209,6 +209,8 @@ class Greeting(msgspec.Struct, array_like=True):
     """The service's clock."""
     slow: bool = False
     """Whether bytes may have to be brought back from a slow storage before they can be read."""
+    signs: bool = False
+    """Whether blobs may have URLs of their store's own: ``/blobs/NAME?signed`` answers with a ``backend.Signed``, or nothing."""
 
 
 class Stored(msgspec.Struct, array_like=True):
