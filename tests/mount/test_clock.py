@@ -108,6 +108,7 @@ def test_what_was_begun_is_finished(bed: Bed, who: str, by: int) -> None:
         os.rename(here / f"f{number}", here / "g")
         if not number % 10:
             agree(bed, "g", b"%d" % number)
+    agree(bed, "g", b"29")
     # Elsewhere to here, and back to the true time.
     (there / "g").write_bytes(b"from there")
     eventually("changes elsewhere show", lambda: (here / "g").read_bytes() == b"from there")

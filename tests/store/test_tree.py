@@ -616,15 +616,15 @@ async def test_many_small_appends_make_few_extents(store: AnyStore) -> None:
     assert done.extents[0].data == b"".join(b"%d" % (at % 7) * 100 for at in range(0, 2000, 100))
 
 
-async def test_an_unlinked_node_takes_bytes_until_it_is_purged(store: AnyStore) -> None:
+async def test_an_unlinked_node_is_read_until_it_is_purged(store: AnyStore) -> None:
     node = await store.create(ROOT_ID, b"a", FILE)
-    await store.remove(ROOT_ID, b"a", "leaf")
     done = await store.commit(node.id, 1, 1, [Extent(0, 1, data=b"x")], [])
+    await store.remove(ROOT_ID, b"a", "leaf")
     assert (await store.open(node.id)).extents == done.extents
     while await store.purge(10):
         pass
     with pytest.raises(NodeNotFound):
-        await store.commit(node.id, 2, 1, [], [])
+        await store.open(node.id)
 
 
 # -- races -----------------------------------------------------------------------------------------------------------
@@ -648,6 +648,14 @@ async def test_of_several_creators_of_a_name_one_wins(store: AnyStore) -> None:
         assert len(results) == 8 and len(winners) == 1, turn
         assert (await store.lookup(ROOT_ID, b"same")).id == winners[0]
         await store.remove(ROOT_ID, b"same", "leaf")
+
+
+async def test_bytes_for_a_node_without_a_name_are_refused(store: AnyStore) -> None:
+    """Nobody could read them: a mount that did not see it go must not take them for saved."""
+    node = await store.create(ROOT_ID, b"file", FILE)
+    await store.create(ROOT_ID, b"other", FILE)
+    await store.rename(ROOT_ID, b"other", ROOT_ID, b"file", "")
+    await refused(store, NodeNotFound, store.commit, node.id, node.version, 3, [Extent(0, 3, data=b"abc")], [])
 
 
 async def test_of_several_commits_from_a_version_one_wins(store: AnyStore) -> None:

@@ -510,10 +510,7 @@ class CachedFile:
                 done = await tree.commit(
                     self.node.id, self.node.version, length, changes, blobs, mtime_ns, durable, atime_ns
                 )
-        except NodeNotFound:
-            self.unlinked = True
-            raise Stale("the file was deleted elsewhere") from None
-        except BaseException:
+        except BaseException as exc:
             for start, stop in taken:
                 for low, high, local in self._local.split(start, stop):
                     if local:
@@ -524,7 +521,13 @@ class CachedFile:
                 self.mtime_ns = mtime_ns
             if self.atime_ns is None:
                 self.atime_ns = atime_ns
-            raise
+            if not isinstance(exc, NodeNotFound):
+                raise
+            if self.unlinked:
+                # By a program of this mount, while this was on its way.
+                return
+            self.unlinked = True
+            raise Stale("the file was deleted elsewhere") from None
         self.node = done.node
         if self.kernel_version:
             # The kernel's pages hold what it wrote through to here.

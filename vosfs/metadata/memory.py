@@ -467,6 +467,8 @@ class MemoryStore:
         node = self._changeable(id, caller, WRITE)
         if node.kind != DATA:
             raise IsContainer(f"node {id} holds no bytes")
+        if not node.nlink:
+            raise NodeNotFound(f"node {id} has no name any more")
         if base_version is not None and node.version != base_version:
             raise Stale(f"node {id} is at version {node.version}, not {base_version}")
         version = next_version(node.version, version)

@@ -621,6 +621,9 @@ def commit(
     node = yield from _changeable(f, id, WRITE)
     if node.kind != DATA:
         raise IsContainer(f"node {id} holds no bytes")
+    if not node.nlink:
+        # Whoever did not see it go would take bytes for saved that nobody can read.
+        raise NodeNotFound(f"node {id} has no name any more")
     if base_version is not None and node.version != base_version:
         raise Stale(f"node {id} is at version {node.version}, not {base_version}")
     version = next_version(node.version, version)
