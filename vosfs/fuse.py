@@ -284,13 +284,13 @@ class Operations(pyfuse3.Operations):
 
     @answers
     async def readdir(self, fh: int, start: int, token: Any) -> None:
-        listing, at = self._fs.listing(fh, start)
+        listing, at = self._fs.listings.at(fh, start)
         reply, base = pyfuse3.readdir_reply, listing.position
         for dot, (name, inode) in enumerate(((b".", fh), (b"..", UNKNOWN_INODE))):
             if at <= dot and not reply(token, name, self._dot(inode), base + dot + 1):
                 return
         at = max(at, DOTS)
-        while entries := await self._fs.entries(listing, at - DOTS):
+        while entries := await self._fs.listings.entries(listing, at - DOTS):
             for name, node, current in entries:
                 at += 1
                 entry = self._entry(node)

@@ -12,7 +12,8 @@ from vosfs.backends.memory import MemoryBackend
 from vosfs.cache.blocks import BlockCache
 from vosfs.cache.file import FileTable
 from vosfs.errors import PermissionDenied
-from vosfs.filesystem import LISTINGS_KEPT_MAX, LISTINGS_MAX, FileSystem
+from vosfs.filesystem import FileSystem
+from vosfs.listing import LISTINGS_KEPT_MAX, LISTINGS_MAX
 from vosfs.metadata.cached import CachedTree
 from vosfs.metadata.memory import MemoryStore
 from vosfs.metadata.node import CONTAINER, DATA, ROOT_ID, NewNode, Node
@@ -111,8 +112,8 @@ class Rig:
 
     async def list(self, id: int) -> list[bytes]:
         """As readdir(3) does."""
-        (listing, _), names = self.fs.listing(id, 0), []
-        while entries := await self.fs.entries(listing, len(names)):
+        (listing, _), names = self.fs.listings.at(id, 0), []
+        while entries := await self.fs.listings.entries(listing, len(names)):
             names += [name for name, _, _ in entries]
         return names
 
@@ -179,22 +180,24 @@ async def test_a_container_too_large_to_be_kept_is_asked_for_once_ahead(rig: Rig
 
 
 async def test_a_listing_goes_on_where_it_was_though_others_begin(rig: Rig, autojump_clock: MockClock) -> None:
-    first, _ = rig.fs.listing(ROOT_ID, 0)
-    begun = await rig.fs.entries(first, 0)
-    second, _ = rig.fs.listing(ROOT_ID, 0)
+    first, _ = rig.fs.listings.at(ROOT_ID, 0)
+    begun = await rig.fs.listings.entries(first, 0)
+    second, _ = rig.fs.listings.at(ROOT_ID, 0)
     assert second is not first
-    assert rig.fs.listing(ROOT_ID, first.position + DOTS + len(begun)) == (first, DOTS + len(begun))
-    assert rig.fs.listing(rig.containers[0], first.position + DOTS)[0] not in (first, second), "of another directory"
+    assert rig.fs.listings.at(ROOT_ID, first.position + DOTS + len(begun)) == (first, DOTS + len(begun))
+    assert rig.fs.listings.at(rig.containers[0], first.position + DOTS)[0] not in (first, second), (
+        "of another directory"
+    )
 
 
 async def test_a_listing_that_is_forgotten_is_begun_again_where_it_was(rig: Rig, autojump_clock: MockClock) -> None:
-    old, _ = rig.fs.listing(ROOT_ID, 0)
-    begun = await rig.fs.entries(old, 0)
+    old, _ = rig.fs.listings.at(ROOT_ID, 0)
+    begun = await rig.fs.listings.entries(old, 0)
     for _ in range(LISTINGS_KEPT_MAX):
-        rig.fs.listing(rig.containers[0], 0)
-    new, at = rig.fs.listing(ROOT_ID, old.position + DOTS + len(begun))
+        rig.fs.listings.at(rig.containers[0], 0)
+    new, at = rig.fs.listings.at(ROOT_ID, old.position + DOTS + len(begun))
     assert new is not old and at == DOTS + len(begun)
     rest = []
-    while entries := await rig.fs.entries(new, at - DOTS + len(rest)):
+    while entries := await rig.fs.listings.entries(new, at - DOTS + len(rest)):
         rest += entries
     assert [name for name, _, _ in (*begun, *rest)] == [b"d%02d" % number for number in range(CONTAINERS)]
