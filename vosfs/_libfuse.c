@@ -130,7 +130,7 @@ EXPORT int fuse_reply_open(fuse_req_t req, const struct fuse_file_info *theirs_f
 	if (!next)
 		*(void **)&next = dlsym(RTLD_NEXT, "fuse_reply_open");
 #if FUSE_VERSION >= FUSE_MAKE_VERSION(3, 11)
-	if ((fi.flags & O_ACCMODE) == O_RDONLY)
+	if ((fi.flags & (O_ACCMODE | O_TRUNC)) == O_RDONLY)
 		fi.noflush = 1;
 #endif
 	return next(req, &fi);

@@ -75,6 +75,8 @@ class FileHandle:
         self.file = file
         self.readahead = ReadAhead()
         self.writable = writable
+        """Whether it may change the bytes, be it by O_TRUNC alone; counted in ``file.writers``."""
+        file.writers += writable
         self.privileged = privileged
         """Whether what it writes leaves set-ID bits alone."""
         self.losses = file.losses
@@ -283,9 +285,14 @@ class FileSystem:
                 change.mtime_ns = time.time_ns() if change.mtime_ns is None else change.mtime_ns
                 return
             file.truncate(length)
-            if file.handles == 1:
-                # Nobody has it open: there will be no close to commit it.
-                await file.sync(False)
+            if not file.writers:
+                # There will be no close to commit it.
+                try:
+                    await file.sync(False)
+                except VOSpaceError as exc:
+                    if file.changed and not file.writers:
+                        self._give_up(file, str(exc))
+                    raise
         finally:
             self.files.release(file)
 
@@ -356,8 +363,8 @@ class FileSystem:
             keep = False
             if not privileged:
                 await self._clear_set_id(file)
-        handle = FileHandle(file, writable, privileged)
-        if not writable and (file.head or file.read_now(0, 1) is None):
+        handle = FileHandle(file, writable or bool(flags & os.O_TRUNC), privileged)
+        if not handle.writable and (file.head or file.read_now(0, 1) is None):
             # Whoever opens a file reads its beginning.
             file.expect(0, 1)
         return self._new_handle(handle), keep
@@ -545,27 +552,37 @@ class FileSystem:
         # What was acknowledged before may have been refused just now, on the way there.
         handle.check()
 
-    @staticmethod
-    async def _save(file: CachedFile, durable: bool) -> None:
+    async def _save(self, file: CachedFile, durable: bool) -> None:
         try:
             await file.sync(durable)
         except Stale as exc:
             # Its base is gone: no later attempt can succeed, and every writer must learn of it.
-            file.discard(str(exc))
+            self._give_up(file, str(exc))
             raise
+
+    def _give_up(self, file: CachedFile, why: str) -> None:
+        """What was not saved is kept, and who reads the file sees what the space has."""
+        file.discard(why)
+        self.on_invalid(Change(file.node.id, 0, b"", ""))
 
     async def release(self, number: int) -> None:
         """The last reference to a handle went."""
         handle = self._handles.pop(number, None)
-        if handle is not None:
-            if handle.file.changed and handle.file.handles == 1 and not handle.file.unlinked:
-                # mmap'd pages may be written back after the last flush.
-                try:
-                    await handle.file.sync(False)
-                except VOSpaceError as exc:
-                    log.warning("node %d is not saved: %s", handle.file.node.id, exc)
-            self.files.release(handle.file)
-            self.blocks.make_spare()
+        if handle is None:
+            return
+        file = handle.file
+        file.writers -= handle.writable
+        if handle.writable and not file.writers and file.changed and not file.unlinked:
+            # mmap'd pages may be written back after the last flush.
+            try:
+                await file.sync(False)
+            except VOSpaceError as exc:
+                log.warning("node %d is not saved: %s", file.node.id, exc)
+                if file.changed and not file.writers:
+                    # Nobody is left to try again, and whoever reads it is to see what the space has.
+                    self._give_up(file, "the service did not take it")
+        self.files.release(file)
+        self.blocks.make_spare()
 
     # -- directories ---------------------------------------------------------------------------------------------------
 

@@ -464,3 +464,20 @@ async def test_an_empty_write_changes_nothing(rig: Rig) -> None:
     file.write(100, b"")
     file.check()
     assert file.length == 0 and not file.changed
+
+
+@pytest.mark.expect_log
+async def test_who_reads_on_after_a_lost_save_sees_what_the_space_has(rig: Rig) -> None:
+    """Not zeros where the writer had cut, nor what was uploaded of the rest."""
+    file = await rig.open()
+    file.write(0, b"saved" * 10_000)
+    await file.sync(False)
+    reader = await rig.open()
+    assert reader is file
+    file.truncate(7)
+    file.write(20_000, b"lost" * 10_000)
+    await file.upload()
+    file.write(3, b"too")
+    file.discard("told to")
+    assert await reader.read(0, 1 << 20) == b"saved" * 10_000 == await rig.saved()
+    assert not file.changed

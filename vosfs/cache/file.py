@@ -77,7 +77,8 @@ class CachedFile:
         """The same; None if nobody set it."""
         self.ctime_ns = 0
         """When something here changed last that is not committed."""
-        self.handles = 0
+        self.handles = self.writers = 0
+        """Open file descriptions, and those of them that may change it."""
         self.fresh = True
         """False once the node changed elsewhere: the next open must look."""
         self.kernel_version = 0
@@ -88,8 +89,10 @@ class CachedFile:
         """How often unsaved bytes were given up."""
         self.unlinked = False
         """No name is left: there is nothing to commit to."""
-        self._extents = found.extents
-        """INVARIANT: the space's extents at ``node.version`` with ``_changes`` applied."""
+        self._saved = found.extents
+        """The space's extents at ``node.version``."""
+        self._extents = self._saved
+        """INVARIANT: ``_saved`` with ``_changes`` applied; the very same list if there are none."""
         self.head = found.head
         """The first bytes, if they came along and nothing was changed since."""
         self._changes: list[Extent] = []
@@ -320,6 +323,8 @@ class CachedFile:
         return None if self.changed else content.slices(self._extents, start, stop)
 
     def _change(self, *changes: Extent) -> None:
+        if not changes:
+            return
         self._changes += changes
         self._extents = content.overlay(self._extents, changes)
 
@@ -338,7 +343,8 @@ class CachedFile:
             self.close()
             self.length = found.node.length
         self.node = found.node
-        self._extents, self.head = found.extents, found.head
+        self._saved = self._extents = found.extents
+        self.head = found.head
         self.fresh = True
 
     def discard(self, why: str) -> None:
@@ -353,6 +359,7 @@ class CachedFile:
         self.losses += 1
         self._changes.clear()
         self._receipts.clear()
+        self._extents, self.head = self._saved, b""
         self._resized = False
         self.mtime_ns = self.atime_ns = None
         self.length = self.node.length
@@ -534,7 +541,7 @@ class CachedFile:
             self.kernel_version = done.node.version
         rest = self._changes[len(pending) :]
         self._changes = []
-        self._extents = done.extents
+        self._saved = self._extents = done.extents
         self._change(*rest)
         kept = {e.locator for e in rest}
         self._receipts = {name: receipt for name, receipt in self._receipts.items() if name in kept}
@@ -591,7 +598,7 @@ class CachedFile:
         if not self._dirty and not rest and not self._resized:
             self.mtime_ns = None
         self.node = self._table.tree.remember(found.node)
-        self._extents = found.extents
+        self._saved = self._extents = found.extents
         self._change(*rest)
 
     def _fill_holes(self) -> None:
@@ -618,16 +625,20 @@ class CachedFile:
 
     def leased(self) -> list[str]:
         """The leased names this content stands on."""
-        return sorted(content.locators(self._extents))
+        return sorted(content.locators(self._extents) | content.locators(self._saved))
 
     def release_lease(self, fresh: dict[str, str]) -> None:
         """Put renewed names in place of old ones."""
-        self._extents = [content.relocated(e, fresh.get(e.locator, e.locator)) for e in self._extents]
+        unchanged = self._extents is self._saved
+        self._saved = [content.relocated(e, fresh.get(e.locator, e.locator)) for e in self._saved]
+        self._extents = (
+            self._saved if unchanged else [content.relocated(e, fresh.get(e.locator, e.locator)) for e in self._extents]
+        )
 
     def renew_leases(self, found: Content) -> None:
         """Read the same blobs by the names that the space gives them now."""
         names = {blob_of(e.locator): e.locator for e in found.extents}
-        self._extents = [content.relocated(e, names.get(blob_of(e.locator), e.locator)) for e in self._extents]
+        self.release_lease({name: names.get(blob_of(name), name) for name in self.leased()})
 
     def close(self) -> None:
         """Free everything local, dirty or not."""
