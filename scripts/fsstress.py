@@ -64,11 +64,14 @@ def rename(path: str, to: str, flags: int) -> None:
         raise OSError(ctypes.get_errno(), "renameat2")
 
 
-def set_times(path: str, atime_ns: int, mtime_ns: int) -> tuple[int, int]:
-    """utimensat(2), of a link itself; what stat(2) says then."""
+def set_times(path: str, atime_ns: int, mtime_ns: int) -> tuple[int | None, int]:
+    """utimensat(2), of a link itself; what stat(2) says then.
+
+    Not the access time where the way there leads over links: it may lead over this one, which a local disk counts as read.
+    """
     os.utime(path, ns=(atime_ns, mtime_ns), follow_symlinks=False)
-    found = os.lstat(path)
-    return found.st_atime_ns, found.st_mtime_ns
+    found, above = os.lstat(path), os.path.dirname(path)
+    return found.st_atime_ns if os.path.realpath(above) == above else None, found.st_mtime_ns
 
 
 def about(path: str) -> tuple[Any, ...]:
