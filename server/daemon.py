@@ -28,12 +28,12 @@ from server.importer import import_tree
 from server.jobs import Jobs, Kind
 from server.service import Service
 from vosfs import __version__, config, log, uri
-from vosfs.backends.backend import Slow
+from vosfs.backends.backend import Keeper, Slow
 from vosfs.backends.bounded import Bounded, SlowBounded
 from vosfs.backends.posix import PosixBackend
 from vosfs.backends.roots import Roots
 from vosfs.backends.slow import SlowDirectory
-from vosfs.backends.storages import DEFAULT, Keeper, Storages
+from vosfs.backends.storages import DEFAULT, Storages
 from vosfs.config import Config, StorageConfig
 from vosfs.errors import QuietError, VOSpaceError
 from vosfs.metadata.job import Job
@@ -495,9 +495,7 @@ def _run_quota(argv: list[str]) -> None:
         raise QuietError("name a container, or --check")
 
     async def work() -> None:
-        cfg = _configured(args)
-        with opened(cfg) as (store, _):
-            await store.begin_space(cfg.space.owner)
+        async with space(_configured(args), False) as (store, _):
             if args.check:
                 wrong = [
                     {"path": "/" + os.fsdecode(b"/".join(await store.path_of(node) or ())), "used": was, "counted": now}

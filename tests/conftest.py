@@ -27,6 +27,7 @@ from tests.vospace import conformance
 
 if TYPE_CHECKING:
     from tests.services import azurite, rgw
+    from tests.services.unreliable import Unreliable
 
 BIN = Path(sys.executable).parent
 START_S = 30
@@ -147,6 +148,16 @@ def s3() -> Iterator["rgw.S3"]:
         pytest.skip(f"no S3: {absent}")
     with rgw.running() as service:
         yield service
+
+
+@pytest.fixture
+def network(s3: "rgw.S3") -> Iterator["Unreliable"]:
+    """The network to the S3 service."""
+    from tests.services.unreliable import Unreliable
+
+    made = Unreliable(s3.endpoint)
+    yield made
+    made.close()
 
 
 @pytest.fixture(scope="session")

@@ -9,7 +9,6 @@ from types import ModuleType
 import pytest
 
 from tests.services import azurite, ngas, rgw
-from tests.services.unreliable import Unreliable
 from vosfs.backends import ngas as driver
 from vosfs.backends.backend import Backend, BlobWriter
 from vosfs.backends.memory import MemoryBackend
@@ -35,14 +34,6 @@ def open_s3(s3: rgw.S3, tmp_path: Path) -> Callable[..., ObjectsBackend]:
         return connect(StorageConfig(objects=url, endpoint=endpoint, credentials_file=str(file)), tmp_path, deadline_s)
 
     return open_it
-
-
-@pytest.fixture
-def network(s3: rgw.S3) -> Iterator[Unreliable]:
-    """The network to the S3 service."""
-    made = Unreliable(s3.endpoint)
-    yield made
-    made.close()
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from server import daemon as composition
 from server import housekeeping
 from tests.conftest import BIN, Daemon, unmount
 from tests.services.unreliable import ALWAYS, Fault, Unreliable
-from vosfs.backends.storages import Keeper
+from vosfs.backends.backend import Keeper
 from vosfs.config import Config, StorageConfig
 
 MIB = 1 << 20

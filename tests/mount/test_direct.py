@@ -4,7 +4,7 @@ import hashlib
 import os
 import secrets
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -17,14 +17,6 @@ from tests.services.unreliable import ALWAYS, Fault, Unreliable
 MIB = 1 << 20
 BODY = os.urandom(24 * MIB + 5)
 SIGNED = "X-Amz-Signature="
-
-
-@pytest.fixture
-def network(s3: rgw.S3) -> Iterator[Unreliable]:
-    """The network to the S3 service."""
-    made = Unreliable(s3.endpoint)
-    yield made
-    made.close()
 
 
 @pytest.fixture

@@ -17,9 +17,9 @@ from tests.mount.elsewhere import collected, emptied, fails_and_costs_nothing, f
 from tests.services import start
 from tests.services.ngas import Ngas, running
 from tests.services.unreliable import ALWAYS, Fault, Unreliable
+from vosfs.backends.backend import Keeper
 from vosfs.backends.ngas import NgasBackend
 from vosfs.backends.ngasblobs import BLOCK_BYTES
-from vosfs.backends.storages import Keeper
 
 MIB = 1 << 20
 BODY, OTHER = os.urandom(600_000), os.urandom(700_000)

@@ -12,8 +12,8 @@ from tests.conftest import BIN, Daemon
 from tests.mount.elsewhere import collected, emptied, fails_and_costs_nothing, filled
 from tests.services import rgw
 from tests.services.unreliable import Unreliable
+from vosfs.backends.backend import Keeper
 from vosfs.backends.objects import BLOCK_BYTES, PART_BYTES, ObjectsBackend
-from vosfs.backends.storages import Keeper
 
 
 @pytest.fixture

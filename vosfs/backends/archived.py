@@ -7,10 +7,9 @@ RestoreObject and, minutes to days later, is there for a number of days.  What h
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator
 from typing import Protocol
 
-from vosfs.backends.backend import NEARLINE, ONLINE, STAGING, Backend, BlobReader, BlobWriter
+from vosfs.backends.backend import NEARLINE, ONLINE, STAGING, Keeper, Over
 from vosfs.backends.uploads import Uploads
 from vosfs.errors import BlobMissing, ServiceUnavailable
 
@@ -26,19 +25,18 @@ RESTORE = (
 )
 
 
-class Objects(Backend, Protocol):
+class Objects(Keeper, Protocol):
     """The backend that this is about."""
 
     def keys(self, locator: str) -> list[str]:
         """The keys of a blob's objects."""
 
-    def close(self) -> None: ...
 
-
-class ArchivedObjects:
+class ArchivedObjects(Over):
     """Backend (see ``backend.py`` for every method's contract) on objects that may be archived."""
 
     def __init__(self, objects: Objects, requests: Uploads, days: int) -> None:
+        super().__init__(objects)
         # Dependencies
         self._objects = objects
         self._requests = requests
@@ -91,34 +89,7 @@ class ArchivedObjects:
 
     # -- Backend -----------------------------------------------------------------------------------------------------
 
-    def check(self, space: str) -> None:
-        self._objects.check(space)
-
-    def create(self, length: int = 0) -> BlobWriter:
-        return self._objects.create(length)
-
-    def open(self, locator: str, start: int = 0, stop: int = 0) -> BlobReader:
-        return self._objects.open(locator, start, stop)
-
-    def open_now(self, locator: str) -> BlobReader | None:
-        return self._objects.open_now(locator)
-
-    def sync(self, locators: Iterable[str]) -> None:
-        self._objects.sync(locators)
-
     def remove(self, locator: str) -> None:
         with self._guard:
             self._online.pop(locator, None)
-        self._objects.remove(locator)
-
-    def locators(self, before_ns: int) -> Iterator[str]:
-        return self._objects.locators(before_ns)
-
-    def sweep(self, before_ns: int) -> None:
-        self._objects.sweep(before_ns)
-
-    def space(self) -> tuple[int, int]:
-        return self._objects.space()
-
-    def close(self) -> None:
-        self._objects.close()
+        super().remove(locator)

@@ -109,6 +109,51 @@ class Backend(Protocol):
         """(total, free) bytes; zeros if nobody knows."""
 
 
+class Keeper(Backend, Protocol):
+    """A backend with what it holds."""
+
+    def close(self) -> None:
+        """Give that back."""
+
+
+class Over:
+    """Backend over another one: as that is, but for what a subclass has of its own."""
+
+    def __init__(self, inner: Keeper) -> None:
+        # Dependencies
+        self.inner = inner
+
+    def check(self, space: str) -> None:
+        self.inner.check(space)
+
+    def create(self, length: int = 0) -> BlobWriter:
+        return self.inner.create(length)
+
+    def open(self, locator: str, start: int = 0, stop: int = 0) -> BlobReader:
+        return self.inner.open(locator, start, stop)
+
+    def open_now(self, locator: str) -> BlobReader | None:
+        return self.inner.open_now(locator)
+
+    def sync(self, locators: Iterable[str]) -> None:
+        self.inner.sync(locators)
+
+    def remove(self, locator: str) -> None:
+        self.inner.remove(locator)
+
+    def locators(self, before_ns: int) -> Iterator[str]:
+        return self.inner.locators(before_ns)
+
+    def sweep(self, before_ns: int) -> None:
+        self.inner.sweep(before_ns)
+
+    def space(self) -> tuple[int, int]:
+        return self.inner.space()
+
+    def close(self) -> None:
+        self.inner.close()
+
+
 ONLINE, NEARLINE, STAGING = "ONLINE", "NEARLINE", "STAGING"
 """Where a blob is, in the words of storage resource managers: readable at once; to be asked for first; asked for."""
 UNAVAILABLE = "UNAVAILABLE"

@@ -5,10 +5,8 @@ what is written here is added.  What was uploaded and never committed is therefo
 """
 
 import threading
-from collections.abc import Iterable, Iterator
 
-from vosfs.backends.backend import BlobReader, BlobWriter, Slow
-from vosfs.backends.storages import Keeper
+from vosfs.backends.backend import BlobWriter, Keeper, Over, Slow
 from vosfs.errors import StorageFull
 from vosfs.metadata.node import Blob
 
@@ -36,12 +34,11 @@ class _Writer:
         self._taken = 0
 
 
-class Bounded:
+class Bounded(Over):
     """Backend (see ``backend.py`` for every method's contract) with a quota."""
 
     def __init__(self, inner: Keeper, bytes_max: int) -> None:
-        # Dependencies
-        self.inner = inner
+        super().__init__(inner)
         # Constants
         self.bytes_max = bytes_max
         # Mutable state
@@ -71,32 +68,6 @@ class Bounded:
         left = max(0, self.bytes_max - self._used)
         # Nobody knows what is free in an object store: then the quota is all there is.
         return (min(total, self.bytes_max), min(free, left)) if total else (self.bytes_max, left)
-
-    # -- as it is
-
-    def check(self, space: str) -> None:
-        self.inner.check(space)
-
-    def open(self, locator: str, start: int = 0, stop: int = 0) -> BlobReader:
-        return self.inner.open(locator, start, stop)
-
-    def open_now(self, locator: str) -> BlobReader | None:
-        return self.inner.open_now(locator)
-
-    def sync(self, locators: Iterable[str]) -> None:
-        self.inner.sync(locators)
-
-    def remove(self, locator: str) -> None:
-        self.inner.remove(locator)
-
-    def locators(self, before_ns: int) -> Iterator[str]:
-        return self.inner.locators(before_ns)
-
-    def sweep(self, before_ns: int) -> None:
-        self.inner.sweep(before_ns)
-
-    def close(self) -> None:
-        self.inner.close()
 
 
 class SlowBounded(Bounded):

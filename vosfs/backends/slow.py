@@ -11,9 +11,9 @@ import shutil
 import subprocess
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 
-from vosfs.backends.backend import NEARLINE, ONLINE, STAGING, BlobReader, BlobWriter
+from vosfs.backends.backend import NEARLINE, ONLINE, STAGING, BlobReader, Over
 from vosfs.backends.posix import PosixBackend
 from vosfs.errors import BlobMissing, NotOnline, QuietError, ServiceUnavailable
 
@@ -48,10 +48,11 @@ class _Request:
         self.failed = False
 
 
-class SlowDirectory:
+class SlowDirectory(Over):
     """Backend (see ``backend.py`` for every method's contract) of a directory whose files may be on tape."""
 
     def __init__(self, directory: PosixBackend, command: tuple[str, ...]) -> None:
+        super().__init__(directory)
         # Dependencies
         self._directory = directory
         """INVARIANT: keeps no descriptor, as files that are open are not moved to tape."""
@@ -136,40 +137,28 @@ class SlowDirectory:
     # -- Backend -----------------------------------------------------------------------------------------------------
 
     def check(self, space: str) -> None:
-        self._directory.check(space)
+        super().check(space)
         if shutil.which(self._command[0]) is None:
             raise QuietError(f"[storage] stage_command: there is no program {self._command[0]}")
-
-    def create(self, length: int = 0) -> BlobWriter:
-        return self._directory.create(length)
 
     def open(self, locator: str, start: int = 0, stop: int = 0) -> BlobReader:
         if not self._is_here(locator):
             raise NotOnline(f"blob {locator} is not on disk")
-        return self._directory.open(locator, start, stop)
+        return super().open(locator, start, stop)
 
     def open_now(self, locator: str) -> None:
         """Never: nobody knows how long a file system behind tape takes to say where a file is."""
 
     def sync(self, locators: Iterable[str]) -> None:
         # What has gone to tape already is safe there.
-        self._directory.sync(locator for locator in locators if self._is_here(locator))
+        super().sync(locator for locator in locators if self._is_here(locator))
 
     def remove(self, locator: str) -> None:
         with self._guard:
             request = self._requests.pop(locator, None)
             if request is not None:
                 self._end(request)
-        self._directory.remove(locator)
-
-    def locators(self, before_ns: int) -> Iterator[str]:
-        return self._directory.locators(before_ns)
-
-    def sweep(self, before_ns: int) -> None:
-        self._directory.sweep(before_ns)
-
-    def space(self) -> tuple[int, int]:
-        return self._directory.space()
+        super().remove(locator)
 
     def close(self) -> None:
         """End the commands that still wait: who needs the files asks again."""
@@ -185,4 +174,4 @@ class SlowDirectory:
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
-        self._directory.close()
+        super().close()

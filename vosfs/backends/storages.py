@@ -9,15 +9,14 @@ import logging
 import threading
 import time
 from collections.abc import Iterable, Iterator
-from typing import Protocol
 
 from vosfs.backends.backend import (
     NEARLINE,
     ONLINE,
     STAGING,
-    Backend,
     BlobReader,
     BlobWriter,
+    Keeper,
     Signed,
     Signing,
     Slow,
@@ -48,13 +47,6 @@ _OF = "~"
 AWAY = (ServiceUnavailable, TimedOut)
 FAILURES = (DataCorrupt, OSError, NotOnline, *AWAY)
 """What another copy may be free of."""
-
-
-class Keeper(Backend, Protocol):
-    """A backend with what it holds."""
-
-    def close(self) -> None:
-        """Give that back."""
 
 
 class _Writer:
