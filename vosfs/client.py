@@ -24,6 +24,7 @@ from vosfs.wire import (
     parse_response,
     readable,
     receive_body,
+    receive_into,
     send_file,
 )
 
@@ -54,7 +55,11 @@ Sink = Callable[[memoryview], None]
 """Takes a body's bytes as they come, in a worker thread."""
 
 Arrived = Callable[[int], None]
-"""Told how many bytes of a body are here, as they come."""
+"""Told how many bytes of a body are here, as they come, perhaps in a worker thread."""
+
+THREAD_BYTES_MIN = 512 << 10
+"""A body with so much to come is received by a worker thread: the event loop, which is the mount's bottleneck, saves
+0.2 s a GiB, and a thread costs 0.1 ms."""
 
 _FAILED = (OSError, trio.BrokenResourceError, trio.ClosedResourceError, ProtocolError)
 
@@ -299,6 +304,8 @@ async def _fill(stream: Stream, view: memoryview, arrived: Arrived = lambda coun
     view[: len(first)] = first
     at = len(first)
     arrived(at)
+    if len(view) - at >= THREAD_BYTES_MIN:
+        return await move(stream.sock, receive_into(stream.sock, view[at:], lambda count: arrived(at + count)))
     while at < len(view):
         try:
             count = stream.sock.recv_into(view[at:])
@@ -310,6 +317,7 @@ async def _fill(stream: Stream, view: memoryview, arrived: Arrived = lambda coun
             raise ProtocolError("connection closed inside a body")
         at += count
         arrived(at)
+    return None
 
 
 async def _whole(chunks: Chunks) -> bytes:

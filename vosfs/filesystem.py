@@ -45,8 +45,8 @@ log = logging.getLogger(__name__)
 
 DEADLINE_S = 30.0
 """Default for every operation that waits for the service."""
-PREFETCHES_MAX = 4
-"""Read-ahead runs at once."""
+PREFETCHES_MAX = 32
+"""Read-ahead runs at once, of all files; what they fetch at once the block cache limits."""
 
 TIME_NS_MAX = (1 << 63) - 1
 """Times are kept as 64 bits."""

@@ -35,6 +35,8 @@ FIRST_BYTES = 16 * 1024
 RECEIVE_BYTES = 64 * 1024
 PATIENCE_MS = 20
 """How long a worker thread waits for a slow peer before trio does."""
+TURN_S = 0.1
+"""How long a worker thread waits for bytes that trickle before trio is asked whether anybody still wants them."""
 STALL_S = 30.0
 """A peer that moves no byte of a body for this long is given up."""
 
@@ -324,32 +326,40 @@ async def move(
             raise TimedOut(f"no byte moved for {stall_s:.0f} s")
 
 
-def receive_body(sock: socket.socket, first: bytes, length: int, sink: Callable[[memoryview], None]) -> Moving:
-    """Move ``length`` bytes, of which ``first`` are here already, into ``sink``, in pieces of up to 1 MiB."""
-    if first:
-        sink(memoryview(first))
-    left = length - len(first)
-    if left <= 0:
-        return
-    view = memoryview(bytearray(min(BULK_BYTES, left)))
-    filled = 0
-    while left:
+def receive_into(sock: socket.socket, view: memoryview, arrived: Callable[[int], None] = lambda count: None) -> Moving:
+    """Fill ``view``, telling ``arrived`` how much of it is filled.  ProtocolError if the stream ends before."""
+    at, turn_ends = 0, time.monotonic() + TURN_S
+    while at < len(view):
         try:
-            count = sock.recv_into(view[filled:], min(len(view) - filled, left))
+            count = sock.recv_into(view[at:])
         except (BlockingIOError, ssl.SSLWantReadError):
             if _blocked(sock, select.POLLIN):
                 yield select.POLLIN
+            elif time.monotonic() > turn_ends:
+                # Bytes that trickle: whoever waits for them has a deadline, which only trio can keep.
+                yield select.POLLIN
+                turn_ends = time.monotonic() + TURN_S
             continue
         except ssl.SSLWantWriteError:
             yield select.POLLOUT
             continue
         if count == 0:
-            raise ProtocolError(f"connection closed {left} bytes before the end of the body")
-        filled += count
-        left -= count
-        if filled == len(view) or not left:
-            sink(view[:filled])
-            filled = 0
+            raise ProtocolError(f"connection closed {len(view) - at} bytes before the end of the body")
+        at += count
+        arrived(at)
+
+
+def receive_body(sock: socket.socket, first: bytes, length: int, sink: Callable[[memoryview], None]) -> Moving:
+    """Move ``length`` bytes, of which ``first`` are here already, into ``sink``, in pieces of up to 1 MiB."""
+    if first:
+        sink(memoryview(first))
+    left = length - len(first)
+    view = memoryview(bytearray(max(0, min(BULK_BYTES, left))))
+    while left > 0:
+        piece = view[:left]
+        yield from receive_into(sock, piece)
+        sink(piece)
+        left -= len(piece)
 
 
 def send_bytes(sock: socket.socket, data: bytes | memoryview) -> Moving:
@@ -430,7 +440,7 @@ def will_send(fd: int, start: int, stop: int) -> None:
         first = min(start + FIRST_BYTES, stop)
         os.posix_fadvise(fd, start, first - start, os.POSIX_FADV_WILLNEED)
         if first < stop:
-            os.posix_fadvise(fd, first, min(BULK_BYTES, stop - first), os.POSIX_FADV_WILLNEED)
+            os.posix_fadvise(fd, first, min(8 * BULK_BYTES, stop - first), os.POSIX_FADV_WILLNEED)
 
 
 async def handshake(sock: socket.socket) -> None:

@@ -235,7 +235,9 @@ async def cache(tmp_path: Path, blobs: Gate) -> AsyncIterator[BlockCache]:
     async with trio.open_nursery() as nursery:
         cache = BlockCache(tmp_path, blobs, 0, nursery)
         yield cache
+    cache.check()
     cache.close()
+    assert cache.fetched_bytes == 0
     assert os.listdir(tmp_path) == [] and cache.used_bytes == 0
 
 
@@ -370,3 +372,121 @@ async def test_a_blob_of_which_less_is_asked_than_before(cache: BlockCache, blob
     assert data == expected(BLOCK_BYTES - 20, BLOCK_BYTES + 50)
     assert cache.read_now("b", BLOCK_BYTES - 20, BLOCK_BYTES + 50) == data
     assert cache.used_bytes == 2 * BLOCK_BYTES - 10
+
+
+# -- long fetches, which stay in memory until they were read -------------------------------------------------------------
+
+
+@pytest.mark.parametrize("direct", [True, False])
+async def test_what_was_fetched_ahead_is_in_memory_until_it_was_read(
+    cache: BlockCache, blobs: Gate, direct: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cache, "_direct", direct)
+    blobs.open.set()
+    length = 4 * BLOCK_BYTES + 10
+    await cache.fill("b", length, 0, length)
+    assert cache.fetched_bytes == length
+    cache.check()
+    half = length // 2
+    for start, stop in ((0, half), (half, length)):
+        assert cache.fetched_bytes == length
+        assert cache.read_now("b", start, stop) == expected(start, stop)
+    assert cache.fetched_bytes == 0
+    assert await cache.read("b", length, 0, length) == expected(0, length), "the disk has it too"
+    assert len(blobs.asked) == 1
+
+
+async def test_a_read_across_what_two_fetches_left(cache: BlockCache, blobs: Gate) -> None:
+    blobs.open.set()
+    length = 8 * BLOCK_BYTES
+    await cache.fill("b", length, 0, length // 2)
+    await cache.fill("b", length, length // 2, length)
+    start, stop = length // 2 - 7, length // 2 + 7
+    assert cache.read_now("b", start, stop) == expected(start, stop)
+    assert cache.fetched_bytes == length
+    cache.check()
+
+
+async def test_bytes_that_nobody_reads_make_room(
+    cache: BlockCache, blobs: Gate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(blocks, "FETCHED_BYTES_MAX", 9 * BLOCK_BYTES)
+    blobs.open.set()
+    length = 4 * BLOCK_BYTES
+    for name in ("a", "b", "c"):
+        await cache.fill(name, length, 0, length)
+    assert cache.fetched_bytes == 2 * length, "the third is on the disk only"
+    assert await cache.read("c", length, 0, length) == expected(0, length)
+    monkeypatch.setattr(blocks, "UNREAD_S", 0.0)
+    await cache.fill("d", length, 0, length)
+    assert cache.fetched_bytes == 2 * length
+    assert await cache.read("a", length, 0, length) == expected(0, length), "which was forgotten"
+    assert len(blobs.asked) == 4
+    cache.check()
+
+
+async def test_the_edges_of_a_random_read_are_not_kept(cache: BlockCache, blobs: Gate) -> None:
+    length, start = 8 * BLOCK_BYTES, 100
+    stop = start + 4 * BLOCK_BYTES
+    blobs.open.set()
+    assert await cache.read("b", length, start, stop) == expected(start, stop)
+    await cache.fill("b", length, start, stop)
+    assert cache.fetched_bytes == 0
+
+
+async def test_what_is_evicted_is_not_kept_in_memory(cache: BlockCache, blobs: Gate) -> None:
+    blobs.open.set()
+    length = 4 * BLOCK_BYTES
+    cache.limit_bytes = length
+    for name in ("a", "b"):
+        await cache.fill(name, length, 0, length)
+    assert cache.fetched_bytes == length == cache.used_bytes
+    cache.check()
+
+
+async def test_a_kept_blob_that_turns_out_longer(cache: BlockCache, blobs: Gate) -> None:
+    blobs.open.set()
+    length = 4 * BLOCK_BYTES + 10
+    await cache.fill("b", length, 0, length)
+    longer = 5 * BLOCK_BYTES
+    assert await cache.read("b", longer, length - 20, longer) == expected(length - 20, longer)
+    cache.check()
+
+
+def test_a_disk_that_wants_it_another_way_gets_it_through_the_page_cache(tmp_path: Path) -> None:
+    path = tmp_path / "segment"
+    data = memoryview(os.urandom(2 * blocks.DIRECT_ALIGNMENT + 5))
+    with open(path, "wb") as file:
+        assert not blocks._write_direct(path, file.fileno(), data, 100), "100 is no multiple of anything"
+    assert path.read_bytes() == bytes(100) + data
+
+
+async def test_bytes_that_arrive_in_a_thread_are_read_as_they_come(cache: BlockCache, blobs: Gate) -> None:
+    at: list[int] = []
+    gates = [threading.Event() for _ in range(4)]
+
+    async def fetch(name: str, start: int, into: memoryview, arrived: Arrived) -> None:
+        def receive() -> None:
+            into[:] = expected(start, start + len(into))
+            for number, gate in enumerate(gates):
+                assert gate.wait(10)
+                arrived((number + 1) * len(into) // len(gates))
+
+        await trio.to_thread.run_sync(receive)
+
+    blobs.fetch = fetch  # type: ignore[method-assign]
+    length = BLOCK_BYTES
+    with trio.fail_after(10):
+        for number, gate in enumerate(gates):
+            start, stop = number * length // len(gates), (number + 1) * length // len(gates)
+            async with trio.open_nursery() as nursery:
+
+                @nursery.start_soon
+                async def read(start: int = start, stop: int = stop) -> None:
+                    assert await cache.read("b", length, start, stop) == expected(start, stop)
+                    at.append(stop)
+
+                await trio.testing.wait_all_tasks_blocked()
+                assert len(at) == number
+                gate.set()
+    assert at[-1] == length

@@ -1,5 +1,6 @@
 """HTTP heads and chunked bodies are read strictly: what two parsers could read differently is refused."""
 
+import contextlib
 import socket
 from collections.abc import Callable, Iterator
 
@@ -16,6 +17,7 @@ from vosfs.wire import (
     HEAD_BYTES_MAX,
     HEADERS_MAX,
     TRAILER_BYTES_MAX,
+    TURN_S,
     Chunks,
     Stream,
     http_date,
@@ -23,6 +25,7 @@ from vosfs.wire import (
     parse_request,
     parse_response,
     receive_body,
+    receive_into,
     send_bytes,
 )
 
@@ -301,6 +304,29 @@ async def test_a_cut_body(pair: Pair) -> None:
     got = bytearray()
     with pytest.raises(ProtocolError):
         await move(stream.sock, receive_body(stream.sock, b"", 6, got.extend))
+
+
+async def test_a_deadline_ends_a_body_that_trickles(pair: Pair) -> None:
+    stream, peer = pair(end=False)
+    came = 0
+
+    def arrived(count: int) -> None:
+        nonlocal came
+        came = count
+
+    async def trickle() -> None:
+        while True:
+            with contextlib.suppress(BlockingIOError):
+                peer.send(b"x")
+            await trio.lowlevel.checkpoint()
+
+    peer.setblocking(False)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(trickle)
+        with trio.move_on_after(2 * TURN_S) as scope:
+            await move(stream.sock, receive_into(stream.sock, memoryview(bytearray(1 << 24)), arrived))
+        nursery.cancel_scope.cancel()
+    assert scope.cancelled_caught and 0 < came < 1 << 24
 
 
 # -- chunks ----------------------------------------------------------------------------------------------------------

@@ -3,13 +3,14 @@
 Blobs never change, so a block that is here is right for ever; nothing is ever invalidated, only evicted.  A segment
 is one sparse file of up to SEGMENT_BYTES of one blob; eviction removes whole segments, oldest use first.
 
-Long fetches go to the disk past the page cache: the kernel keeps what programs read as pages of the mount's own files,
-so a second copy of it costs memory and 0.3 s of CPU a GiB, and is rarely looked at.  Until they were read once, which
-read-ahead sees to, their bytes stay in memory.
+The bytes of long fetches stay in memory until they were read once, which read-ahead sees to, and go to the disk past the
+page cache if it keeps up: the kernel has what programs read as pages of the mount's files, so a second copy costs memory and
+0.2 s of CPU a GiB, and is rarely looked at.
 """
 
 import errno
 import os
+import threading
 from collections import OrderedDict
 from pathlib import Path
 
@@ -29,14 +30,14 @@ FETCHES_MAX = 8
 SEGMENTS_MAX = 50_000
 OPEN_MAX = 512
 """Descriptors kept for segments."""
-DIRECT_BYTES_MIN = 1 << 20
-"""Shorter fetches are written through the page cache: who reads 4 KiB of a block is likely to come back for more."""
-DIRECT_WRITES_MAX = 4
-"""Past the page cache at once.  On a disk that is slower than the network the page cache takes what comes beyond that."""
+KEPT_BYTES_MIN = 1 << 20
+"""Shorter fetches are not kept in memory: who reads 4 KiB of a block is likely to come back for more, to the page cache."""
+FETCHED_BYTES_MAX = 64 << 20
+"""In memory, under way or not read yet: more is not kept."""
+DIRECT_WRITES_MAX = 2
+"""Past the page cache at once, of what is kept; on a disk that is slower than the network it takes what comes beyond that."""
 DIRECT_ALIGNMENT = 4096
 """Of the length, offset and memory of such a write (open(2), O_DIRECT)."""
-FETCHED_BYTES_MAX = 64 << 20
-"""In memory, under way or not read yet: a fetch that would make it more goes through the page cache and is forgotten."""
 EDGE_BYTES = 2 * BLOCK_BYTES
 """Whose reader waited for them leaves less than this, the edges of its blocks, which nobody may want."""
 UNREAD_S = 2.0
@@ -55,7 +56,10 @@ class Fetch:
     disk.
     """
 
-    __slots__ = ("start", "stop", "buffer", "unread", "ended_s", "error", "_here", "_waiting", "_ended")
+    __slots__ = (
+        "start", "stop", "buffer", "unread", "ended_s", "error",
+        "_here", "_waiting", "_ended", "_token", "_thread",
+    )  # fmt: skip
 
     def __init__(self, start: int, stop: int) -> None:
         self.start = start
@@ -70,16 +74,24 @@ class Fetch:
         """INVARIANT: the buffer holds the blob's bytes up to here."""
         self._waiting: list[tuple[int, trio.Event]] = []
         self._ended = trio.Event()
+        self._token = trio.lowlevel.current_trio_token()
+        self._thread = threading.get_ident()
 
     def arrived(self, count: int) -> None:
-        """The first ``count`` bytes of the buffer are right."""
+        """The first ``count`` bytes of the buffer are right.  Called in any thread."""
         # A request that is tried again on a new connection begins anew.
         self._here = max(self._here, self.start + count)
         if self._waiting:
-            for stop, event in self._waiting:
-                if stop <= self._here:
-                    event.set()
-            self._waiting = [item for item in self._waiting if item[0] > self._here]
+            if threading.get_ident() == self._thread:
+                self._wake()
+            else:
+                self._token.run_sync_soon(self._wake)
+
+    def _wake(self) -> None:
+        for stop, event in self._waiting:
+            if stop <= self._here:
+                event.set()
+        self._waiting = [item for item in self._waiting if item[0] > self._here]
 
     def end(self) -> None:
         """Nothing more will come."""
@@ -93,7 +105,9 @@ class Fetch:
         if self._here < stop:
             event = trio.Event()
             self._waiting.append((stop, event))
-            await event.wait()
+            # Once more: they may have come in a thread that saw nobody waiting.
+            if self._here < stop:
+                await event.wait()
             if self._here < stop:
                 raise self.error or ServiceUnavailable("the mount is going away")
 
@@ -278,9 +292,9 @@ class BlockCache:
                 del segment.unread[block % _SEGMENT_BLOCKS]
         self.fetched_bytes -= fetch.stop - fetch.start
 
-    def _may_be_direct(self, fetch: Fetch) -> bool:
+    def _may_be_kept(self, fetch: Fetch) -> bool:
         """Whether a fetch can stay in memory until it was read, and so need not be in the page cache."""
-        if not self._direct or self._direct_writes >= DIRECT_WRITES_MAX or fetch.stop - fetch.start < DIRECT_BYTES_MIN:
+        if fetch.stop - fetch.start < KEPT_BYTES_MIN:
             return False
         while self.fetched_bytes > FETCHED_BYTES_MAX and self._unread:
             oldest = next(iter(self._unread))
@@ -437,10 +451,12 @@ class BlockCache:
                 fetch.arrived(stop - start)
                 self.make_room(stop - start)
                 fd = self._descriptor(key, segment)
-                if self._may_be_direct(fetch):
-                    keep = await self._write_direct(segment.path, fd, fetch.buffer, at)
+                may_be_kept = self._may_be_kept(fetch)
+                if may_be_kept and self._direct and self._direct_writes < DIRECT_WRITES_MAX:
+                    await self._write_direct(segment.path, fd, fetch.buffer, at)
                 else:
                     await trio.to_thread.run_sync(_write, fd, fetch.buffer, at)
+                keep = may_be_kept and fetch.unread > EDGE_BYTES
             finally:
                 self._fetches.release()
             for block in fetch.blocks():
@@ -454,20 +470,18 @@ class BlockCache:
         finally:
             for block in fetch.blocks():
                 segment.filling.pop(block % _SEGMENT_BLOCKS, None)
-            if keep and fetch.unread > EDGE_BYTES:
+            if keep:
                 self._keep(segment, fetch)
             else:
                 self.fetched_bytes -= len(fetch.buffer)
             fetch.end()
 
-    async def _write_direct(self, path: Path, fd: int, view: memoryview, offset: int) -> bool:
-        """To the disk, past the page cache if it has such a way: whether the bytes are only on the disk now."""
+    async def _write_direct(self, path: Path, fd: int, view: memoryview, offset: int) -> None:
         self._direct_writes += 1
         try:
             self._direct = await trio.to_thread.run_sync(_write_direct, path, fd, view, offset)
         finally:
             self._direct_writes -= 1
-        return self._direct
 
 
 def _write(fd: int, view: memoryview, offset: int) -> None:

@@ -251,9 +251,9 @@ class CachedFile:
         return fetches
 
     async def prefetch(self, start: int, stop: int) -> None:
-        """Bring bytes into the block cache."""
+        """Bring bytes here; the disk of the block cache may have them later."""
         for fetch in self.expect(start, stop):
-            await fetch.finish()
+            await fetch.reach(fetch.stop)
 
     # -- writing (synchronous) ---------------------------------------------------------------------------------------
 

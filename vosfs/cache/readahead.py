@@ -3,6 +3,9 @@
 WINDOW_BYTES_MIN = 1 << 20
 WINDOW_BYTES_MAX = 16 << 20
 """With 10 ms per request, 128 KiB ahead gives 23 MB/s, 1 MiB 155, 4 MiB 437 (spec: stack); 16 MiB covers 50 ms."""
+STEPS = 4
+"""Of a window: when so much of it was read, as much more is asked for.  In halves, everything that was under way could come to
+its end before more was asked for."""
 SEQUENTIAL_SLACK = 1 << 20
 """The kernel's own read-ahead sends requests out of order within this."""
 
@@ -28,7 +31,7 @@ class ReadAhead:
             self._next, self._window, self._ahead = stop, 0, stop
             return None
         self._next = max(stop, self._next)
-        if self._window and self._ahead - stop > self._window // 2:
+        if self._window and self._ahead - stop > self._window - self._window // STEPS:
             return None
         self._window = min(max(self._window * 4, WINDOW_BYTES_MIN), WINDOW_BYTES_MAX)
         first = max(self._ahead, stop)
