@@ -8,7 +8,6 @@ its own: what looks wrong is judged only if nodes still stand on it when they ar
 import contextlib
 import logging
 import time
-import zlib
 from collections import Counter
 from collections.abc import Callable
 from typing import TextIO
@@ -18,6 +17,7 @@ import msgspec
 import trio
 
 from server.housekeeping import GRACE_S, orphans
+from vosfs import checksum
 from vosfs.backends.backend import Backend
 from vosfs.backends.storages import Storages
 from vosfs.errors import BlobMissing, DataCorrupt, NotOnline, ServiceUnavailable, StorageFull, TimedOut
@@ -94,7 +94,7 @@ def examine(backend: Backend, part: str, blob: Blob, deep: bool) -> tuple[str, s
             if deep:
                 crc32 = 0
                 for data in reader.stream(0, blob.length):
-                    crc32 = zlib.crc32(data, crc32)
+                    crc32 = checksum.crc32(data, crc32)
                 # Of what was registered in place no checksum was taken.
                 if blob.crc32 not in (0, crc32):
                     return CORRUPT, f"CRC-32 {crc32:08x}, recorded {blob.crc32:08x}"

@@ -2,9 +2,9 @@
 
 import secrets
 import time
-import zlib
 from collections.abc import Iterable, Iterator
 
+from vosfs import checksum
 from vosfs.backends.backend import in_pieces
 from vosfs.errors import BlobMissing, DataCorrupt
 from vosfs.metadata.node import Blob
@@ -24,7 +24,7 @@ class _Writer:
     def finish(self, durable: bool) -> Blob:
         locator = secrets.token_hex(16)
         self._blobs[locator] = (bytes(self._data), time.time_ns())
-        return Blob(locator, len(self._data), zlib.crc32(self._data))
+        return Blob(locator, len(self._data), checksum.crc32(self._data))
 
     def abort(self) -> None:
         self._data.clear()

@@ -15,7 +15,6 @@ import re
 import tempfile
 import threading
 import time
-import zlib
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import UTC, datetime
@@ -24,6 +23,7 @@ from pathlib import Path
 from typing import IO
 from urllib.parse import urlsplit
 
+from vosfs import checksum
 from vosfs.backends.failover import Servers
 from vosfs.backends.ngams import DEADLINE_S, Exchange, Server
 from vosfs.backends.ngasblobs import BLOCK_BYTES, LOCATOR, SUMS, Reader, Writer, parts
@@ -109,7 +109,7 @@ class NgasBackend:
             found = marked(server)
             made = not found
             if made:
-                server.archive(mark, name.encode(), len(name), zlib.crc32(name.encode()))
+                server.archive(mark, name.encode(), len(name), checksum.crc32(name.encode()))
                 found = marked(server)
             if others := sorted(found - {mark}):
                 if made:

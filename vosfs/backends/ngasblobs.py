@@ -4,11 +4,11 @@ import errno
 import logging
 import re
 import secrets
-import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import IO, Protocol
 
+from vosfs import checksum
 from vosfs.backends.failover import ATTEMPTS_MAX, Servers
 from vosfs.backends.ngams import Elsewhere, Exchange, Missing, Refused, Server
 from vosfs.backends.sums import Broken, Damaged, Sums, mended, verify
@@ -190,7 +190,7 @@ class Writer:
     def _archive_sums(self, server: Server, locator: str) -> None:
         if self._sums.length > BLOCK_BYTES:
             packed = self._sums.packed()
-            server.archive(self._backend.file_id(locator, SUMS), packed, len(packed), zlib.crc32(packed))
+            server.archive(self._backend.file_id(locator, SUMS), packed, len(packed), checksum.crc32(packed))
 
     def _end(self, stream: Exchange) -> str:
         sums, server, locator, what = self._sums, stream.server, self._locator, f"blob {self._locator}"

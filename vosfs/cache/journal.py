@@ -7,8 +7,9 @@ not of the machine; who needs more than that calls fsync(2), which waits for the
 import errno
 import os
 import struct
-import zlib
 from pathlib import Path
+
+from vosfs import checksum
 
 RECORDS_BYTES_MAX = 64 << 20
 """Longest journal that is read back."""
@@ -72,7 +73,7 @@ def _create(path: Path) -> int:
 
 
 def _framed(records: list[bytes]) -> bytes:
-    return b"".join(_HEADER.pack(len(r), zlib.crc32(r)) + r for r in records)
+    return b"".join(_HEADER.pack(len(r), checksum.crc32(r)) + r for r in records)
 
 
 def records(path: Path) -> list[bytes]:
@@ -102,7 +103,7 @@ def _read(path: Path) -> tuple[list[bytes], int, int]:
     while at + _HEADER.size <= len(data):
         length, crc = _HEADER.unpack_from(data, at)
         record = data[at + _HEADER.size : at + _HEADER.size + length]
-        if len(record) != length or zlib.crc32(record) != crc:
+        if len(record) != length or checksum.crc32(record) != crc:
             break
         found.append(record)
         at += _HEADER.size + length
