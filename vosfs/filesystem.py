@@ -38,6 +38,7 @@ from vosfs.metadata.content import LENGTH_MAX
 from vosfs.metadata.messages import Commit, Create, Mutation, Rename
 from vosfs.metadata.node import ANYTHING, CONTAINER, DATA, LINK, Attributes, Change, Extent, NewNode, Node, Usage
 from vosfs.metadata.store import check_guard
+from vosfs.opening import Openings
 from vosfs.staging import Awaited
 from vosfs.uri import NAME_BYTES_MAX, RESERVED_NAMES, check_name
 
@@ -100,7 +101,8 @@ class FileSystem:
         self.blocks = blocks
         self.files = files
         self._nursery = nursery
-        self.listings = Listings(tree, files, nursery)
+        self.openings = Openings(tree, files, nursery)
+        self.listings = Listings(tree, files, self.openings, nursery)
         # Constants
         self._read_only = read_only
         # Mutable state
@@ -349,6 +351,8 @@ class FileSystem:
             raise IsContainer("a container")
         if writable and node is not None:
             check_guard(node, "the node")
+        if not writable:
+            self.openings.opened(id)
         file = await self.files.open(id)
         if flags & os.O_ACCMODE != os.O_WRONLY and not flags & os.O_TRUNC:
             try:

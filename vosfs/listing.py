@@ -11,6 +11,7 @@ from vosfs.metadata.cached import COMPLETE_MAX, CachedTree
 from vosfs.metadata.node import CONTAINER, Node
 from vosfs.metadata.store import PAGE_NODES_MAX
 from vosfs.metadata.walk import WalkAhead
+from vosfs.opening import Openings
 
 log = logging.getLogger(__name__)
 
@@ -52,10 +53,11 @@ class Listing:
 class Listings:
     """What programs of this mount are listing."""
 
-    def __init__(self, tree: CachedTree, files: FileTable, nursery: trio.Nursery) -> None:
+    def __init__(self, tree: CachedTree, files: FileTable, openings: Openings, nursery: trio.Nursery) -> None:
         # Dependencies
         self._tree = tree
         self._files = files
+        self._openings = openings
         self._nursery = nursery
         # Mutable state
         self._listings: OrderedDict[int, Listing] = OrderedDict()
@@ -111,7 +113,7 @@ class Listings:
             known = self._known_page(listing.id)
             if known is not None:
                 listing.page, listing.base, listing.complete = known, 0, True
-                self._found(known)
+                self._found(listing, known)
                 return
         page = min(wanted, len(listing.starts) - 1)
         while True:
@@ -119,7 +121,7 @@ class Listings:
                 listing.epoch, listing.seen = self._tree.epoch, 0
             entries = await self._tree.children(listing.id, listing.starts[page], PAGE_NODES_MAX)
             listing.page, listing.base = entries, page * PAGE_NODES_MAX
-            self._found(entries)
+            self._found(listing, entries)
             listing.complete = len(entries) < PAGE_NODES_MAX
             if page == listing.seen // PAGE_NODES_MAX and listing.seen == listing.base:
                 listing.seen += len(entries)
@@ -133,7 +135,8 @@ class Listings:
                 return
             page += 1
 
-    def _found(self, entries: list[tuple[bytes, Node]]) -> None:
+    def _found(self, listing: Listing, entries: list[tuple[bytes, Node]]) -> None:
+        self._openings.found(listing.id, entries, listing.base == 0)
         self._walk.found(node.id for _, node in entries if node.kind == CONTAINER)
         self._list_ahead()
 

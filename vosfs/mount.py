@@ -127,6 +127,7 @@ async def run(options: Options, report: Callable[[str], None]) -> None:
                 files.inline_bytes_max = greeting.inline_bytes_max
             filesystem = FileSystem(cached, blocks, files, nursery, options.read_only)
             filesystem.awaited.slow = greeting.slow if greeting is not None else None
+            filesystem.openings.bytes_too = greeting is not None and not greeting.slow
             about = {
                 "url": options.url, "pid": os.getpid(), "binding": "gateway" if greeting else "plain VOSpace", "mountpoint": str(options.mountpoint),
                 "cache_dir": str(options.cache_dir), "since": time.time(),

@@ -10,6 +10,7 @@ import time
 from collections import OrderedDict
 
 import msgspec
+import trio
 
 from vosfs.errors import (
     NodeNotFound,
@@ -47,7 +48,7 @@ CONTAINERS_MAX = 4_000
 COMPLETE_MAX = 20_000
 """Longest listing that is kept whole."""
 CONTENTS_MAX = 256
-"""Contents that look-ups brought along: 4 MiB at most."""
+"""Contents that nobody has opened yet: 4 MiB at most."""
 DEPTH_MAX = 100
 """Containers above a node that its path shows."""
 NAMES_MAX = 100_000
@@ -88,7 +89,9 @@ class CachedTree:
         """Counts the changes made here first: an answer that was asked for before one does not undo it."""
         self._names: OrderedDict[int, _Names] = OrderedDict()
         self._contents: OrderedDict[int, Content] = OrderedDict()
-        """What look-ups brought along, until it is opened or the node changes."""
+        """What look-ups brought along, or was opened ahead, until it is opened or the node changes."""
+        self._opening: dict[int, trio.Event] = {}
+        """Nodes that are being opened ahead."""
         self._count = 0
         """INVARIANT: sum of len(ids) over ``_names``, at most NAMES_MAX."""
         self._mutations = 0
@@ -310,11 +313,15 @@ class CachedTree:
             if before == self._kept_name(parent, name):
                 self._set_name(parent, name, node.id)
             node = self.remember(node, since)
-            if found.extents is not None and self.live and node is found.node:
-                self._contents[node.id] = Content(node, found.extents, found.head)
-                if len(self._contents) > CONTENTS_MAX:
-                    self._contents.popitem(last=False)
+            if found.extents is not None and node is found.node:
+                self._keep_content(Content(node, found.extents, found.head))
         return node
+
+    def _keep_content(self, found: Content) -> None:
+        if self.live:
+            self._contents[found.node.id] = found
+            if len(self._contents) > CONTENTS_MAX:
+                self._contents.popitem(last=False)
 
     def _kept_name(self, parent: int, name: bytes) -> int | None:
         names = self._names.get(parent)
@@ -485,7 +492,30 @@ class CachedTree:
         finally:
             self._mutations += 1
 
+    async def open_ahead(self, ids: list[int]) -> list[Content]:
+        """Have contents here when they are opened; those that came, of a service that can."""
+        open_many = getattr(self.inner, "open_many", None)
+        wanted = [id for id in ids if id not in self._contents and id not in self._opening]
+        if open_many is None or not wanted:
+            return []
+        epoch, since, event = self._epoch, self._serial, trio.Event()
+        self._opening.update(dict.fromkeys(wanted, event))
+        try:
+            found: list[Content] = await open_many(wanted)
+            if epoch != self._epoch:
+                return []
+            kept = [content for content in found if self.remember(content.node, since) is content.node]
+            for content in kept:
+                self._keep_content(content)
+            return kept
+        finally:
+            for id in wanted:
+                del self._opening[id]
+            event.set()
+
     async def open(self, id: int) -> Content:
+        if id in self._opening:
+            await self._opening[id].wait()
         known, node = self._contents.pop(id, None), self.peek(id)
         if known is not None and node is not None and self.live and known.node.version == node.version:
             return Content(node, known.extents, known.head)

@@ -1,7 +1,8 @@
-"""Which containers to list ahead of a program that walks a tree: a pure decision, as read-ahead is for bytes.
+"""What to ask for ahead of a program that walks a tree: pure decisions, as read-ahead is for bytes.
 
 ``ls -R``, ``find`` and ``grep -r`` list one container after the other and each time wait for the answer: 52 round trips
-for 52 containers.  What they list next is known, though: the containers that were in the last listing.
+for 52 containers.  What they list next is known, though: the containers that were in the last listing.  ``grep -r``, ``cp
+-r`` and whoever opens the files of a container one after the other do so in the order of its listing.
 """
 
 import itertools
@@ -46,4 +47,72 @@ class WalkAhead:
         wanted = [id for id, had in itertools.islice(self._seen.items(), self._window) if not had][:most]
         for id in wanted:
             self._seen[id] = True
+        return wanted
+
+
+FILES_MIN, FILES_MAX = 4, 32
+"""Files ahead.  One message asks for many: 32 contents of 16 KiB are what fits into a few milliseconds."""
+NEIGHBOURS = 8
+"""Files so far apart in a listing may still be opened one after the other, by several programs that share the work."""
+PLACES_MAX = 20_000
+"""Files whose place in a listing is remembered; listings that were read first are forgotten first."""
+
+
+class OpenAhead:
+    """Follows which files of listings are opened.  One file is no sequence; each that goes on with one doubles the window."""
+
+    __slots__ = ("_listings", "_places", "_last", "_window", "_asked")
+
+    def __init__(self) -> None:
+        self._listings: OrderedDict[int, list[int]] = OrderedDict()
+        """Container -> its files in order."""
+        self._places: dict[int, tuple[int, int]] = {}
+        """File -> its container and place there; INVARIANT: for each file of ``_listings``, but at most PLACES_MAX."""
+        self._last = (0, 0)
+        self._window = 0
+        self._asked = 0
+        """Up to which place of the container of ``_last`` files were asked for."""
+
+    def found(self, container: int, files: Iterable[int], begins: bool) -> None:
+        """The next files of a listing, or the first ones."""
+        if begins:
+            self._forget(container)
+        known = self._listings.setdefault(container, [])
+        for id in files:
+            self._places[id] = (container, len(known))
+            known.append(id)
+        while len(self._places) > PLACES_MAX:
+            self._forget(next(iter(self._listings)))
+
+    def _forget(self, container: int) -> None:
+        for id in self._listings.pop(container, ()):
+            if self._places.get(id, (0, 0))[0] == container:
+                del self._places[id]
+
+    def opened(self, id: int) -> list[int]:
+        """A program opens a file: which to ask for now, each once only."""
+        place = self._places.get(id)
+        if place is None:
+            self._window = 0
+            return []
+        (container, index), (before, at) = place, self._last
+        self._last = place
+        files = self._listings[container]
+        if container == before:
+            goes_on = 0 < abs(index - at) <= NEIGHBOURS
+        else:
+            # With the next container, once it is through with this one.
+            goes_on = index < NEIGHBOURS and len(self._listings.get(before, ())) - at <= NEIGHBOURS
+            self._asked = 0
+        self._asked = max(self._asked, index + 1) if goes_on else index + 1
+        if not goes_on:
+            self._window = 0
+            return []
+        self._window = min(max(2 * self._window, FILES_MIN), FILES_MAX)
+        last = min(index + 1 + self._window, len(files))
+        if last < len(files) and last - self._asked < self._window // 2:
+            # Few more: with the next ones, in one message.
+            return []
+        wanted = files[self._asked : last]
+        self._asked = max(self._asked, last)
         return wanted
