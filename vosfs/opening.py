@@ -44,10 +44,11 @@ class Openings:
         if not self._tree.live:
             # What comes would not be kept long enough.
             return
-        wanted = [other for other in self._order.opened(id) if self._unknown(other)]
-        if wanted and self._messages < MESSAGES_MAX:
-            self._messages += 1
-            self._nursery.start_soon(self._bring, wanted)
+        if self._messages < MESSAGES_MAX:
+            wanted = self._tree.will_open([other for other in self._order.opened(id) if self._unknown(other)])
+            if wanted:
+                self._messages += 1
+                self._nursery.start_soon(self._bring, wanted)
 
     def _unknown(self, id: int) -> bool:
         node, file = self._tree.peek(id), self._files.get(id)

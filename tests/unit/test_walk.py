@@ -1,5 +1,6 @@
-"""Listing ahead of a program that walks a tree: which containers, and how many round trips that saves."""
+"""Asking ahead of a program that walks a tree: which containers and files, and how many round trips that saves."""
 
+import os
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -11,14 +12,24 @@ from vosfs.backends.blobs import LocalBlobs
 from vosfs.backends.memory import MemoryBackend
 from vosfs.cache.blocks import BlockCache
 from vosfs.cache.file import FileTable
-from vosfs.errors import PermissionDenied
+from vosfs.errors import PermissionDenied, ServiceUnavailable
 from vosfs.filesystem import FileSystem
 from vosfs.listing import LISTINGS_KEPT_MAX, LISTINGS_MAX
 from vosfs.metadata.cached import CachedTree
 from vosfs.metadata.memory import MemoryStore
-from vosfs.metadata.node import CONTAINER, DATA, ROOT_ID, NewNode, Node
+from vosfs.metadata.node import CONTAINER, DATA, ROOT_ID, Change, Content, Extent, NewNode, Node
 from vosfs.metadata.store import PAGE_NODES_MAX
-from vosfs.metadata.walk import SEEN_MAX, WINDOW_MAX, WINDOW_MIN, WalkAhead
+from vosfs.metadata.walk import (
+    FILES_MAX,
+    FILES_MIN,
+    NEIGHBOURS,
+    PLACES_MAX,
+    SEEN_MAX,
+    WINDOW_MAX,
+    WINDOW_MIN,
+    OpenAhead,
+    WalkAhead,
+)
 
 # -- the decision ----------------------------------------------------------------------------------------------------
 
@@ -65,6 +76,73 @@ def test_what_was_seen_is_bounded() -> None:
     assert _goes_on(walk, 10) == list(range(11, 11 + WINDOW_MIN))
 
 
+def _ordered(*listings: tuple[int, range]) -> OpenAhead:
+    order = OpenAhead()
+    for container, files in listings:
+        order.found(container, files, begins=True)
+    return order
+
+
+def test_one_file_is_no_sequence() -> None:
+    order = _ordered((1, range(100, 200)))
+    assert order.opened(100) == [] and order.opened(150) == [] and order.opened(7) == []
+
+
+def test_going_on_with_the_next_file_doubles_the_window() -> None:
+    order = _ordered((1, range(100, 300)))
+    order.opened(100)
+    assert order.opened(101) == list(range(102, 102 + FILES_MIN))
+    asked = list(range(102, 102 + FILES_MIN))
+    for id in range(102, 290):
+        more = order.opened(id)
+        assert len(more) <= FILES_MAX
+        asked += more
+    assert asked == list(range(102, 300)), "each once, and in order"
+    assert order.opened(120) == [] and order.opened(280) == [], "here and there: it begins anew"
+
+
+def test_files_are_asked_for_in_few_messages() -> None:
+    order = _ordered((1, range(1000, 2000)))
+    messages = [more for id in range(1000, 2000) if (more := order.opened(id))]
+    assert sum(map(len, messages)) == 998 and len(messages) < 2 * 1000 / FILES_MAX + 5
+
+
+def test_several_programs_that_share_the_work_are_one_sequence() -> None:
+    order = _ordered((1, range(1000, 1100)))
+    asked = [other for id in (1000, 1003, 1001, 1002, 1005, 1004, 1007, 1006) for other in order.opened(id)]
+    assert asked and len(asked) == len(set(asked)) and min(asked) == 1004
+
+
+def test_a_walk_goes_on_with_the_next_container() -> None:
+    order = _ordered((1, range(100, 130)), (2, range(200, 300)), (3, range(300, 400)))
+    for id in range(100, 130):
+        order.opened(id)
+    assert order.opened(200) == list(range(201, 201 + FILES_MAX))
+    assert order.opened(300) == [], "it was not through with the one before"
+
+
+def test_the_last_files_are_not_waited_for() -> None:
+    order = _ordered((1, range(100, 100 + 4)))
+    assert order.opened(100) == [] and order.opened(101) == [102, 103] and order.opened(102) == []
+
+
+def test_a_listing_that_is_read_again_is_taken_as_it_is_now() -> None:
+    order = _ordered((1, range(100, 110)))
+    order.found(1, range(105, 115), begins=True)
+    order.found(1, range(115, 120), begins=False)
+    order.opened(105)
+    assert order.opened(106) == list(range(107, 107 + FILES_MIN))
+    assert order.opened(100) == [], "no longer there"
+
+
+def test_places_are_bounded() -> None:
+    order = _ordered(*((n, range(n * 10_000, n * 10_000 + 5_000)) for n in range(1, 10)))
+    assert len(order._places) <= PLACES_MAX
+    assert len(order._listings) == PLACES_MAX // 5_000
+    order.opened(90_000)
+    assert order.opened(90_000 + NEIGHBOURS) != [] and order.opened(10_000) == []
+
+
 # -- a mount that does it --------------------------------------------------------------------------------------------
 
 ROUND_TRIP_S = 1.0
@@ -80,6 +158,24 @@ class Distant:
         self.asked: list[int] = []
         self.at_once = self.most_at_once = 0
         self.refused: set[int] = set()
+        self.opened: list[int] = []
+        self.opened_ahead: list[int] = []
+        self.broken = False
+
+    async def open(self, id: int) -> Content:
+        self.opened.append(id)
+        await trio.sleep(ROUND_TRIP_S)
+        return await self._store.open(id)
+
+    async def open_many(self, ids: list[int]) -> list[Content]:
+        self.opened_ahead += ids
+        await trio.sleep(ROUND_TRIP_S)
+        if self.broken:
+            raise ServiceUnavailable("told to")
+        return [await self._store.open(id) for id in ids]
+
+    async def get(self, id: int) -> Node:
+        return await self._store.get(id)
 
     async def children(self, parent: int, after: bytes, limit: int) -> list[tuple[bytes, Node]]:
         self.asked.append(parent)
@@ -174,6 +270,77 @@ async def test_a_container_too_large_to_be_kept_is_asked_for_once_ahead(rig: Rig
         await rig.list(id)
     assert rig.distant.asked.count(large) == 1
     assert len(await rig.list(large)) == PAGE_NODES_MAX + FILES
+
+
+# -- files of it that are opened -----------------------------------------------------------------------------------------
+
+SMALL_FILES = 100
+
+
+async def _small_files(rig: Rig) -> list[int]:
+    """A container of files, listed."""
+    files = []
+    for number in range(SMALL_FILES):
+        node = await rig.store.create(rig.containers[0], b"s%03d" % number, NewNode(DATA))
+        data = b"content of %d" % number
+        await rig.store.commit(node.id, node.version, len(data), [Extent(0, len(data), "", 0, data)], [])
+        files.append(node.id)
+    await rig.list(rig.containers[0])
+    return files
+
+
+async def _read(rig: Rig, id: int) -> bytes:
+    handle, _ = await rig.fs.open(id, os.O_RDONLY)
+    data = bytes(await rig.fs.read(handle, 0, 100))
+    await rig.fs.release(handle)
+    return data
+
+
+async def test_files_are_opened_in_few_round_trips(rig: Rig, autojump_clock: MockClock) -> None:
+    files = await _small_files(rig)
+    begun = trio.current_time()
+    for number, id in enumerate(files):
+        assert await _read(rig, id) == b"content of %d" % number
+    assert trio.current_time() - begun <= 10 * ROUND_TRIP_S
+    assert sorted(rig.distant.opened + rig.distant.opened_ahead) == sorted(files), "each was asked for once"
+
+
+async def test_what_changed_since_is_asked_for_again(rig: Rig, autojump_clock: MockClock) -> None:
+    files = await _small_files(rig)
+    for id in files[:2]:
+        await _read(rig, id)
+    await trio.sleep(2 * ROUND_TRIP_S)
+    assert files[2] in rig.distant.opened_ahead
+    await rig.store.commit(files[2], (await rig.store.get(files[2])).version, 3, [Extent(0, 3, "", 0, b"new")], [])
+    rig.fs.changed_elsewhere(Change(files[2], 0, b"", ""))
+    assert await _read(rig, files[2]) == b"new"
+
+
+async def test_what_changes_while_it_is_opened_ahead_is_asked_for_again(rig: Rig, autojump_clock: MockClock) -> None:
+    files = await _small_files(rig)
+    await _read(rig, files[0])
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(_read, rig, files[1])
+        await trio.sleep(ROUND_TRIP_S / 2)
+        rig.fs.changed_elsewhere(Change(files[9], 0, b"", ""))
+    assert await _read(rig, files[2]) == b"content of 2"
+    assert files[2] in rig.distant.opened and files[2] in rig.distant.opened_ahead
+
+
+async def test_opening_ahead_that_fails_is_nobodys_error(rig: Rig, autojump_clock: MockClock) -> None:
+    files = await _small_files(rig)
+    rig.distant.broken = True
+    for number, id in enumerate(files[:20]):
+        assert await _read(rig, id) == b"content of %d" % number
+    assert rig.distant.opened == files[:20]
+
+
+async def test_without_a_feed_nothing_is_opened_ahead(rig: Rig, autojump_clock: MockClock) -> None:
+    files = await _small_files(rig)
+    rig.tree.live = False
+    for id in files:
+        await _read(rig, id)
+    assert rig.distant.opened_ahead == []
 
 
 # -- positions in a listing, where no directory is opened -----------------------------------------------------------------

@@ -804,13 +804,11 @@ class FileTable:
 
     def trim(self) -> None:
         """Bring closed files' content under its limits, oldest first."""
-        if not self._over():
-            return
-        for file in list(self._files.values()):
-            if not file.handles:
-                self._drop(file)
-                if not self._over():
-                    return
+        while self._over():
+            oldest = next((file for file in self._files.values() if not file.handles), None)
+            if oldest is None:
+                return
+            self._drop(oldest)
 
     def _over(self) -> bool:
         return (

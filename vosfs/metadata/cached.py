@@ -8,6 +8,7 @@ synchronous steps between awaits; an answer that was under way while an invalida
 import os
 import time
 from collections import OrderedDict
+from typing import Any, cast
 
 import msgspec
 import trio
@@ -492,16 +493,19 @@ class CachedTree:
         finally:
             self._mutations += 1
 
-    async def open_ahead(self, ids: list[int]) -> list[Content]:
-        """Have contents here when they are opened; those that came, of a service that can."""
-        open_many = getattr(self.inner, "open_many", None)
-        wanted = [id for id in ids if id not in self._contents and id not in self._opening]
-        if open_many is None or not wanted:
+    def will_open(self, ids: list[int]) -> list[int]:
+        """Which of these ``open_ahead`` must be called with, at once; whoever opens one of them waits for that."""
+        if not hasattr(self.inner, "open_many"):
             return []
-        epoch, since, event = self._epoch, self._serial, trio.Event()
-        self._opening.update(dict.fromkeys(wanted, event))
+        wanted = [id for id in ids if id not in self._contents and id not in self._opening]
+        self._opening.update(dict.fromkeys(wanted, trio.Event()))
+        return wanted
+
+    async def open_ahead(self, ids: list[int]) -> list[Content]:
+        """Have contents here when they are opened; those that came."""
+        epoch, since = self._epoch, self._serial
         try:
-            found: list[Content] = await open_many(wanted)
+            found: list[Content] = await cast(Any, self.inner).open_many(ids)
             if epoch != self._epoch:
                 return []
             kept = [content for content in found if self.remember(content.node, since) is content.node]
@@ -509,9 +513,8 @@ class CachedTree:
                 self._keep_content(content)
             return kept
         finally:
-            for id in wanted:
-                del self._opening[id]
-            event.set()
+            for id in ids:
+                self._opening.pop(id).set()
 
     async def open(self, id: int) -> Content:
         if id in self._opening:

@@ -97,12 +97,12 @@ class OpenAhead:
             return []
         (container, index), (before, at) = place, self._last
         self._last = place
-        files = self._listings[container]
+        files, passed = self._listings[container], self._listings.get(before)
         if container == before:
             goes_on = 0 < abs(index - at) <= NEIGHBOURS
         else:
             # With the next container, once it is through with this one.
-            goes_on = index < NEIGHBOURS and len(self._listings.get(before, ())) - at <= NEIGHBOURS
+            goes_on = index < NEIGHBOURS and passed is not None and len(passed) - at <= NEIGHBOURS
             self._asked = 0
         self._asked = max(self._asked, index + 1) if goes_on else index + 1
         if not goes_on:
