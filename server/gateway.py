@@ -19,7 +19,7 @@ from server.access import Subject
 from server.http import Request, Response
 from server.service import Service, check_texts, packed, policy_of
 from server.signing import LEASE_S
-from vosfs.backends.backend import pieces
+from vosfs.backends.backend import gathered, pieces
 from vosfs.backends.storages import Storages
 from vosfs.errors import InvalidArgument, InvalidURI, NodeNotFound, PermissionDenied, Stale, VOSpaceError
 from vosfs.metadata import content, xml
@@ -360,7 +360,7 @@ class Gateway:
         if not head.locator:
             return b""
         try:
-            return await trio.to_thread.run_sync(lambda: b"".join(pieces(self._service.backend, [head])))
+            return await trio.to_thread.run_sync(lambda: gathered(pieces(self._service.backend, [head])))
         except VOSpaceError as exc:
             # Whoever reads the file will be told.
             log.debug("no first bytes: %s", exc)

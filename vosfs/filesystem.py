@@ -121,6 +121,8 @@ class FileSystem:
     async def lookup(self, parent: int, name: bytes) -> Node:
         """The node under a name."""
         self._not_too_long(name)
+        if self.tree.peek_name(parent, name) is None:
+            self.listings.looked_up(parent, name)
         node = await self.tree.lookup(parent, name)
         file = self.files.get(node.id)
         return file.attributes() if file is not None and file.changed else node

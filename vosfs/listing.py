@@ -10,7 +10,7 @@ from vosfs.errors import VOSpaceError
 from vosfs.metadata.cached import COMPLETE_MAX, CachedTree
 from vosfs.metadata.node import CONTAINER, Node
 from vosfs.metadata.store import PAGE_NODES_MAX
-from vosfs.metadata.walk import WalkAhead
+from vosfs.metadata.walk import LookAhead, WalkAhead
 from vosfs.opening import Openings
 
 log = logging.getLogger(__name__)
@@ -64,6 +64,7 @@ class Listings:
         """The latest, by their serial numbers; INVARIANT: at most LISTINGS_KEPT_MAX."""
         self._serial = 0
         self._walk = WalkAhead()
+        self._lookups = LookAhead()
         self._listed_ahead: dict[int, trio.Event] = {}
         """Containers that are being listed ahead; INVARIANT: at most LISTINGS_MAX."""
 
@@ -147,14 +148,25 @@ class Listings:
             return
         for id in self._walk.next(LISTINGS_MAX - len(self._listed_ahead)):
             if id not in self._listed_ahead and self._tree.names_known(id) is None:
-                self._listed_ahead[id] = trio.Event()
-                self._nursery.start_soon(self._list, id)
+                self._begin(id, b"")
 
-    async def _list(self, id: int) -> None:
+    def looked_up(self, parent: int, name: bytes) -> None:
+        """The service is asked for a name: with many in a row, it is asked for the listing too."""
+        if self._tree.live:
+            after = self._lookups.asked(parent, name)
+            if after is not None and parent not in self._listed_ahead and len(self._listed_ahead) < LISTINGS_MAX:
+                self._begin(parent, after)
+
+    def _begin(self, id: int, after: bytes) -> None:
+        self._listed_ahead[id] = trio.Event()
+        self._nursery.start_soon(self._list, id, after)
+
+    async def _list(self, id: int, after: bytes) -> None:
         epoch = self._tree.epoch
         try:
-            entries = await self._tree.children(id, b"", PAGE_NODES_MAX)
-            if len(entries) < PAGE_NODES_MAX:
+            entries = await self._tree.children(id, after, PAGE_NODES_MAX)
+            self._openings.found(id, entries, not after)
+            if len(entries) < PAGE_NODES_MAX and not after:
                 self._tree.listed(id, epoch, len(entries))
         except VOSpaceError as exc:
             # Whoever asks for it will be told.

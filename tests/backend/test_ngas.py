@@ -17,6 +17,7 @@ from tests.services.ngas import Ngas, running, subscribe
 from tests.services.unreliable import ALWAYS, Fault, Unreliable
 from vosfs.backends import ngams
 from vosfs.backends import ngas as driver
+from vosfs.backends.backend import gathered
 from vosfs.backends.ngas import NgasBackend, connect
 from vosfs.backends.ngasblobs import BLOB_BYTES_MAX, BLOCK_BYTES, MEMORY_BYTES
 from vosfs.config import StorageConfig
@@ -374,13 +375,13 @@ def test_what_is_read_is_what_was_written(
 def test_a_range_is_one_request(network: Unreliable, behind: NgasBackend, direct: NgasBackend) -> None:
     short, long = put(direct, SHORT), put(direct, LONG)
     reader = behind.open(short.locator, 7, 90_000)
-    assert b"".join(reader.stream(7, 90_000)) == SHORT[7:90_000]
+    assert gathered(reader.stream(7, 90_000)) == SHORT[7:90_000]
     reader.close()
     assert len(network.seen) == 1
     # The sums of a long one are another, once.
     for expected in (3, 4):
         reader = behind.open(long.locator, BLOCK_BYTES + 1, 2 * BLOCK_BYTES)
-        assert b"".join(reader.stream(BLOCK_BYTES + 1, 2 * BLOCK_BYTES)) == LONG[BLOCK_BYTES + 1 : 2 * BLOCK_BYTES]
+        assert gathered(reader.stream(BLOCK_BYTES + 1, 2 * BLOCK_BYTES)) == LONG[BLOCK_BYTES + 1 : 2 * BLOCK_BYTES]
         reader.close()
         assert len(network.seen) == expected
 
@@ -470,7 +471,7 @@ def test_a_replica_is_read_on_from_where_the_first_server_broke_off(pair: list[N
     eventually("both have it", lambda: ids(pair[0]) == ids(pair[1]))
     pair[0].cut_at = (1 << 20) + 5
     reader = backend.open(blob.locator, 0, len(data))
-    assert b"".join(reader.stream(0, len(data))) == data
+    assert gathered(reader.stream(0, len(data))) == data
     reader.close()
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from vosfs.backends.backend import gathered
 from vosfs.backends.memory import MemoryBackend
 from vosfs.backends.posix import PosixBackend
 from vosfs.backends.storages import DEFAULT, LOCATOR_MAX, Storages
@@ -48,7 +49,7 @@ def put(storages: Storages, policy: str) -> Blob:
 def read(storages: Storages, locator: str, start: int = 0, stop: int = len(DATA)) -> bytes:
     reader = storages.open(locator, start, stop)
     try:
-        return b"".join(reader.stream(start, stop))
+        return gathered(reader.stream(start, stop))
     finally:
         reader.close()
 

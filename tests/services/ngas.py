@@ -740,8 +740,8 @@ def main() -> None:
     root, port = Path(sys.argv[1]), int(sys.argv[2])
     cluster = Archive()
     made = [
-        Ngas(root / "a", cluster, port), Ngas(root / "b", cluster, port + 1),
-        Ngas(root / "c", None, port + 2, caching=True, period_s=5),
+        Ngas(root / "a", cluster, port), Ngas(root / "b", cluster, port and port + 1),
+        Ngas(root / "c", None, port and port + 2, caching=True, period_s=5),
     ]  # fmt: skip
     print("READY", *(server.url for server in made), flush=True)
     with contextlib.suppress(KeyboardInterrupt):

@@ -12,21 +12,24 @@ from vosfs.backends.blobs import LocalBlobs
 from vosfs.backends.memory import MemoryBackend
 from vosfs.cache.blocks import BlockCache
 from vosfs.cache.file import FileTable
-from vosfs.errors import PermissionDenied, ServiceUnavailable
+from vosfs.errors import NodeNotFound, PermissionDenied, ServiceUnavailable
 from vosfs.filesystem import FileSystem
 from vosfs.listing import LISTINGS_KEPT_MAX, LISTINGS_MAX
 from vosfs.metadata.cached import CachedTree
 from vosfs.metadata.memory import MemoryStore
-from vosfs.metadata.node import CONTAINER, DATA, ROOT_ID, Change, Content, Extent, NewNode, Node
+from vosfs.metadata.node import CONTAINER, DATA, ROOT_ID, Change, Content, Extent, Found, NewNode, Node
 from vosfs.metadata.store import PAGE_NODES_MAX
 from vosfs.metadata.walk import (
+    CONTAINERS_MAX,
     FILES_MAX,
     FILES_MIN,
+    LOOKUPS_MIN,
     NEIGHBOURS,
     PLACES_MAX,
     SEEN_MAX,
     WINDOW_MAX,
     WINDOW_MIN,
+    LookAhead,
     OpenAhead,
     WalkAhead,
 )
@@ -143,6 +146,39 @@ def test_places_are_bounded() -> None:
     assert order.opened(90_000 + NEIGHBOURS) != [] and order.opened(10_000) == []
 
 
+def _names(first: int, count: int) -> list[bytes]:
+    return [b"f%05d" % number for number in range(first, first + count)]
+
+
+def test_a_few_look_ups_bring_no_listing() -> None:
+    ahead = LookAhead()
+    assert [ahead.asked(1, name) for name in _names(0, LOOKUPS_MIN - 1)] == [None] * (LOOKUPS_MIN - 1)
+    assert ahead.asked(2, b"elsewhere") is None
+
+
+def test_many_look_ups_bring_the_listing_and_in_order_what_comes_next() -> None:
+    ahead = LookAhead()
+    first = [ahead.asked(1, name) for name in _names(5000, LOOKUPS_MIN)]
+    assert first[-1] == b"" and first[:-1] == [None] * (LOOKUPS_MIN - 1)
+    for at in (6000, 8000):
+        names = _names(at, LOOKUPS_MIN)
+        assert [after for name in names if (after := ahead.asked(1, name)) is not None] == [names[-1]]
+
+
+def test_look_ups_in_no_order_bring_the_listing_less_and_less_often() -> None:
+    ahead = LookAhead()
+    names = [b"%d" % (number * 7919 % 10_007) for number in range(10_000)]
+    listed = [number for number, name in enumerate(names, 1) if ahead.asked(1, name) is not None]
+    assert listed[:4] == [LOOKUPS_MIN, 2 * LOOKUPS_MIN, 4 * LOOKUPS_MIN, 8 * LOOKUPS_MIN]
+
+
+def test_containers_whose_look_ups_are_counted_are_bounded() -> None:
+    ahead = LookAhead()
+    for container in range(2 * CONTAINERS_MAX):
+        ahead.asked(container, b"a")
+    assert len(ahead._containers) == CONTAINERS_MAX
+
+
 # -- a mount that does it --------------------------------------------------------------------------------------------
 
 ROUND_TRIP_S = 1.0
@@ -158,6 +194,7 @@ class Distant:
         self.asked: list[int] = []
         self.at_once = self.most_at_once = 0
         self.refused: set[int] = set()
+        self.looked_up: list[bytes] = []
         self.opened: list[int] = []
         self.opened_ahead: list[int] = []
         self.broken = False
@@ -173,6 +210,11 @@ class Distant:
         if self.broken:
             raise ServiceUnavailable("told to")
         return [await self._store.open(id) for id in ids]
+
+    async def find(self, parent: int, name: bytes) -> Found:
+        self.looked_up.append(name)
+        await trio.sleep(ROUND_TRIP_S)
+        return Found(await self._store.lookup(parent, name), None)
 
     async def get(self, id: int) -> Node:
         return await self._store.get(id)
@@ -303,6 +345,22 @@ async def test_files_are_opened_in_few_round_trips(rig: Rig, autojump_clock: Moc
         assert await _read(rig, id) == b"content of %d" % number
     assert trio.current_time() - begun <= 10 * ROUND_TRIP_S
     assert sorted(rig.distant.opened + rig.distant.opened_ahead) == sorted(files), "each was asked for once"
+
+
+async def test_look_ups_become_a_listing(rig: Rig, autojump_clock: MockClock) -> None:
+    """Files that are opened by name, and never listed by a program."""
+    files = await _small_files(rig)
+    rig.tree.forget_all()
+    begun = trio.current_time()
+    for number, id in enumerate(files):
+        node = await rig.fs.lookup(rig.containers[0], b"s%03d" % number)
+        assert node.id == id and await _read(rig, id) == b"content of %d" % number
+    assert trio.current_time() - begun <= (2 * LOOKUPS_MIN + 12) * ROUND_TRIP_S
+    assert len(rig.distant.looked_up) <= LOOKUPS_MIN + 1
+    for number in range(10):
+        with pytest.raises(NodeNotFound):
+            await rig.fs.lookup(rig.containers[0], b"absent%d" % number)
+    assert len(rig.distant.looked_up) <= LOOKUPS_MIN + 1, "that they are absent is known too"
 
 
 async def test_what_changed_since_is_asked_for_again(rig: Rig, autojump_clock: MockClock) -> None:

@@ -39,7 +39,10 @@ class BlobReader(Protocol):
         """Exactly these bytes.  DataCorrupt if the blob is shorter than it says."""
 
     def stream(self, start: int, stop: int) -> Iterator[bytes | memoryview]:
-        """The same in pieces of some MiB at most, which may be views; a backend far away is asked once."""
+        """The same in pieces of some MiB at most; a backend far away is asked once.
+
+        A piece may be a view of memory that is used again for the next one: see ``gathered``.
+        """
 
     def close(self) -> None: ...
 
@@ -53,8 +56,13 @@ def in_pieces(reader: BlobReader, start: int, stop: int) -> Iterator[bytes]:
         yield reader.read(at, min(at + PIECE_BYTES, stop))
 
 
+def gathered(stream: Iterable[bytes | memoryview]) -> bytes:
+    """All of a stream together."""
+    return b"".join(map(bytes, stream))
+
+
 def pieces(backend: "Backend", extents: Iterable[Extent]) -> Iterator[bytes | memoryview]:
-    """The bytes of extents, one after the other, in pieces of up to PIECE_BYTES; holes are zeros.  Blocks."""
+    """The bytes of extents, one after the other, in pieces as ``stream`` has them; holes are zeros.  Blocks."""
     for e in extents:
         if e.data:
             yield e.data

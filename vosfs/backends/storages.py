@@ -20,6 +20,7 @@ from vosfs.backends.backend import (
     Signed,
     Signing,
     Slow,
+    gathered,
 )
 from vosfs.errors import (
     DataCorrupt,
@@ -149,7 +150,7 @@ class _Reader:
         return -1
 
     def read(self, start: int, stop: int) -> bytes:
-        return b"".join(self.stream(start, stop))
+        return gathered(self.stream(start, stop))
 
     def stream(self, start: int, stop: int) -> Iterator[bytes | memoryview]:
         self._prefer_longer(stop)
