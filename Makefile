@@ -12,7 +12,7 @@ ON_PLAIN := tests/mount/test_kept.py tests/mount/test_posix.py tests/mount/test_
 CEPH := ceph-mon ceph-osd radosgw ceph-base ceph-common
 DEBIAN := fuse3 libfuse3-dev pkg-config postgresql gcc libc6-dev python3-dev python3-venv
 
-.PHONY: help init demo test test-s3 test-plain object-stores conformance check format bench bench-quick bench-peers bench-latency bench-s3 bench-daemon soak posix fsx fuzz run docs clean debian
+.PHONY: help init demo test test-s3 test-plain object-stores conformance check format bench bench-quick bench-peers bench-latency bench-s3 bench-ngas bench-daemon soak posix fsx fuzz run docs clean debian
 
 help:  ## list these targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -80,6 +80,9 @@ bench-latency: $(STAMP)  ## sshfs, rclone and the mount with 10 and 50 ms to the
 bench-s3: $(STAMP)  ## s3fs, rclone and the mount on one object store
 	@sh scripts/debian.sh s3fs rclone $(CEPH)
 	PYTHONPATH=scripts $(BIN)/python -m bench --objects --big 128
+
+bench-ngas: $(STAMP)  ## the NGAS driver and a bare HTTP client on one server
+	PYTHONPATH=scripts $(BIN)/python -m bench.ngas
 
 bench-daemon: $(STAMP)  ## requests per second, listings, moves and bytes of the daemon alone, on SQLite and PostgreSQL
 	$(BIN)/python scripts/load.py

@@ -35,7 +35,7 @@ from vosfs.metadata.node import (
     Node,
 )
 from vosfs.metadata.store import PAGE_NODES_MAX, READ, WRITE, Anyone, check_guard
-from vosfs.uri import RESERVED_NAMES, Path, check_name
+from vosfs.uri import RESERVED_NAMES, Path, check_name, encode
 
 DETAILS = ("min", "max", "properties")
 
@@ -283,11 +283,11 @@ async def _listing(
 def _children(
     service: Service, subject: Subject, path: Path, page: list[tuple[bytes, Node, dict[str, str]]], detail: str
 ) -> str:
-    uri, target = service.authority.uri, service.target_uri
+    above, target = service.authority.uri(path), service.target_uri
     return "".join(
         documents.child(
             node,
-            uri((*path, name)),
+            above + encode((name,)),
             target(node, (*path, name)) if node.kind == LINK else "",
             properties if subject.may(node, READ) else {},
             detail,

@@ -230,7 +230,11 @@ def _seconds(seconds: int) -> str:
 
 def timestamp(ns: int) -> str:
     """``YYYY-MM-DDThh:mm:ss.sss``, UTC, without the Z (A21: the vos client cannot read one in ``date``)."""
-    return f"{_seconds(ns // 1_000_000_000)}.{ns // 1_000_000 % 1000:03d}"
+    seconds, rest = divmod(ns, 1_000_000_000)
+    return _seconds(seconds) + _MILLISECONDS[rest // 1_000_000]
+
+
+_MILLISECONDS = [f".{number:03d}" for number in range(1000)]
 
 
 LOCK = "ivo://cadc.nrc.ca/vospace/core#islocked"
@@ -259,18 +263,29 @@ AS_ATTRIBUTES = frozenset(
 
 def core_properties(node: Node) -> list[tuple[str, str, bool]]:
     """(URI, value, read-only) of what the service itself says about a node."""
-    mtime = timestamp(node.mtime_ns)
+    named = zip(_ALWAYS, _always(node), strict=True)
+    return [(CORE + name, value, fixed) for (name, fixed), value in named] + _sometimes(node)
+
+
+_ALWAYS = (
+    ("length", True), ("date", True), ("mtime", True), ("ctime", True), ("btime", True), ("creator", True),
+    ("publicread", False), ("ispublic", False),
+)  # fmt: skip
+"""Names, and whether they are read-only, of the properties that every node has."""
+
+
+def _always(node: Node) -> tuple[str, str, str, str, str, str, str, str]:
+    date = timestamp(node.mtime_ns)
+    mtime = date + "Z"
+    # Of most nodes, which nobody has changed, these are one.
+    ctime = mtime if node.ctime_ns == node.mtime_ns else timestamp(node.ctime_ns) + "Z"
+    btime = ctime if node.btime_ns == node.ctime_ns else timestamp(node.btime_ns) + "Z"
     public = "true" if node.public else "false"
-    result = [
-        (CORE + "length", str(node.length), True),
-        (CORE + "date", mtime, True),
-        (CORE + "mtime", mtime + "Z", True),
-        (CORE + "ctime", timestamp(node.ctime_ns) + "Z", True),
-        (CORE + "btime", timestamp(node.btime_ns) + "Z", True),
-        (CORE + "creator", node.owner, True),
-        (CORE + "publicread", public, False),
-        (CORE + "ispublic", public, False),
-    ]
+    return str(node.length), date, mtime, ctime, btime, node.owner, public, public
+
+
+def _sometimes(node: Node) -> list[tuple[str, str, bool]]:
+    result = []
     if node.md5:
         result.append((CORE + "MD5", node.md5, True))
     if node.kind in SPECIAL:
@@ -316,6 +331,23 @@ def _open_property(uri: str, fixed: bool) -> str:
     return f'<vos:property uri="{escape(uri)}" readOnly="{"true" if fixed else "false"}">'
 
 
+_BEGINNINGS = [_open_property(CORE + name, fixed) for name, fixed in _ALWAYS]
+
+
+def _core(node: Node) -> str:
+    """The core properties, at once: a quarter of what they take one by one."""
+    a, b, c, d, e, f, g, h = _BEGINNINGS
+    length, date, mtime, ctime, btime, owner, public, same = _always(node)
+    end = "</vos:property>"
+    written = (
+        f"{a}{length}{end}{b}{date}{end}{c}{mtime}{end}{d}{ctime}{end}{e}{btime}{end}{f}{escape(owner)}{end}"
+        f"{g}{public}{end}{h}{same}{end}"
+    )
+    for uri, value, fixed in _sometimes(node):
+        written += f"{_open_property(uri, fixed)}{escape(value)}{end}"
+    return written
+
+
 def node_inner(
     node: Node, properties: dict[str, str], detail: str, capabilities: str = "", kept: Mapping[str, str] = NOTHING
 ) -> str:
@@ -326,9 +358,12 @@ def node_inner(
     parts = []
     if detail != "min":
         parts.append("<vos:properties>")
-        for uri, value, fixed in core_properties(node):
-            if uri not in kept:
-                parts.append(f"{_open_property(uri, fixed)}{escape(value)}</vos:property>")
+        if not kept:
+            parts.append(_core(node))
+        else:
+            for uri, value, fixed in core_properties(node):
+                if uri not in kept:
+                    parts.append(f"{_open_property(uri, fixed)}{escape(value)}</vos:property>")
         for uri, value in kept.items():
             parts.append(f"{_open_property(uri, True)}{escape(value)}</vos:property>")
         for uri, value in properties.items():
