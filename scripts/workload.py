@@ -30,7 +30,8 @@ from types import FrameType
 
 MIB = 1 << 20
 STEP_S_MAX = 150
-"""A step that takes longer is stuck."""
+"""A step that takes longer is stuck.  Programs have no time limits of their own: subprocess then polls for their end, and a
+``ls`` of 20 ms would take 31."""
 TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 SMALL_FILES, BIG_DIRECTORY, TREE_FILES = 1000, 5000, 1500
 
@@ -499,7 +500,7 @@ class Workload:
         self.drop_caches()
         for name in ("ls_l5k_cold_s", "ls_l5k_warm_s"):
             with self.seconds(name, scale):
-                subprocess.run(["ls", "-l", directory], stdout=subprocess.DEVNULL, check=True, timeout=120)
+                subprocess.run(["ls", "-l", directory], stdout=subprocess.DEVNULL, check=True)
         self.rate("unlink_empty_per_s", lambda index: os.unlink(entries[index]), count)
 
     def rcold_small(self) -> None:
@@ -519,7 +520,7 @@ class Workload:
         self.drop_caches()
         self.rate("rcold_read_4k_files_per_s", lambda index: files[index].read_bytes(), count)
         with self.seconds("rcold_ls_l5k_s", BIG_DIRECTORY / listed):
-            subprocess.run(["ls", "-l", large], stdout=subprocess.DEVNULL, check=True, timeout=120)
+            subprocess.run(["ls", "-l", large], stdout=subprocess.DEVNULL, check=True)
 
     # -- programs --
 
@@ -544,7 +545,7 @@ class Workload:
 
     def tree(self) -> None:
         """Unpack, find, grep and remove a tree of 1500 files; a time is scaled to that when tar was cut short."""
-        tree, limit_s = self.directory / "tree", 6 * self.cap_s
+        tree = self.directory / "tree"
         if not self._unpack(self.directory):
             return
         self.drop_caches()
@@ -554,22 +555,22 @@ class Workload:
                 self.figures["find_n"] = subprocess.run(find, check=True, stdout=subprocess.PIPE).stdout.count(b"\n")
         self.drop_caches()
         with self.seconds("grep_r_cold_s"):
-            grep = subprocess.run(["grep", "-r", "nothing-there", tree], capture_output=True, timeout=limit_s)
+            grep = subprocess.run(["grep", "-r", "nothing-there", tree], capture_output=True)
         if grep.returncode != 1:
             self.figures["grep_error"] = f"exit status {grep.returncode}: {_text(grep.stderr)}"
         with self.seconds("rm_rf_s"):
-            subprocess.run(["rm", "-rf", tree], check=True, timeout=limit_s)
+            subprocess.run(["rm", "-rf", tree], check=True)
 
     def git(self) -> None:
         """Clone a repository into the directory, and git status there."""
-        clone, limit_s = self.directory / "clone", 6 * self.cap_s
+        clone = self.directory / "clone"
         environment = {
             **os.environ, "GIT_CONFIG_GLOBAL": "/dev/null", "GIT_CONFIG_COUNT": "1",
             "GIT_CONFIG_KEY_0": "safe.directory", "GIT_CONFIG_VALUE_0": "*",
         }  # fmt: skip
 
         def git(*arguments: str | Path) -> subprocess.CompletedProcess[bytes]:
-            return subprocess.run(["git", *arguments], capture_output=True, timeout=limit_s, env=environment)
+            return subprocess.run(["git", *arguments], capture_output=True, env=environment)
 
         source = make_repository(self.material)
         start = clock()
@@ -637,7 +638,7 @@ class Workload:
         self.drop_caches()
         for name in ("rcold_ls_lR_1500_s", "ls_lR_1500_warm_s"):
             with self.seconds(name):
-                listed = subprocess.run(["ls", "-lR", tree], stdout=subprocess.PIPE, check=True, timeout=120).stdout
+                listed = subprocess.run(["ls", "-lR", tree], stdout=subprocess.PIPE, check=True).stdout
         if listed.count(b".txt\n") != TREE_FILES:
             self.figures["far_list_error"] = f"listed {listed.count(b'.txt')} files of {TREE_FILES}"
         files = list(tree.rglob("*.txt"))
