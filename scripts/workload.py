@@ -40,7 +40,7 @@ COLD_ROWS = (
     "rcold_first_byte_s", "rcold_seq_read_MBps", "rcold_par4_read_MBps", "rcold_rand4k_1t_iops",
     "rcold_rand4k_16t_iops", "rcold_rand1m_1t_MBps", "cold_read_cpu_per_GiB_s", "stat_cold_per_s",
     "read_4k_files_cold_per_s", "rcold_read_4k_files_per_s", "readdir5k_cold_s", "ls_l5k_cold_s", "rcold_ls_l5k_s",
-    "find_cold_s", "grep_r_cold_s", "git_status_cold_s", "rcold_ls_lR_1500_s",
+    "find_cold_s", "grep_r_cold_s", "git_status_cold_s", "rcold_ls_lR_1500_s", "rcold_grep_r_300_s",
 )  # fmt: skip
 """Measured after dropping caches, so only by root."""
 
@@ -649,6 +649,16 @@ class Workload:
             done += len(files)
         self.figures["stat_warm_per_s"] = done / (clock() - start)
 
+    def far_grep(self) -> None:
+        """Three hundred small files, read by a program that goes through their directories."""
+        some = [self.directory / "tree" / f"dir{number:02}" for number in range(10)]
+        self.remount()
+        self.drop_caches()
+        with self.seconds("rcold_grep_r_300_s"):
+            grep = subprocess.run(["grep", "-r", "nothing-there", *some], capture_output=True)
+        if grep.returncode != 1:
+            self.figures["far_grep_error"] = f"exit status {grep.returncode}: {_text(grep.stderr)}"
+
     def far_unpack(self) -> None:
         """Unpack the tree once more, and wait until the last of it is safe."""
         where = self.directory / "again"
@@ -693,12 +703,13 @@ STEPS: dict[str, Callable[[Workload], None]] = {
     for step in (
         Workload.seq_write, Workload.par_write, Workload.seq_read, Workload.par_read, Workload.rand, Workload.rcold,
         Workload.rcold_rand, Workload.small, Workload.bigdir, Workload.tree, Workload.git, Workload.sqlite,
-        Workload.append, Workload.rcold_small, Workload.far_prepare, Workload.far_read, Workload.far_list, Workload.far_unpack,
+        Workload.append, Workload.rcold_small, Workload.far_prepare, Workload.far_read, Workload.far_list, Workload.far_grep,
+        Workload.far_unpack,
         Workload.objects,
     )
 }  # fmt: skip
 EVERYDAY = [name for name in STEPS if not name.startswith("far_") and name != "objects"]
-FAR = ["far_read", "far_list", "far_unpack"]
+FAR = ["far_read", "far_list", "far_grep", "far_unpack"]
 
 
 def _too_long(_number: int, _frame: FrameType | None) -> None:
