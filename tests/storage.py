@@ -50,6 +50,11 @@ def use(service: "rgw.S3") -> None:
     _bucket = f"s3://{rgw.BUCKET}"
 
 
+def elsewhere() -> bool:
+    """Whether bytes are not on this host."""
+    return bool(_bucket)
+
+
 def options(directory: Path, given: Sequence[Any] = ()) -> list[str]:
     """What a daemon, or a command for one, with this state directory is told about its storage.
 

@@ -19,6 +19,7 @@ from tests.clients.test_certificates import issue
 from tests.services import rgw
 from tests.services.unreliable import ALWAYS, Fault, Unreliable
 from vosfs.backends import uploads
+from vosfs.backends.objecterrors import failure
 from vosfs.backends.objects import BLOCK_BYTES, PART_BYTES, PARTS_MAX, ObjectsBackend, connect
 from vosfs.config import StorageConfig
 from vosfs.errors import (
@@ -329,6 +330,12 @@ def test_what_is_no_locator_is_refused(on_s3: ObjectsBackend, locator: str) -> N
     for call in (on_s3.open, on_s3.remove):
         with pytest.raises(DataCorrupt):
             call(locator)
+
+
+def test_a_wrong_clock_is_not_taken_for_a_wrong_key() -> None:
+    said = "Client error with status code: 403 Forbidden: <Error><Code>RequestTimeTooSkewed</Code></Error>"
+    found = failure(PermissionError(said), "blob 7")
+    assert isinstance(found, ServiceUnavailable) and "clock" in str(found) and "key" not in str(found)
 
 
 # -- the start -------------------------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from tests import plain
+from tests import plain, storage
 from tests.conftest import Daemon, Program, eventually, start_daemon, start_mount, unmount
 from tests.mount.test_delegation import EAGER, VOSFSD, refused, status
 from tests.server.support import ask
@@ -71,6 +71,12 @@ def bed(tmp_path: Path, library: Path) -> Iterator[Bed]:
         made.daemon.stop()
 
 
+def _may_be_wrong(who: str) -> None:
+    """Skip where a clock may not be: S3 refuses what was signed more than 15 minutes before or after its own time."""
+    if who == "daemon" and storage.elsewhere():
+        pytest.skip("S3 takes no signature of a wrong clock")
+
+
 def agree(bed: Bed, name: str, data: bytes) -> None:
     """Everybody has these bytes."""
     assert (bed.points[0] / name).read_bytes() == data
@@ -81,6 +87,7 @@ def agree(bed: Bed, name: str, data: bytes) -> None:
 @pytest.mark.parametrize("by", JUMPS)
 @pytest.mark.parametrize("who", ["daemon", "mount"])
 def test_what_was_begun_is_finished(bed: Bed, who: str, by: int) -> None:
+    _may_be_wrong(who)
     here, there = bed.points
     data, new = os.urandom(70 * MIB), os.urandom(50 * MIB)
     assert bed.daemon.request("PUT", "/files/read", data)[0] == 201
@@ -123,6 +130,7 @@ def test_what_was_begun_is_finished(bed: Bed, who: str, by: int) -> None:
 @pytest.mark.parametrize("who", ["daemon", "mount"])
 def test_what_was_acknowledged_arrives(bed: Bed, who: str, by: int) -> None:
     """Changes that are owed when the clock jumps and both die; the daemon may have done some of them before."""
+    _may_be_wrong(who)
     here = bed.points[0]
     (here / "d").mkdir()
     data = os.urandom(3 * MIB)

@@ -28,6 +28,8 @@ FOREIGN = (BaseError, OSError, ValueError)
 NO_BUCKET = ("NoSuchBucket", "ContainerNotFound", "ContainerBeingDeleted")
 _DAMAGED = ("XAmzContentSHA256Mismatch", "BadDigest", "InvalidDigest", "IncompleteBody", "RequestTimeout")
 """What arrived was not what was sent: it is sent again."""
+SKEWED = "RequestTimeTooSkewed"
+"""A signature is of another time than now, by more than 15 minutes."""
 _FULL = ("QuotaExceeded", "InsufficientCapacity", "XMinioStorageFull", "AccountQuotaExceeded")
 
 
@@ -53,6 +55,8 @@ def failure(exc: Exception, what: str) -> VOSpaceError:
         return NotOnline(f"{what} is in an archive class of the object store, which [storage] restore_days is for")
     if status == 416:
         return DataCorrupt(f"{what} is shorter than it should be")
+    if code == SKEWED:
+        return ServiceUnavailable(f"{what}: the object store's clock and this host's differ: one of them is wrong")
     if status in (401, 403):
         # Not PermissionDenied: the caller has every right, and a mount keeps what it could not save yet.
         return ServiceUnavailable(f"{what}: the object store refuses the service's key ({status} {code})")

@@ -28,7 +28,7 @@ from obstore.store import from_url
 
 from vosfs.backends.archived import ArchivedObjects
 from vosfs.backends.backend import Signed
-from vosfs.backends.objecterrors import FOREIGN, NO_BUCKET, failure, passing, said, translated
+from vosfs.backends.objecterrors import FOREIGN, NO_BUCKET, SKEWED, failure, passing, said, translated
 from vosfs.backends.sums import Broken, Damaged, KeptSums, Sums, checked, mended, verify
 from vosfs.backends.uploads import Key, Uploads
 from vosfs.config import StorageConfig, credentials
@@ -272,6 +272,8 @@ class ObjectsBackend:
         status, code = said(exc)
         if code in NO_BUCKET:
             return f"{self._url}: the bucket does not exist: make it, or correct [storage] objects"
+        if code == SKEWED:
+            return f"{self._url}: the object store's clock and this host's differ: set the wrong one right, by NTP say"
         if status in (401, 403):
             return (
                 f"{self._url}: the key is refused ({status} {code}): see [storage] credentials_file, or the "
