@@ -20,8 +20,8 @@ log = logging.getLogger(__name__)
 
 BLOCK_BYTES = 256 << 10
 """What one checksum covers: what a mount asks for at least."""
-READ_BYTES = 1 << 20
-"""Read at once: in pieces of 1 MiB it takes a tenth longer."""
+READ_BYTES = 512 << 10
+"""Read and checked at once, while the processor's cache has it: with 1 MiB it takes a tenth longer."""
 MEMORY_BYTES = 16 << 20
 """Blobs up to this are kept in memory until they are sent."""
 BLOB_BYTES_MAX = 1 << 40

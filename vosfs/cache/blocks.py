@@ -32,7 +32,7 @@ OPEN_MAX = 512
 """Descriptors kept for segments."""
 KEPT_BYTES_MIN = 1 << 20
 """Shorter fetches are not kept in memory: who reads 4 KiB of a block is likely to come back for more, to the page cache."""
-FETCHED_BYTES_MAX = 64 << 20
+FETCHED_BYTES_MAX = 48 << 20
 """In memory, under way or not read yet: more is not kept."""
 DIRECT_WRITES_MAX = 2
 """Past the page cache at once, of what is kept; on a disk that is slower than the network it takes what comes beyond that."""
