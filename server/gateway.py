@@ -137,7 +137,8 @@ class Gateway:
         return m.Greeting(
             subject.user, self._service.data_url, await self._store.cursor(),
             content.CARRIED_BYTES_MAX if self._service.keeps_bytes else content.INLINE_BYTES_MAX, time.time_ns(),
-            self._service.keeps_bytes and self._service.backend.slow,
+            # Where bytes are kept elsewhere, that is not known here.
+            not self._service.keeps_bytes or self._service.backend.slow,
             self._service.backend.signs,
         )  # fmt: skip
 

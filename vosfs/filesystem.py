@@ -449,7 +449,7 @@ class FileSystem:
     async def _prefetch(self, file: CachedFile, start: int, stop: int) -> None:
         try:
             await file.prefetch(start, stop)
-        except VOSpaceError as exc:
+        except (VOSpaceError, OSError) as exc:
             log.debug("read-ahead of %d failed: %s", file.node.id, exc)
         finally:
             self._prefetching -= 1

@@ -15,7 +15,7 @@ from vosfs.opening import Openings
 
 log = logging.getLogger(__name__)
 
-LISTINGS_MAX = 12
+LISTINGS_MAX = 11
 """Containers listed ahead at once: fewer than the client has connections, so that nobody who waits finds none."""
 ENTRIES_MAX = 32
 """Of a listing at a time: about what fits into the kernel's question (4 KiB)."""

@@ -17,8 +17,8 @@ from vosfs.metadata.walk import OpenAhead
 
 log = logging.getLogger(__name__)
 
-MESSAGES_MAX = 4
-"""Under way at once."""
+MESSAGES_MAX = 2
+"""Under way at once: with listings ahead and the feed fewer than the client has connections."""
 
 
 class Openings:
@@ -51,8 +51,8 @@ class Openings:
                 self._nursery.start_soon(self._bring, wanted)
 
     def _unknown(self, id: int) -> bool:
-        node, file = self._tree.peek(id), self._files.get(id)
-        return node is not None and node.length > 0 and (file is None or not file.fresh)
+        node = self._tree.peek(id)
+        return node is not None and node.length > 0 and not self._files.knows(id)
 
     async def _bring(self, ids: list[int]) -> None:
         try:
@@ -68,6 +68,7 @@ class Openings:
     def _fetch(self, found: Content) -> None:
         """Begin to fetch the first block of a file that did not come along."""
         first = found.extents[0] if found.extents else None
-        if first is not None and first.locator:
+        # What programs wait for comes first.
+        if first is not None and first.locator and not self._files.blocks.busy:
             end = first.offset + first.stop - first.start
             self._files.blocks.fetch(first.locator, end, first.offset, min(end, first.offset + BLOCK_BYTES))

@@ -11,7 +11,7 @@ import trio
 import trio.testing
 
 from vosfs.cache import blocks
-from vosfs.cache.blocks import BLOCK_BYTES, SEGMENT_BYTES, BlockCache
+from vosfs.cache.blocks import BLOCK_BYTES, FETCH_BYTES_MAX, SEGMENT_BYTES, BlockCache
 from vosfs.cache.ranges import Ranges
 from vosfs.cache.readahead import SEQUENTIAL_SLACK, WINDOW_BYTES_MAX, WINDOW_BYTES_MIN, ReadAhead
 from vosfs.cache.scratch import MEMORY_BYTES_MAX, Scratch
@@ -385,11 +385,10 @@ async def test_what_was_fetched_ahead_is_in_memory_until_it_was_read(
     blobs.open.set()
     length = 4 * BLOCK_BYTES + 10
     await cache.fill("b", length, 0, length)
-    assert cache.fetched_bytes == length
     cache.check()
     half = length // 2
     for start, stop in ((0, half), (half, length)):
-        assert cache.fetched_bytes == length
+        assert cache.fetched_bytes == FETCH_BYTES_MAX, "a buffer"
         assert cache.read_now("b", start, stop) == expected(start, stop)
     assert cache.fetched_bytes == 0
     assert await cache.read("b", length, 0, length) == expected(0, length), "the disk has it too"
@@ -403,23 +402,23 @@ async def test_a_read_across_what_two_fetches_left(cache: BlockCache, blobs: Gat
     await cache.fill("b", length, length // 2, length)
     start, stop = length // 2 - 7, length // 2 + 7
     assert cache.read_now("b", start, stop) == expected(start, stop)
-    assert cache.fetched_bytes == length
+    assert cache.fetched_bytes == 2 * FETCH_BYTES_MAX
     cache.check()
 
 
 async def test_bytes_that_nobody_reads_make_room(
     cache: BlockCache, blobs: Gate, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(blocks, "FETCHED_BYTES_MAX", 9 * BLOCK_BYTES)
+    monkeypatch.setattr(blocks, "FETCHED_BYTES_MAX", 2 * FETCH_BYTES_MAX)
     blobs.open.set()
     length = 4 * BLOCK_BYTES
     for name in ("a", "b", "c"):
         await cache.fill(name, length, 0, length)
-    assert cache.fetched_bytes == 2 * length, "the third is on the disk only"
+    assert cache.fetched_bytes == 2 * FETCH_BYTES_MAX, "the third is on the disk only"
     assert await cache.read("c", length, 0, length) == expected(0, length)
     monkeypatch.setattr(blocks, "UNREAD_S", 0.0)
     await cache.fill("d", length, 0, length)
-    assert cache.fetched_bytes == 2 * length
+    assert cache.fetched_bytes == 2 * FETCH_BYTES_MAX
     assert await cache.read("a", length, 0, length) == expected(0, length), "which was forgotten"
     assert len(blobs.asked) == 4
     cache.check()
@@ -440,7 +439,7 @@ async def test_what_is_evicted_is_not_kept_in_memory(cache: BlockCache, blobs: G
     cache.limit_bytes = length
     for name in ("a", "b"):
         await cache.fill(name, length, 0, length)
-    assert cache.fetched_bytes == length == cache.used_bytes
+    assert cache.fetched_bytes == FETCH_BYTES_MAX and cache.used_bytes == length
     cache.check()
 
 
@@ -457,8 +456,17 @@ def test_a_disk_that_wants_it_another_way_gets_it_through_the_page_cache(tmp_pat
     path = tmp_path / "segment"
     data = memoryview(os.urandom(2 * blocks.DIRECT_ALIGNMENT + 5))
     with open(path, "wb") as file:
-        assert not blocks._write_direct(path, file.fileno(), data, 100), "100 is no multiple of anything"
+        assert not blocks._write_direct(file.fileno(), data, 100), "100 is no multiple of anything"
     assert path.read_bytes() == bytes(100) + data
+
+
+def test_a_file_that_lost_its_name_is_written_all_the_same(tmp_path: Path) -> None:
+    path = tmp_path / "segment"
+    data = memoryview(os.urandom(2 * blocks.DIRECT_ALIGNMENT + 5))
+    with open(path, "w+b") as file:
+        path.unlink()
+        blocks._write_direct(file.fileno(), data, 0)
+        assert file.read() == data
 
 
 async def test_bytes_that_arrive_in_a_thread_are_read_as_they_come(cache: BlockCache, blobs: Gate) -> None:

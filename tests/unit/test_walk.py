@@ -1,7 +1,7 @@
 """Asking ahead of a program that walks a tree: which containers and files, and how many round trips that saves."""
 
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from pathlib import Path
 
 import pytest
@@ -24,8 +24,8 @@ from vosfs.metadata.walk import (
     FILES_MAX,
     FILES_MIN,
     LOOKUPS_MIN,
-    NEIGHBOURS,
     PLACES_MAX,
+    RECENT,
     SEEN_MAX,
     WINDOW_MAX,
     WINDOW_MIN,
@@ -79,7 +79,7 @@ def test_what_was_seen_is_bounded() -> None:
     assert _goes_on(walk, 10) == list(range(11, 11 + WINDOW_MIN))
 
 
-def _ordered(*listings: tuple[int, range]) -> OpenAhead:
+def _ordered(*listings: tuple[int, Iterable[int]]) -> OpenAhead:
     order = OpenAhead()
     for container, files in listings:
         order.found(container, files, begins=True)
@@ -143,7 +143,27 @@ def test_places_are_bounded() -> None:
     assert len(order._places) <= PLACES_MAX
     assert len(order._listings) == PLACES_MAX // 5_000
     order.opened(90_000)
-    assert order.opened(90_000 + NEIGHBOURS) != [] and order.opened(10_000) == []
+    assert order.opened(90_001) != [] and order.opened(10_000) == []
+
+
+def test_containers_without_files_take_no_memory() -> None:
+    order = _ordered(*((n, range(0)) for n in range(1, 1000)))
+    assert not order._listings and not order._places
+
+
+def test_every_second_file_is_a_sequence_and_every_eighth_is_none() -> None:
+    order = _ordered((1, range(1000, 3000)))
+    assert any(order.opened(id) for id in range(1000, 1100, 2))
+    order = _ordered((1, range(1000, 3000)))
+    assert not any(order.opened(id) for id in range(1000, 3000, RECENT))
+
+
+def test_a_file_of_two_names_and_a_listing_read_twice_add_nothing() -> None:
+    order = _ordered((1, [10, 11, 12, 13, 12, 14, 11]))
+    order.found(1, range(12, 18), begins=False)
+    order.found(1, range(15, 18), begins=False)
+    asked = [other for id in range(10, 18) for other in order.opened(id)]
+    assert asked == [12, 13, 14, 15, 16, 17]
 
 
 def _names(first: int, count: int) -> list[bytes]:
@@ -380,9 +400,20 @@ async def test_what_changes_while_it_is_opened_ahead_is_asked_for_again(rig: Rig
     async with trio.open_nursery() as nursery:
         nursery.start_soon(_read, rig, files[1])
         await trio.sleep(ROUND_TRIP_S / 2)
-        rig.fs.changed_elsewhere(Change(files[9], 0, b"", ""))
-    assert await _read(rig, files[2]) == b"content of 2"
-    assert files[2] in rig.distant.opened and files[2] in rig.distant.opened_ahead
+        rig.fs.changed_elsewhere(Change(files[3], 0, b"", ""))
+    for number in (2, 3):
+        assert await _read(rig, files[number]) == b"content of %d" % number
+    assert files[2] not in rig.distant.opened and files[3] in rig.distant.opened
+
+
+async def test_a_file_of_two_names_is_opened_ahead_once(rig: Rig, autojump_clock: MockClock) -> None:
+    files = await _small_files(rig)
+    await rig.store.link(files[4], rig.containers[0], b"s004-again")
+    rig.tree.forget_all()
+    await rig.list(rig.containers[0])
+    for number, id in enumerate(files[:10]):
+        assert await _read(rig, id) == b"content of %d" % number
+    assert rig.distant.opened_ahead.count(files[4]) == 1
 
 
 async def test_opening_ahead_that_fails_is_nobodys_error(rig: Rig, autojump_clock: MockClock) -> None:

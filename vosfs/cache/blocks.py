@@ -81,7 +81,7 @@ class Fetch:
         """The first ``count`` bytes of the buffer are right.  Called in any thread."""
         # A request that is tried again on a new connection begins anew.
         self._here = max(self._here, self.start + count)
-        if self._waiting:
+        if any(stop <= self._here for stop, _ in self._waiting):
             if threading.get_ident() == self._thread:
                 self._wake()
             else:
@@ -116,6 +116,11 @@ class Fetch:
         await self._ended.wait()
         if self.error is not None:
             raise self.error
+
+    @property
+    def size(self) -> int:
+        """Of the memory that its buffer is part of; 0 before it has one."""
+        return memoryview(self.buffer.obj).nbytes if self.buffer else 0
 
     def blocks(self) -> range:
         """Blocks of the blob that it has bytes of."""
@@ -204,11 +209,16 @@ class BlockCache:
         """Raise ValueError unless the invariants hold; while nothing is under way."""
         if self.used_bytes != sum(segment.bytes for segment in self._segments.values()):
             raise ValueError(f"{self.used_bytes} bytes are counted, and not there")
-        if self.fetched_bytes != sum(fetch.stop - fetch.start for fetch in self._unread):
+        if self.fetched_bytes != sum(fetch.size for fetch in self._unread):
             raise ValueError(f"{self.fetched_bytes} bytes are counted as fetched, and not there")
         kept = {fetch for segment in self._segments.values() for fetch in segment.unread.values()}
         if not kept <= set(self._unread):
             raise ValueError("what segments have in memory is not what is counted")
+
+    @property
+    def busy(self) -> bool:
+        """Whether one more fetch would have to wait."""
+        return not self._fetches.available_tokens
 
     # -- synchronous state -----------------------------------------------------------------------------------------
 
@@ -290,7 +300,7 @@ class BlockCache:
             # The last block of a blob that turned out longer may have been fetched again.
             if segment.unread.get(block % _SEGMENT_BLOCKS) is fetch:
                 del segment.unread[block % _SEGMENT_BLOCKS]
-        self.fetched_bytes -= fetch.stop - fetch.start
+        self.fetched_bytes -= fetch.size
 
     def _may_be_kept(self, fetch: Fetch) -> bool:
         """Whether a fetch can stay in memory until it was read, and so need not be in the page cache."""
@@ -446,14 +456,14 @@ class BlockCache:
                 await self._fetches.acquire()
             try:
                 fetch.buffer = self._fetched.take(stop - start)
-                self.fetched_bytes += stop - start
+                self.fetched_bytes += fetch.size
                 await self._blobs.fetch(name, start, fetch.buffer, fetch.arrived)
                 fetch.arrived(stop - start)
                 self.make_room(stop - start)
                 fd = self._descriptor(key, segment)
                 may_be_kept = self._may_be_kept(fetch)
                 if may_be_kept and self._direct and self._direct_writes < DIRECT_WRITES_MAX:
-                    await self._write_direct(segment.path, fd, fetch.buffer, at)
+                    await self._write_direct(fd, fetch.buffer, at)
                 else:
                     await trio.to_thread.run_sync(_write, fd, fetch.buffer, at)
                 keep = may_be_kept and fetch.unread > EDGE_BYTES
@@ -473,13 +483,13 @@ class BlockCache:
             if keep:
                 self._keep(segment, fetch)
             else:
-                self.fetched_bytes -= len(fetch.buffer)
+                self.fetched_bytes -= fetch.size
             fetch.end()
 
-    async def _write_direct(self, path: Path, fd: int, view: memoryview, offset: int) -> None:
+    async def _write_direct(self, fd: int, view: memoryview, offset: int) -> None:
         self._direct_writes += 1
         try:
-            self._direct = await trio.to_thread.run_sync(_write_direct, path, fd, view, offset)
+            self._direct = await trio.to_thread.run_sync(_write_direct, fd, view, offset)
         finally:
             self._direct_writes -= 1
 
@@ -494,18 +504,22 @@ def _write(fd: int, view: memoryview, offset: int) -> None:
         offset += count
 
 
-def _write_direct(path: Path, fd: int, view: memoryview, offset: int) -> bool:
+def _write_direct(fd: int, view: memoryview, offset: int) -> bool:
     """The same past the page cache; False if the file system has no such way, and it went the other."""
     whole, count = len(view) - len(view) % DIRECT_ALIGNMENT, 0
     try:
-        direct = os.open(path, os.O_WRONLY | os.O_DIRECT | os.O_CLOEXEC)
-        try:
-            count = os.pwrite(direct, view[:whole], offset)
-        finally:
-            os.close(direct)
+        # The same file, whatever has become of its name.
+        direct = os.open(f"/proc/self/fd/{fd}", os.O_WRONLY | os.O_DIRECT | os.O_CLOEXEC)
+    except OSError:
+        # tmpfs, for one; or there are no more descriptors.
+        _write(fd, view, offset)
+        return False
+    try:
+        count = os.pwrite(direct, view[:whole], offset)
     except OSError as exc:
-        # tmpfs, for one.
         if exc.errno != errno.EINVAL:
             raise StorageFull(f"the cache's disk: {exc.strerror}") from exc
+    finally:
+        os.close(direct)
     _write(fd, view[count:], offset + count)
     return count > 0

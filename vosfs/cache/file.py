@@ -741,6 +741,11 @@ class FileTable:
         """The file, if it has local content."""
         return self._files.get(id)
 
+    def knows(self, id: int) -> bool:
+        """Whether a file's content is here, or somebody is asking for it."""
+        file = self._files.get(id)
+        return id in self._opening or (file is not None and file.fresh)
+
     async def open(self, id: int) -> CachedFile:
         """A file at the space's present version, or with this mount's unsaved changes; counts one handle."""
         while id in self._opening:

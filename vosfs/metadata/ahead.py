@@ -194,7 +194,7 @@ class AheadTree(CachedTree):
         mtime_ns = now_ns if mtime_ns is None else mtime_ns
         version = prepared_version(base_version, now_ns)
         self._owe(m.Commit(id, base_version, length, changes, mtime_ns, False, now_ns, atime_ns, version))
-        self._contents.pop(id, None)
+        self._spoil(id)
         atime_ns = node.atime_ns if atime_ns is None else atime_ns
         return self.remember(replace(
             node, version=version, length=length, mtime_ns=mtime_ns, atime_ns=atime_ns, ctime_ns=now_ns, md5="",

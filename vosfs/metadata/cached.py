@@ -48,8 +48,12 @@ NODES_MAX = 50_000
 CONTAINERS_MAX = 4_000
 COMPLETE_MAX = 20_000
 """Longest listing that is kept whole."""
-CONTENTS_MAX = 256
-"""Contents that nobody has opened yet: 4 MiB at most."""
+CONTENTS_MAX, CONTENTS_BYTES_MAX = 256, 8 << 20
+"""Contents that nobody has opened yet."""
+EXTENT_BYTES = 300
+"""Of memory, besides its data."""
+CONTENT_S = 10.0
+"""How long a content waits to be opened: a feed is some 100 ms behind, and who opens wants the newest."""
 DEPTH_MAX = 100
 """Containers above a node that its path shows."""
 NAMES_MAX = 100_000
@@ -73,6 +77,19 @@ class _Names:
         self.expires = expires
 
 
+class _Opening:
+    """Nodes that are being opened ahead."""
+
+    __slots__ = ("ended", "late", "spoilt")
+
+    def __init__(self) -> None:
+        self.ended = trio.Event()
+        self.late: TimedOut | None = None
+        """It took all of the deadline: whoever waited has waited long enough."""
+        self.spoilt: set[int] = set()
+        """What changed elsewhere meanwhile."""
+
+
 class CachedTree:
     """Tree that answers from memory when it may."""
 
@@ -87,11 +104,14 @@ class CachedTree:
         self._nodes: OrderedDict[int, tuple[Node, float, int]] = OrderedDict()
         """Attributes, until when they are trusted, and the change made here that they were last part of."""
         self._serial = 0
-        """Counts the changes made here first: an answer that was asked for before one does not undo it."""
+        """Counts the changes made here: an answer that was asked for before one does not undo it."""
         self._names: OrderedDict[int, _Names] = OrderedDict()
-        self._contents: OrderedDict[int, Content] = OrderedDict()
-        """What look-ups brought along, or was opened ahead, until it is opened or the node changes."""
-        self._opening: dict[int, trio.Event] = {}
+        self._contents: OrderedDict[int, tuple[Content, int, float]] = OrderedDict()
+        """What look-ups brought along, or was opened ahead, until it is opened or the node changes; its size, and how long it
+        is of use."""
+        self._contents_bytes = 0
+        """INVARIANT: sum of the sizes, at most CONTENTS_BYTES_MAX."""
+        self._opening: dict[int, _Opening] = {}
         """Nodes that are being opened ahead."""
         self._count = 0
         """INVARIANT: sum of len(ids) over ``_names``, at most NAMES_MAX."""
@@ -120,6 +140,11 @@ class CachedTree:
         if len(nodes) > NODES_MAX:
             nodes.popitem(last=False)
         return node
+
+    def _made(self) -> None:
+        """A change was made, or may have been, that the service was waited for."""
+        self._mutations += 1
+        self._serial += 1
 
     def _asked(self) -> tuple[int, int]:
         """When a change was asked for: see ``_answered``."""
@@ -186,7 +211,7 @@ class CachedTree:
         """A node changed elsewhere, or an operation on it ended in doubt."""
         self._epoch += 1
         self._nodes.pop(id, None)
-        self._contents.pop(id, None)
+        self._spoil(id)
         self._drop_names(id)
 
     def forget_name(self, parent: int, name: bytes) -> None:
@@ -207,7 +232,8 @@ class CachedTree:
         """Nothing is known any more (the feed lost its place)."""
         self._epoch += 1
         self._nodes.clear()
-        self._contents.clear()
+        for id in (*self._contents, *self._opening):
+            self._spoil(id)
         self._names.clear()
         self._count = 0
 
@@ -219,7 +245,7 @@ class CachedTree:
             return
         self._epoch += 1
         self._nodes.pop(change.node, None)
-        self._contents.pop(change.node, None)
+        self._spoil(change.node)
         if change.parent:
             self.forget_name(change.parent, change.name)
 
@@ -319,10 +345,26 @@ class CachedTree:
         return node
 
     def _keep_content(self, found: Content) -> None:
-        if self.live:
-            self._contents[found.node.id] = found
-            if len(self._contents) > CONTENTS_MAX:
-                self._contents.popitem(last=False)
+        if not self.live:
+            return
+        self._drop_content(found.node.id)
+        size = len(found.head) + sum(EXTENT_BYTES + len(e.data) for e in found.extents)
+        self._contents[found.node.id] = found, size, time.monotonic() + CONTENT_S
+        self._contents_bytes += size
+        while len(self._contents) > CONTENTS_MAX or self._contents_bytes > CONTENTS_BYTES_MAX:
+            self._drop_content(next(iter(self._contents)))
+
+    def _drop_content(self, id: int) -> Content | None:
+        """Forget a content; returns it if it is of use."""
+        found, size, until = self._contents.pop(id, (None, 0, 0.0))
+        self._contents_bytes -= size
+        return found if until > time.monotonic() else None
+
+    def _spoil(self, id: int) -> None:
+        """What is known of a node's content, or about to be, is not what it is."""
+        self._drop_content(id)
+        if id in self._opening:
+            self._opening[id].spoilt.add(id)
 
     def _kept_name(self, parent: int, name: bytes) -> int | None:
         names = self._names.get(parent)
@@ -373,7 +415,7 @@ class CachedTree:
             self.forget_name(parent, name)
             raise
         finally:
-            self._mutations += 1
+            self._made()
         if asked[0] != self._epoch:
             # Somebody may have taken it away since.  So below.
             self.forget_name(parent, name)
@@ -395,7 +437,7 @@ class CachedTree:
             self.forget_name(parent, name)
             raise
         finally:
-            self._mutations += 1
+            self._made()
         answered = self._answered(node, asked)
         if asked[0] == self._epoch:
             self._set_name(parent, name, id)
@@ -412,7 +454,7 @@ class CachedTree:
             self.forget_name(parent, name)
             raise
         finally:
-            self._mutations += 1
+            self._made()
         if asked[0] == self._epoch:
             self._removed(parent, name, node, asked)
         else:
@@ -449,7 +491,7 @@ class CachedTree:
             self.forget_name(to_parent, to_name)
             raise
         finally:
-            self._mutations += 1
+            self._made()
         if done.node.kind == CONTAINER and (moved is None or moved[0].quota != done.node.quota):
             # What is below came under another quota with it.
             self.forget_all()
@@ -486,40 +528,49 @@ class CachedTree:
     async def set_attributes(self, id: int, change: Attributes) -> Node:
         asked = self._asked()
         try:
-            return self._answered(await self.inner.set_attributes(id, change), asked)
+            node = await self.inner.set_attributes(id, change)
         except VOSpaceError:
             self.forget(id)
             raise
         finally:
-            self._mutations += 1
+            self._made()
+        return self._answered(node, asked)
 
     def will_open(self, ids: list[int]) -> list[int]:
         """Which of these ``open_ahead`` must be called with, at once; whoever opens one of them waits for that."""
         if not hasattr(self.inner, "open_many"):
             return []
-        wanted = [id for id in ids if id not in self._contents and id not in self._opening]
-        self._opening.update(dict.fromkeys(wanted, trio.Event()))
+        wanted = [id for id in dict.fromkeys(ids) if id not in self._contents and id not in self._opening]
+        self._opening.update(dict.fromkeys(wanted, _Opening()))
         return wanted
 
     async def open_ahead(self, ids: list[int]) -> list[Content]:
-        """Have contents here when they are opened; those that came."""
-        epoch, since = self._epoch, self._serial
+        """Have contents here when they are opened; those that came, and are not known to have changed since."""
+        opening, since = self._opening[ids[0]], self._serial
         try:
             found: list[Content] = await cast(Any, self.inner).open_many(ids)
-            if epoch != self._epoch:
-                return []
-            kept = [content for content in found if self.remember(content.node, since) is content.node]
+            kept = [
+                content for content in found
+                if content.node.id not in opening.spoilt and self.remember(content.node, since) is content.node
+            ]  # fmt: skip
             for content in kept:
                 self._keep_content(content)
             return kept
+        except TimedOut as exc:
+            opening.late = exc
+            raise
         finally:
             for id in ids:
-                self._opening.pop(id).set()
+                del self._opening[id]
+            opening.ended.set()
 
     async def open(self, id: int) -> Content:
-        if id in self._opening:
-            await self._opening[id].wait()
-        known, node = self._contents.pop(id, None), self.peek(id)
+        opening = self._opening.get(id)
+        if opening is not None:
+            await opening.ended.wait()
+            if opening.late is not None:
+                raise TimedOut(str(opening.late))
+        known, node = self._drop_content(id), self.peek(id)
         if known is not None and node is not None and self.live and known.node.version == node.version:
             return Content(node, known.extents, known.head)
         epoch, since = self._epoch, self._serial
@@ -540,6 +591,7 @@ class CachedTree:
         except VOSpaceError:
             self.forget(id)
             raise
+        self._serial += 1
         if durable:
             # It took everything that was committed before it along.
             self._durable = max(self._durable, before)
@@ -561,11 +613,12 @@ class CachedTree:
             self.forget_all()
         asked = self._asked()
         try:
-            return self._answered(await self.inner.set_properties(id, change), asked)
+            node = await self.inner.set_properties(id, change)
         finally:
-            self._mutations += 1
+            self._made()
             if QUOTA in change:
                 self.forget_all()
+        return self._answered(node, asked)
 
     async def share(self, names: list[str]) -> list[str]:
         """Receipts to commit blobs with that the space has already.  OperationNotSupported."""

@@ -72,10 +72,10 @@ class GatewayTree:
         """A request about the tree: behind what is owed, if something is."""
         return await (self._send(request) if self.behind.idle else self.behind.ordered(request))
 
-    async def _send(self, request: m.Request, deadline_s: float | None = None) -> Any:
+    async def _send(self, request: m.Request, deadline_s: float | None = None, reads: bool = False) -> Any:
         kind = type(request)
         answer = await self._client.request(
-            self._head, _encode(request), idempotent=kind in _READS, deadline_s=deadline_s
+            self._head, _encode(request), idempotent=reads or kind in _READS, deadline_s=deadline_s
         )
         try:
             if answer.status == 200:
@@ -142,8 +142,12 @@ class GatewayTree:
         """
         if not self.behind.idle:
             return []
-        outcomes: m.Outcomes = await self._send(m.Batch([m.Open(id) for id in ids], list(range(len(ids)))))
-        return [_DECODERS[m.Open](raw) for _, raw in outcomes.results]
+        batch = m.Batch([m.Open(id) for id in ids], list(range(len(ids))))
+        outcomes: m.Outcomes = await self._send(batch, reads=True)
+        try:
+            return [_DECODERS[m.Open](raw) for _, raw in outcomes.results]
+        except msgspec.DecodeError as exc:
+            raise ProtocolError(f"an answer that is not of {m.PROTOCOL}: {exc}") from None
 
     async def commit(
         self, id: int, base_version: int | None, length: int, changes: list[Extent], blobs: list[Blob],

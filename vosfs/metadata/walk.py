@@ -6,7 +6,7 @@ for 52 containers.  What they list next is known, though: the containers that we
 """
 
 import itertools
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Iterable
 
 WINDOW_MIN, WINDOW_MAX = 8, 32
@@ -105,8 +105,9 @@ class LookAhead:
 
 FILES_MIN, FILES_MAX = 4, 32
 """Files ahead.  One message asks for many: 32 contents of 16 KiB are what fits into a few milliseconds."""
-NEIGHBOURS = 8
-"""Files so far apart in a listing may still be opened one after the other, by several programs that share the work."""
+RECENT = 8
+"""Files that were opened last; they are a sequence if they are at least every second one of where they are.  In no strict
+order, as several programs may share the work."""
 PLACES_MAX = 20_000
 """Files whose place in a listing is remembered; listings that were read first are forgotten first."""
 
@@ -114,31 +115,38 @@ PLACES_MAX = 20_000
 class OpenAhead:
     """Follows which files of listings are opened.  One file is no sequence; each that goes on with one doubles the window."""
 
-    __slots__ = ("_listings", "_places", "_last", "_window", "_asked")
+    __slots__ = ("_listings", "_places", "_container", "_recent", "_window", "_asked")
 
     def __init__(self) -> None:
         self._listings: OrderedDict[int, list[int]] = OrderedDict()
         """Container -> its files in order."""
         self._places: dict[int, tuple[int, int]] = {}
         """File -> its container and place there; INVARIANT: for each file of ``_listings``, but at most PLACES_MAX."""
-        self._last = (0, 0)
+        self._container = 0
+        """Where files were opened last."""
+        self._recent: deque[int] = deque(maxlen=RECENT)
+        """Their places there."""
         self._window = 0
         self._asked = 0
-        """Up to which place of the container of ``_last`` files were asked for."""
+        """Up to which place files were asked for there."""
 
     def found(self, container: int, files: Iterable[int], begins: bool) -> None:
         """The next files of a listing, or the first ones."""
         if begins:
             self._forget(container)
-        known = self._listings.setdefault(container, [])
+        known = self._listings.pop(container, [])
         for id in files:
-            self._places[id] = (container, len(known))
-            known.append(id)
+            # One that has another name there, or a listing that is read twice at once, adds nothing.
+            if self._places.get(id, (0, 0))[0] != container:
+                self._places[id] = (container, len(known))
+                known.append(id)
+        if known:
+            self._listings[container] = known
         while len(self._places) > PLACES_MAX:
             self._forget(next(iter(self._listings)))
 
     def _forget(self, container: int) -> None:
-        if container == self._last[0]:
+        if container == self._container:
             self._asked = 0
         for id in self._listings.pop(container, ()):
             if self._places.get(id, (0, 0))[0] == container:
@@ -146,23 +154,12 @@ class OpenAhead:
 
     def opened(self, id: int) -> list[int]:
         """A program opens a file: which to ask for now, each once only."""
-        place = self._places.get(id)
-        if place is None:
-            self._window = 0
+        container, index = self._places.get(id, (0, -1))
+        if not self._goes_on(container, index):
+            self._window, self._asked = 0, index + 1
             return []
-        (container, index), (before, at) = place, self._last
-        self._last = place
-        files, passed = self._listings[container], self._listings.get(before)
-        if container == before:
-            goes_on = 0 < abs(index - at) <= NEIGHBOURS
-        else:
-            # With the next container, once it is through with this one.
-            goes_on = index < NEIGHBOURS and passed is not None and len(passed) - at <= NEIGHBOURS
-            self._asked = 0
-        self._asked = max(self._asked, index + 1) if goes_on else index + 1
-        if not goes_on:
-            self._window = 0
-            return []
+        files = self._listings[container]
+        self._asked = max(self._asked, index + 1)
         self._window = min(max(2 * self._window, FILES_MIN), FILES_MAX)
         last = min(index + 1 + self._window, len(files))
         if last < len(files) and last - self._asked < self._window // 2:
@@ -171,3 +168,20 @@ class OpenAhead:
         wanted = files[self._asked : last]
         self._asked = max(self._asked, last)
         return wanted
+
+    def _goes_on(self, container: int, index: int) -> bool:
+        """Whether a file is opened after others of a sequence; it is remembered for the next ones."""
+        recent, before = self._recent, self._listings.get(self._container, ())
+        if container != self._container:
+            # With the next container, once a program is through with this one.
+            goes_on = len(recent) > 1 and 0 <= index < RECENT and len(before) - max(recent) <= RECENT
+            self._container, self._asked = container, 0
+            recent.clear()
+            recent.append(index)
+            return goes_on
+        recent.append(index)
+        if max(recent) - min(recent) < 2 * len(recent):
+            return len(recent) > 1 and index >= 0
+        recent.clear()
+        recent.append(index)
+        return False
