@@ -14,7 +14,8 @@ from vosfs.cache.blocks import BlockCache
 from vosfs.cache.file import FileTable
 from vosfs.errors import NodeNotFound, PermissionDenied, ServiceUnavailable
 from vosfs.filesystem import FileSystem
-from vosfs.listing import LISTINGS_KEPT_MAX, LISTINGS_MAX
+from vosfs.listing import LISTINGS_KEPT_MAX
+from vosfs.listing import LISTINGS_MAX as LISTED_AHEAD_MAX
 from vosfs.metadata.cached import CachedTree
 from vosfs.metadata.memory import MemoryStore
 from vosfs.metadata.node import CONTAINER, DATA, ROOT_ID, Change, Content, Extent, Found, NewNode, Node
@@ -23,6 +24,7 @@ from vosfs.metadata.walk import (
     CONTAINERS_MAX,
     FILES_MAX,
     FILES_MIN,
+    LISTINGS_MAX,
     LOOKUPS_MIN,
     PLACES_MAX,
     RECENT,
@@ -140,15 +142,19 @@ def test_a_listing_that_is_read_again_is_taken_as_it_is_now() -> None:
 
 def test_places_are_bounded() -> None:
     order = _ordered(*((n, range(n * 10_000, n * 10_000 + 5_000)) for n in range(1, 10)))
-    assert len(order._places) <= PLACES_MAX
-    assert len(order._listings) == PLACES_MAX // 5_000
+    assert order._count == PLACES_MAX == sum(map(len, order._listings.values()))
     order.opened(90_000)
     assert order.opened(90_001) != [] and order.opened(10_000) == []
 
 
 def test_containers_without_files_take_no_memory() -> None:
     order = _ordered(*((n, range(0)) for n in range(1, 1000)))
-    assert not order._listings and not order._places
+    assert not order._listings
+
+
+def test_listings_are_bounded() -> None:
+    order = _ordered(*((n, [n]) for n in range(1, 10 * LISTINGS_MAX)))
+    assert len(order._listings) == LISTINGS_MAX == order._count
 
 
 def test_every_second_file_is_a_sequence_and_every_eighth_is_none() -> None:
@@ -296,7 +302,7 @@ async def test_a_walk_waits_for_few_of_its_listings(rig: Rig, autojump_clock: Mo
     """51 listings of one round trip each: they take eight at most, and none is asked for twice."""
     assert await _walk(rig) <= 8 * ROUND_TRIP_S
     assert sorted(rig.distant.asked) == sorted([ROOT_ID, *rig.containers])
-    assert rig.distant.most_at_once <= LISTINGS_MAX + 1
+    assert rig.distant.most_at_once <= LISTED_AHEAD_MAX + 1
 
 
 async def test_without_a_feed_nothing_is_listed_ahead(rig: Rig, autojump_clock: MockClock) -> None:

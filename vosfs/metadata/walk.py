@@ -108,20 +108,20 @@ FILES_MIN, FILES_MAX = 4, 32
 RECENT = 8
 """Files that were opened last; they are a sequence if they are at least every second one of where they are.  In no strict
 order, as several programs may share the work."""
-PLACES_MAX = 20_000
-"""Files whose place in a listing is remembered; listings that were read first are forgotten first."""
+LISTINGS_MAX, PLACES_MAX = 64, 20_000
+"""Listings that are remembered, and files in all of them; those that were read first are forgotten first."""
 
 
 class OpenAhead:
     """Follows which files of listings are opened.  One file is no sequence; each that goes on with one doubles the window."""
 
-    __slots__ = ("_listings", "_places", "_container", "_recent", "_window", "_asked")
+    __slots__ = ("_listings", "_count", "_container", "_recent", "_window", "_asked")
 
     def __init__(self) -> None:
-        self._listings: OrderedDict[int, list[int]] = OrderedDict()
-        """Container -> its files in order."""
-        self._places: dict[int, tuple[int, int]] = {}
-        """File -> its container and place there; INVARIANT: for each file of ``_listings``, but at most PLACES_MAX."""
+        self._listings: OrderedDict[int, dict[int, int]] = OrderedDict()
+        """Container -> its files and their places in it; INVARIANT: at most LISTINGS_MAX, none empty."""
+        self._count = 0
+        """INVARIANT: sum of their lengths, at most PLACES_MAX."""
         self._container = 0
         """Where files were opened last."""
         self._recent: deque[int] = deque(maxlen=RECENT)
@@ -132,29 +132,33 @@ class OpenAhead:
 
     def found(self, container: int, files: Iterable[int], begins: bool) -> None:
         """The next files of a listing, or the first ones."""
+        known = self._listings.pop(container, {})
+        self._count -= len(known)
         if begins:
-            self._forget(container)
-        known = self._listings.pop(container, [])
-        for id in files:
-            # One that has another name there, or a listing that is read twice at once, adds nothing.
-            if self._places.get(id, (0, 0))[0] != container:
-                self._places[id] = (container, len(known))
-                known.append(id)
+            known = {}
+            if container == self._container:
+                self._asked = 0
+        # One that has another name there, or a listing that is read twice at once, adds nothing.
+        new = [id for id in dict.fromkeys(files) if id not in known]
+        known.update(zip(new, range(len(known), len(known) + len(new)), strict=True))
         if known:
             self._listings[container] = known
-        while len(self._places) > PLACES_MAX:
-            self._forget(next(iter(self._listings)))
+            self._count += len(known)
+        while len(self._listings) > LISTINGS_MAX or self._count > PLACES_MAX:
+            self._count -= len(self._listings.popitem(last=False)[1])
 
-    def _forget(self, container: int) -> None:
-        if container == self._container:
-            self._asked = 0
-        for id in self._listings.pop(container, ()):
-            if self._places.get(id, (0, 0))[0] == container:
-                del self._places[id]
+    def _place(self, id: int) -> tuple[int, int]:
+        """Container and place of a file; (0, -1) if it is in no listing."""
+        if id in (files := self._listings.get(self._container, {})):
+            return self._container, files[id]
+        for container, files in self._listings.items():
+            if id in files:
+                return container, files[id]
+        return 0, -1
 
     def opened(self, id: int) -> list[int]:
         """A program opens a file: which to ask for now, each once only."""
-        container, index = self._places.get(id, (0, -1))
+        container, index = self._place(id)
         if not self._goes_on(container, index):
             self._window, self._asked = 0, index + 1
             return []
@@ -165,7 +169,7 @@ class OpenAhead:
         if last < len(files) and last - self._asked < self._window // 2:
             # Few more: with the next ones, in one message.
             return []
-        wanted = files[self._asked : last]
+        wanted = list(itertools.islice(files, self._asked, last))
         self._asked = max(self._asked, last)
         return wanted
 
