@@ -44,11 +44,10 @@ class Openings:
         if not self._tree.live:
             # What comes would not be kept long enough.
             return
-        if self._messages < MESSAGES_MAX:
-            wanted = self._tree.will_open([other for other in self._order.opened(id) if self._unknown(other)])
-            if wanted:
-                self._messages += 1
-                self._nursery.start_soon(self._bring, wanted)
+        following = self._order.opened(id, self._messages < MESSAGES_MAX)
+        if following and (wanted := self._tree.will_open([other for other in following if self._unknown(other)])):
+            self._messages += 1
+            self._nursery.start_soon(self._bring, wanted)
 
     def _unknown(self, id: int) -> bool:
         node = self._tree.peek(id)

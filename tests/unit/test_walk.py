@@ -164,6 +164,19 @@ def test_every_second_file_is_a_sequence_and_every_eighth_is_none() -> None:
     assert not any(order.opened(id) for id in range(1000, 3000, RECENT))
 
 
+def test_a_file_that_is_opened_twice_is_no_sequence() -> None:
+    order = _ordered((1, range(100, 200)))
+    assert [order.opened(id) for id in (100, 100, 100)] == [[], [], []]
+    assert order.opened(101) == list(range(102, 102 + FILES_MIN)) and order.opened(101) == []
+    assert order.opened(102) != []
+
+
+def test_what_there_is_no_room_for_is_asked_for_later() -> None:
+    order = _ordered((1, range(100, 200)))
+    assert [order.opened(id, room=False) for id in range(100, 140)] == [[]] * 40
+    assert order.opened(140) == list(range(141, 141 + FILES_MAX))
+
+
 def test_a_file_of_two_names_and_a_listing_read_twice_add_nothing() -> None:
     order = _ordered((1, [10, 11, 12, 13, 12, 14, 11]))
     order.found(1, range(12, 18), begins=False)

@@ -156,9 +156,12 @@ class OpenAhead:
                 return container, files[id]
         return 0, -1
 
-    def opened(self, id: int) -> list[int]:
-        """A program opens a file: which to ask for now, each once only."""
+    def opened(self, id: int, room: bool = True) -> list[int]:
+        """A program opens a file: which to ask for now if there is room for that, each once only."""
         container, index = self._place(id)
+        if container == self._container and index in self._recent:
+            # Again: that is no step.
+            return []
         if not self._goes_on(container, index):
             self._window, self._asked = 0, index + 1
             return []
@@ -166,8 +169,8 @@ class OpenAhead:
         self._asked = max(self._asked, index + 1)
         self._window = min(max(2 * self._window, FILES_MIN), FILES_MAX)
         last = min(index + 1 + self._window, len(files))
-        if last < len(files) and last - self._asked < self._window // 2:
-            # Few more: with the next ones, in one message.
+        if not room or (last < len(files) and last - self._asked < self._window // 2):
+            # Few more are asked for with the next ones, in one message.
             return []
         wanted = list(itertools.islice(files, self._asked, last))
         self._asked = max(self._asked, last)
