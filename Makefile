@@ -15,7 +15,7 @@ DEBIAN := fuse3 libfuse3-dev pkg-config postgresql gcc libc6-dev python3-dev pyt
 .PHONY: help init demo test test-s3 test-plain object-stores conformance check format bench bench-quick bench-peers bench-latency bench-s3 bench-ngas bench-daemon soak posix fsx fuzz run docs clean debian
 
 help:  ## list these targets
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
+	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
 
 init: $(STAMP)  ## put everything into .venv/
 

@@ -1,17 +1,21 @@
 """``vosfs``: mount, umount and status, for people and scripts."""
 
 import argparse
+import contextlib
 import errno
+import ipaddress
 import json
 import os
 import re
 import select
+import socket
 import stat
 import subprocess
 import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 import trio
 
@@ -23,6 +27,8 @@ if TYPE_CHECKING:
 
 START_S_MAX = 90.0
 """A mount that has not answered by then is given up."""
+SERVICE_S_MAX, SERVICE_LOOK_S = 5.0, 0.05
+"""How long a mount waits for a daemon of this host that is not there yet, and between looks."""
 SIZE = re.compile(r"(\d+)([KMGT]?)", re.IGNORECASE)
 DEAD_MAX = 10
 """Dead mounts on one another that a new one clears away."""
@@ -102,6 +108,23 @@ def _token(file: Path | None) -> str:
     return token
 
 
+def _await_start(url: str, token_file: Path | None) -> None:
+    """Give a daemon of this host, which may have been started on the line before, time to begin; whatever is wrong is told later."""
+    parts = urlsplit(url)
+    try:
+        host, port = parts.hostname or "", parts.port or (443 if parts.scheme == "https" else 80)
+        if host != "localhost" and not ipaddress.ip_address(host).is_loopback:
+            return
+    except ValueError:
+        return
+    end = time.monotonic() + SERVICE_S_MAX
+    while time.monotonic() < end:
+        with contextlib.suppress(OSError), socket.create_connection((host, port), SERVICE_S_MAX):
+            if token_file is None or token_file.exists():
+                return
+        time.sleep(SERVICE_LOOK_S)
+
+
 def _mount(args: argparse.Namespace) -> None:
     from vosfs import mount
 
@@ -122,6 +145,7 @@ def _mount(args: argparse.Namespace) -> None:
             raise QuietError(f"unknown option {option!r}; vosfs mount --help lists them")
     if "ro" in given:
         kernel.add("ro")
+    _await_start(args.url, args.token_file)
     try:
         options = mount.Options(
             args.url, args.mountpoint.absolute(), _cache_dir(args.cache_dir),
@@ -304,7 +328,7 @@ def _show(point: str, status: dict[str, object]) -> None:
         print(f"  ahead    delegation {ahead}; {status['owed']} changes on their way{lost}")
     print(f"  files    {status['open_files']} open, {mib('dirty_bytes')} not yet saved")
     print(
-        f"  cache    {mib('cache_bytes')} of blocks, {mib('scratch_bytes')} of files being written, in {status['cache_dir']}"
+        f"  cache    {mib('cache_bytes')} of blocks, {mib('scratch_bytes')} of files written here, in {status['cache_dir']}"
     )
     if status.get("staging"):
         print(

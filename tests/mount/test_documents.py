@@ -1,12 +1,15 @@
 """What the documents tell people to type works as written."""
 
 import itertools
+import os
 import re
+import signal
 import subprocess
+import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 
-from tests.conftest import BIN, Daemon, free_port, start_daemon, unmount
+from tests.conftest import BIN, Daemon, free_port, unmount
 from vosfs import config
 
 ROOT = Path(__file__).parents[2]
@@ -32,15 +35,22 @@ def test_the_readme_serves_and_mounts(tmp_path: Path) -> None:
         line = line.replace(".venv/bin", str(BIN)).replace("/tmp/space", str(space)).replace("8080", str(port))
         commands.append(re.sub(r"/mnt\b(?!/)", str(point), line).replace("/usr/share/doc", str(ROOT / "docs")))
     assert commands[0].startswith(f"{BIN}/vosfsd --dev {space} --port {port}")
-    daemon = start_daemon(space, port=port)
+    assert commands[-1] == "kill %1"
+    # As it is pasted: the mount does not wait for anybody to see that the daemon is ready.
+    script = "\n".join(
+        [commands[0].replace("&", f">{tmp_path}/log 2>&1 &"), f"echo $! >{tmp_path}/pid", *commands[1:-1]]
+    )
     try:
-        for command in commands[1:]:
-            done = subprocess.run(["sh", "-c", command], capture_output=True, text=True, timeout=120)
-            assert done.returncode == 0, f"{command}\n{done.stderr}"
-        assert daemon.request("GET", "/files/docs/index.rst")[2] == (ROOT / "docs/index.rst").read_bytes()
+        done = subprocess.run(["sh", "-e", "-c", script], capture_output=True, text=True, timeout=120)
+        assert done.returncode == 0, done.stderr
+        token = (space / "token").read_text().strip()
+        request = urllib.request.Request(f"http://127.0.0.1:{port}/vos/files/docs/index.rst")
+        request.add_header("Authorization", f"Bearer {token}")
+        with urllib.request.urlopen(request, timeout=10) as answer:
+            assert answer.read() == (ROOT / "docs/index.rst").read_bytes()
     finally:
         unmount(point)
-        daemon.stop()
+        os.kill(int((tmp_path / "pid").read_text()), signal.SIGTERM)
 
 
 def test_the_configuration_example_is_valid(tmp_path: Path) -> None:
