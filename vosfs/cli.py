@@ -113,7 +113,8 @@ def _await_start(url: str, token_file: Path | None) -> None:
     parts = urlsplit(url)
     try:
         host, port = parts.hostname or "", parts.port or (443 if parts.scheme == "https" else 80)
-        if host != "localhost" and not ipaddress.ip_address(host).is_loopback:
+        here = host == "localhost" or ipaddress.ip_address(host).is_loopback
+        if parts.scheme not in ("http", "https") or not here:
             return
     except ValueError:
         return
@@ -122,6 +123,8 @@ def _await_start(url: str, token_file: Path | None) -> None:
         with contextlib.suppress(OSError), socket.create_connection((host, port), SERVICE_S_MAX):
             if token_file is None or token_file.exists():
                 return
+            # It listens, so it writes the token now if ever.
+            end = min(end, time.monotonic() + 1)
         time.sleep(SERVICE_LOOK_S)
 
 
