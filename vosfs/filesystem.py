@@ -11,6 +11,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable
 
+import msgspec
 import trio
 
 from vosfs.cache.blocks import BlockCache, Buffer
@@ -146,7 +147,13 @@ class FileSystem:
         file = self.files.get(id)
         if file is not None and (file.changed or file.unlinked):
             return file.attributes()
-        return self._gone.get(id) or await self.tree.get(id)
+        try:
+            return self._gone.get(id) or await self.tree.get(id)
+        except NodeNotFound:
+            # Removed or replaced elsewhere, and purged: who has it open goes on reading.
+            if file is None or not file.handles:
+                raise
+            return msgspec.structs.replace(file.attributes(), nlink=0)
 
     def _writable(self) -> None:
         if self._read_only:
@@ -343,7 +350,8 @@ class FileSystem:
     async def open(self, id: int, flags: int, privileged: bool = True) -> tuple[int, bool]:
         """open(2): a handle, and whether the kernel may keep the pages it has.
 
-        NotOnline for reading bytes that have to come from a slow storage: they were asked for.
+        NotOnline for reading bytes that have to come from a slow storage: they were asked for.  NodeNotFound, and nothing that
+        led to the node is remembered, if it is no more.
         """
         writable = flags & os.O_ACCMODE != os.O_RDONLY
         if writable or flags & os.O_TRUNC:
@@ -355,7 +363,11 @@ class FileSystem:
             check_guard(node, "the node")
         if not writable:
             self.openings.opened(id)
-        file = await self.files.open(id)
+        try:
+            file = await self.files.open(id)
+        except NodeNotFound:
+            self.tree.vanished(id)
+            raise
         if flags & os.O_ACCMODE != os.O_WRONLY and not flags & os.O_TRUNC:
             try:
                 await self.awaited.check(file)

@@ -243,7 +243,12 @@ class Operations(pyfuse3.Operations):
 
     @answers
     async def open(self, inode: int, flags: int, ctx: Any) -> pyfuse3.FileInfo:
-        handle, keep = await self._fs.open(inode, flags, _privileged(ctx))
+        try:
+            handle, keep = await self._fs.open(inode, flags, _privileged(ctx))
+        except NodeNotFound:
+            # Replaced elsewhere between the look-up and this.  The kernel looks once more then, and the program sees nothing;
+            # ENOENT would be of a name that was always there.
+            raise pyfuse3.FUSEError(errno.ESTALE) from None
         return pyfuse3.FileInfo(fh=handle, keep_cache=keep)
 
     @answers

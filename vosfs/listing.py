@@ -30,10 +30,11 @@ class Listing:
     """A directory as it is read from its beginning: the pages, and where each began.
 
     Entries have ordinals.  Pages are forgotten as they are passed, so memory is one page; going back asks again from the
-    remembered start of a page.
+    remembered start of a page.  A listing that was read to its end has that end for ever: the kernel gives its pages to others
+    too, who ask for the end again, and names that came since would have moved it.
     """
 
-    __slots__ = ("id", "position", "starts", "page", "base", "complete", "epoch", "seen")
+    __slots__ = ("id", "position", "starts", "page", "base", "complete", "epoch", "seen", "end")
 
     def __init__(self, id: int, serial: int, epoch: int) -> None:
         self.id = id
@@ -48,6 +49,8 @@ class Listing:
         """Whether the page is the last."""
         self.epoch = epoch
         self.seen = 0
+        self.end: int | None = None
+        """How many entries there were."""
 
 
 class Listings:
@@ -89,6 +92,8 @@ class Listings:
 
         They are as this mount knows them now, unsaved changes included, not as they were when the page was asked for.
         """
+        if listing.end is not None and at >= listing.end:
+            return []
         if listing.base < 0 or not listing.base <= at <= listing.base + len(listing.page):
             await self._load(listing, at // PAGE_NODES_MAX)
         if at == listing.base + len(listing.page) and not listing.complete:
@@ -101,8 +106,9 @@ class Listings:
             known = file.attributes() if file is not None and file.changed else peek(node.id)
             found.append((name, known or node, known is not None and names.get(name) == node.id))
         if not found:
-            # Read to its end.
-            listing.page, listing.base = [], -1
+            listing.end = at
+            if listing.base or len(listing.page) > PAGE_NODES_MAX:
+                listing.page, listing.base = [], -1
         return found
 
     async def _load(self, listing: Listing, wanted: int) -> None:

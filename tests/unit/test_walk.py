@@ -236,9 +236,12 @@ class Distant:
         self.looked_up: list[bytes] = []
         self.opened: list[int] = []
         self.opened_ahead: list[int] = []
+        self.purged: set[int] = set()
         self.broken = False
 
     async def open(self, id: int) -> Content:
+        if id in self.purged:
+            raise NodeNotFound(f"node {id}")
         self.opened.append(id)
         await trio.sleep(ROUND_TRIP_S)
         return await self._store.open(id)
@@ -256,6 +259,8 @@ class Distant:
         return Found(await self._store.lookup(parent, name), None)
 
     async def get(self, id: int) -> Node:
+        if id in self.purged:
+            raise NodeNotFound(f"node {id}")
         return await self._store.get(id)
 
     async def children(self, parent: int, after: bytes, limit: int) -> list[tuple[bytes, Node]]:
@@ -451,6 +456,31 @@ async def test_without_a_feed_nothing_is_opened_ahead(rig: Rig, autojump_clock: 
     assert rig.distant.opened_ahead == []
 
 
+async def test_a_file_that_is_open_and_purged_is_read_on(rig: Rig, autojump_clock: MockClock) -> None:
+    """Another mount replaced it."""
+    files = await _small_files(rig)
+    handle, _ = await rig.fs.open(files[5], os.O_RDONLY)
+    rig.distant.purged.add(files[5])
+    rig.fs.changed_elsewhere(Change(files[5], rig.containers[0], b"s005", ""))
+    node = await rig.fs.attributes(files[5])
+    assert (node.nlink, node.length) == (0, len(b"content of 5"))
+    assert bytes(await rig.fs.read(handle, 3, 100)) == b"content of 5"[3:]
+    await rig.fs.release(handle)
+    with pytest.raises(NodeNotFound):
+        await rig.fs.attributes(files[5])
+
+
+async def test_a_name_whose_node_is_no_more_is_looked_up_again(rig: Rig, autojump_clock: MockClock) -> None:
+    """Another mount replaced it, and the feed has not told yet."""
+    files = await _small_files(rig)
+    rig.distant.purged.add(files[5])
+    assert rig.tree.peek_name(rig.containers[0], b"s005") == files[5]
+    with pytest.raises(NodeNotFound):
+        await rig.fs.open(files[5], os.O_RDONLY)
+    assert rig.tree.peek_name(rig.containers[0], b"s005") is None
+    assert rig.tree.peek_name(rig.containers[0], b"s006") == files[6]
+
+
 # -- positions in a listing, where no directory is opened -----------------------------------------------------------------
 
 
@@ -476,3 +506,24 @@ async def test_a_listing_that_is_forgotten_is_begun_again_where_it_was(rig: Rig,
     while entries := await rig.fs.listings.entries(new, at - DOTS + len(rest)):
         rest += entries
     assert [name for name, _, _ in (*begun, *rest)] == [b"d%02d" % number for number in range(CONTAINERS)]
+
+
+@pytest.mark.parametrize("count", [100, PAGE_NODES_MAX + 200])
+async def test_names_that_come_later_do_not_move_the_end(rig: Rig, autojump_clock: MockClock, count: int) -> None:
+    """Of a listing that one program has read to its end and another is in the middle of."""
+    parent = rig.containers[0]
+    for number in range(count):
+        await rig.store.create(parent, b"m%05d" % number, NewNode(DATA))
+    listing, _ = rig.fs.listings.at(parent, 0)
+    names: list[bytes] = []
+    while entries := await rig.fs.listings.entries(listing, len(names)):
+        names += [name for name, _, _ in entries]
+    assert len(names) == count + FILES
+    for number in range(20):
+        new = await rig.store.create(parent, b"a%02d" % number, NewNode(DATA))
+        rig.fs.changed_elsewhere(Change(new.id, parent, b"a%02d" % number, ""))
+    assert await rig.fs.listings.entries(listing, len(names)) == []
+    if count < PAGE_NODES_MAX:
+        middle = [name for name, _, _ in await rig.fs.listings.entries(listing, 50)]
+        assert middle == names[50 : 50 + len(middle)], "short ones are kept as they were"
+    assert len(await rig.list(parent)) == count + FILES + 20

@@ -224,6 +224,13 @@ class CachedTree:
                 self._count -= 1
             names.complete = False
 
+    def vanished(self, id: int) -> None:
+        """A node is no more, and nobody has told yet: whatever leads to it is another's by now, or nobody's."""
+        self.forget(id)
+        for parent, names in list(self._names.items()):
+            for name in [name for name, of in names.ids.items() if of == id]:
+                self.forget_name(parent, name)
+
     def containers(self) -> list[int]:
         """Containers of which names are known."""
         return list(self._names)
