@@ -154,25 +154,27 @@ class Listings:
             return
         for id in self._walk.next(LISTINGS_MAX - len(self._listed_ahead)):
             if id not in self._listed_ahead and self._tree.names_known(id) is None:
-                self._begin(id, b"")
+                self._begin(id, b"", names_all=True)
 
     def looked_up(self, parent: int, name: bytes) -> None:
         """The service is asked for a name: with many in a row, it is asked for the listing too."""
         if self._tree.live:
             after = self._lookups.asked(parent, name)
             if after is not None and parent not in self._listed_ahead and len(self._listed_ahead) < LISTINGS_MAX:
-                self._begin(parent, after)
+                # Not to know what names are not there: one that somebody else makes must be there at the first look, and a feed
+                # is some 100 ms behind.
+                self._begin(parent, after, names_all=False)
 
-    def _begin(self, id: int, after: bytes) -> None:
+    def _begin(self, id: int, after: bytes, names_all: bool) -> None:
         self._listed_ahead[id] = trio.Event()
-        self._nursery.start_soon(self._list, id, after)
+        self._nursery.start_soon(self._list, id, after, names_all)
 
-    async def _list(self, id: int, after: bytes) -> None:
+    async def _list(self, id: int, after: bytes, names_all: bool) -> None:
         epoch = self._tree.epoch
         try:
             entries = await self._tree.children(id, after, PAGE_NODES_MAX)
             self._openings.found(id, entries, not after)
-            if len(entries) < PAGE_NODES_MAX and not after:
+            if names_all and len(entries) < PAGE_NODES_MAX:
                 self._tree.listed(id, epoch, len(entries))
         except VOSpaceError as exc:
             # Whoever asks for it will be told.

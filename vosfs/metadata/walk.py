@@ -82,8 +82,8 @@ class LookAhead:
     def asked(self, container: int, name: bytes) -> bytes | None:
         """One more: after which name to list the container now, if at all.
 
-        From its beginning at first, which is all of most containers, and shows what names are not there; then from where
-        look-ups in order are.  Of others twice as many bring it again: it did not help, or others change the container.
+        From its beginning at first, which is all of most containers; then from where look-ups in order are.  Of others
+        twice as many bring it again: it did not help, or others change the container.
         """
         asked = self._containers.pop(container, None) or _Asked()
         self._containers[container] = asked
