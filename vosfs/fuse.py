@@ -565,9 +565,8 @@ class Mount:
             os.close(self._device)
 
 
-def tune(mountpoint: str) -> None:
-    """Widen the kernel's own limits for this mount, where this user may."""
-    device = os.stat(mountpoint).st_dev
+def tune(device: int) -> None:
+    """Widen the kernel's own limits for the mount with this device number, where this user may."""
     number = f"{os.major(device)}:{os.minor(device)}"
     for path, value in (
         (f"/sys/class/bdi/{number}/read_ahead_kb", "1024"),

@@ -8,6 +8,8 @@ import os
 import resource
 import shutil
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -450,13 +452,28 @@ async def _stop_on_signal(mounted: fuse.Mount) -> None:
             return
 
 
+_LOOK = """
+import os, sys
+try:
+    with os.scandir(sys.argv[1]) as entries:
+        next(entries, None)
+    print(os.stat(sys.argv[1]).st_dev)
+except OSError as exc:
+    sys.exit(exc.strerror)
+"""
+"""Of a process of its own: one that waits for its own mount when it is killed can not die, since only its death would end
+the wait."""
+
+
 async def _announce(options: Options, mounted: fuse.Mount, report: Callable[[str], None]) -> None:
     """Say that the mount works, when it does: its root was listed through the kernel."""
 
     def look() -> None:
-        with os.scandir(options.mountpoint) as entries:
-            next(entries, None)
-        fuse.tune(str(options.mountpoint))
+        command = [sys.executable, "-I", "-S", "-c", _LOOK, str(options.mountpoint)]
+        done = subprocess.run(command, capture_output=True, text=True)
+        if done.returncode:
+            raise OSError(done.stderr.strip())
+        fuse.tune(int(done.stdout))
 
     try:
         with trio.fail_after(options.deadline_s):
