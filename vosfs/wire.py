@@ -30,6 +30,8 @@ CHUNKS_IN_A_ROW = 500
 TRAILER_BYTES_MAX = 8 * 1024
 BULK_BYTES = 1 << 20
 """Buffer of a thread that moves a body: with 64 KiB a PUT costs 2.05 s of CPU per GiB, with 1 MiB 0.59."""
+SEND_BYTES = 8 * BULK_BYTES
+"""Of a file are sent by one call, and asked of the disk beforehand: a mount's longest fetch, and as much again."""
 FIRST_BYTES = 16 * 1024
 """Of a file go out by themselves: a cold disk gives them in 0.2 ms, and 256 KiB in 1.2."""
 RECEIVE_BYTES = 64 * 1024
@@ -396,7 +398,7 @@ def send_file(sock: socket.socket, fd: int, start: int, stop: int, heed: bool = 
         if count == 0:
             raise ProtocolError("file ended before its length")
         start += count
-        most = 8 * BULK_BYTES
+        most = SEND_BYTES
 
 
 _SHORT = {
@@ -440,7 +442,7 @@ def will_send(fd: int, start: int, stop: int) -> None:
         first = min(start + FIRST_BYTES, stop)
         os.posix_fadvise(fd, start, first - start, os.POSIX_FADV_WILLNEED)
         if first < stop:
-            os.posix_fadvise(fd, first, min(8 * BULK_BYTES, stop - first), os.POSIX_FADV_WILLNEED)
+            os.posix_fadvise(fd, first, min(SEND_BYTES, stop - first), os.POSIX_FADV_WILLNEED)
 
 
 async def handshake(sock: socket.socket) -> None:
