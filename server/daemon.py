@@ -2,7 +2,6 @@
 
 import argparse
 import contextlib
-import ctypes
 import getpass
 import hashlib
 import json
@@ -27,7 +26,7 @@ from server.http import Server, listen
 from server.importer import import_tree
 from server.jobs import Jobs, Kind
 from server.service import Service
-from vosfs import __version__, config, log, uri
+from vosfs import __version__, config, heap, log, uri
 from vosfs.backends.backend import Keeper, Slow
 from vosfs.backends.bounded import Bounded, SlowBounded
 from vosfs.backends.posix import PosixBackend
@@ -47,7 +46,8 @@ KINDS: list[Kind] = [transfers.KIND, recursive.DELETE, recursive.SET_PROPERTIES,
 """Of jobs."""
 MMAP_BYTES = 4 << 20
 """Allocations above this are mapped, and unmapped when freed; buffers of bodies are below, and so much of them is kept: giving
-each back to the kernel and mapping it anew took 0.35 s of CPU a GiB."""
+each back to the kernel and mapping it anew took 0.35 s of CPU a GiB.  No larger: the 19 MiB of an argon2 hash would stay in
+the arena of each thread that made one, 200 MiB after some thousand wrong passwords."""
 DAMAGED = 3
 """Exit status of an audit that found bytes missing or damaged."""
 DEFAULT_CONFIG = Path("/etc/vosfs/vosfsd.toml")
@@ -159,19 +159,6 @@ async def check(store: SqlStore, backend: Storages) -> None:
     name = hashlib.sha256(b"space" + await store.secret()).hexdigest()[:32]
     await trio.to_thread.run_sync(backend.check, name)
     await housekeeping.count_stored(store, backend)
-
-
-def _bound_memory() -> None:
-    """Give large allocations back at once.
-
-    glibc raises its threshold for that to the largest block ever freed: the 19 MiB of an argon2 hash then stay in the
-    arena of each thread that made one, 200 MiB after some thousand wrong passwords.
-    """
-    m_trim_threshold, m_mmap_threshold = -1, -3
-    libc = ctypes.CDLL(None)
-    # Who sets the one turns off that the other follows it.
-    libc.mallopt(m_mmap_threshold, MMAP_BYTES)
-    libc.mallopt(m_trim_threshold, MMAP_BYTES)
 
 
 async def serve(cfg: Config, ready: Callable[[Config, SqlStore], Awaitable[None]]) -> None:
@@ -314,7 +301,8 @@ def _run_daemon(argv: list[str]) -> None:
     cfg = _configured(args)
     log.start(args.log or cfg.server.log)
     os.umask(0o077)
-    _bound_memory()
+    heap.give_back_from(MMAP_BYTES)
+    heap.collect_rarely()
 
     async def ready(final: Config, store: SqlStore) -> None:
         if args.dev:

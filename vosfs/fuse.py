@@ -431,20 +431,26 @@ def _invalidate(batch: list[Change]) -> None:
 class _Turn:
     """The two methods of trio.Lock that pyfuse3 uses, without a checkpoint when it is free."""
 
-    __slots__ = ("_held", "_lot")
+    __slots__ = ("_held", "_called", "_lot")
 
     def __init__(self) -> None:
         self._held = False
+        self._called = False
+        """Whether somebody was woken who has not run yet: the others would wake only to find the turn taken."""
         self._lot = trio.lowlevel.ParkingLot()
 
     async def __aenter__(self) -> None:
         while self._held:
-            await self._lot.park()
+            try:
+                await self._lot.park()
+            finally:
+                self._called = False
         self._held = True
 
     async def __aexit__(self, *exc: object) -> None:
         self._held = False
-        if self._lot:
+        if self._lot and not self._called:
+            self._called = True
             self._lot.unpark()
 
 

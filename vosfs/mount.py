@@ -1,7 +1,6 @@
 """The composition root of a mount: which tree, which blobs, which cache; and the tasks that live as long as it."""
 
 import contextlib
-import ctypes
 import fcntl
 import logging
 import os
@@ -19,7 +18,7 @@ from typing import Protocol, cast
 import msgspec
 import trio
 
-from vosfs import fuse
+from vosfs import fuse, heap
 from vosfs.backends.blobs import Blobs, GatewayBlobs
 from vosfs.backends.direct import DirectBlobs
 from vosfs.cache import journal
@@ -95,7 +94,8 @@ async def run(options: Options, report: Callable[[str], None]) -> None:
 
     Raises QuietError before that, with the reason in one line.
     """
-    _keep_memory()
+    heap.give_back_from(FREE_BYTES_MAX)
+    heap.collect_rarely()
     cache, lock = _private_cache(options.cache_dir)
     clients: list[Closing] = []
     sessions: list[Session] = []
@@ -180,13 +180,6 @@ async def run(options: Options, report: Callable[[str], None]) -> None:
         if not journal.records(cache / JOURNAL):
             shutil.rmtree(cache, ignore_errors=True)
         os.close(lock)
-
-
-def _keep_memory() -> None:
-    m_trim_threshold, m_mmap_threshold = -1, -3
-    libc = ctypes.CDLL(None)
-    libc.mallopt(m_trim_threshold, FREE_BYTES_MAX)
-    libc.mallopt(m_mmap_threshold, FREE_BYTES_MAX)
 
 
 def alive(pid: int) -> bool:

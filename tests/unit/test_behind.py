@@ -111,6 +111,43 @@ async def test_who_asks_travels_behind_what_is_owed(
     assert [type(r) for r in batch.requests] == [m.Create, m.Properties] and batch.wanted == [1]
 
 
+async def test_who_asks_needs_no_other_task_to_be_heard(service: Service) -> None:
+    behind = WriteBehind(service.send, {m.Properties: msgspec.msgpack.Decoder(dict[str, str]).decode}, 10.0)
+    behind.add(create(1))
+    assert await behind.ordered(m.Properties(101)) == {"n": "1"}
+    assert behind.idle
+
+
+async def test_an_asker_that_is_cancelled_takes_nothing_along(
+    autojump_clock: MockClock, service: Service, behind: WriteBehind
+) -> None:
+    service.answering = trio.Event()
+    behind.add(create(1))
+    with trio.move_on_after(1):
+        await behind.ordered(m.Properties(101))
+    service.answering.set()
+    behind.add(create(2))
+    await behind.drain()
+    assert behind.owed == 0 and [batch.again for batch in service.batches] == [False, True]
+    assert service.names == [b"1", b"1", b"2"], "sent again, and marked so: the service has it once"
+
+
+async def test_changes_that_come_during_a_batch_gather_too(
+    autojump_clock: MockClock, service: Service, behind: WriteBehind, nursery: trio.Nursery
+) -> None:
+    service.answering = trio.Event()
+    behind.add(create(1))
+    nursery.start_soon(behind.ordered, m.Properties(101))
+    await trio.testing.wait_all_tasks_blocked()
+    behind.add(create(2))
+    await trio.sleep(2 * DELAY_S)
+    service.answering.set()
+    await trio.sleep(DELAY_S / 2)
+    behind.add(create(3))
+    await trio.sleep(2 * DELAY_S)
+    assert [len(batch.requests) for batch in service.batches] == [2, 2]
+
+
 async def test_a_refused_answer_is_the_askers_error(
     autojump_clock: MockClock, service: Service, behind: WriteBehind
 ) -> None:
@@ -338,6 +375,8 @@ async def test_a_disk_that_is_full_stops_nothing_but_the_acknowledging(
     service.answering.set()
     await behind.drain()
     assert service.names == [b"1", b"2"] and behind.lost == 0
+    # Once more when there is rest.
+    await trio.testing.wait_all_tasks_blocked()
     assert "stays as long as it is" in caplog.text
     caplog.clear()
 

@@ -25,6 +25,7 @@ from vosfs.cache.ranges import Ranges
 from vosfs.cache.scratch import Scratch
 from vosfs.client import Segment
 from vosfs.errors import NodeNotFound, Stale, VOSpaceError
+from vosfs.locks import Lock
 from vosfs.metadata import content
 from vosfs.metadata.cached import CachedTree
 from vosfs.metadata.messages import Commit
@@ -107,7 +108,7 @@ class CachedFile:
         self._counted = (0, 0)
         """Dirty and local bytes as the table's totals have them."""
         self._resized = False
-        self._lock = trio.Lock()
+        self._lock = Lock()
         """Held while uploading and committing: one at a time, in order."""
         self._uploading = False
         self._saving = False

@@ -18,6 +18,7 @@ from typing import Any
 import trio
 
 from vosfs.errors import InternalFault, ServiceUnavailable, StorageFull
+from vosfs.locks import Lock
 from vosfs.metadata import sql
 from vosfs.metadata.sqlstore import READS, SqlStore
 from vosfs.metadata.store import Caller
@@ -31,6 +32,11 @@ CHECKPOINT_EVERY_S = 1.0
 LOG_BYTES_MIN = 16 << 20
 """A shorter log is left alone.  Its file has this much from the start: fdatasync takes 150 µs where blocks of it are
 overwritten, and 1 000 where each time the file grows and its length goes through the file system's own journal."""
+LOG_BYTES_BUSY = 64 << 20
+"""While changes come, a shorter one is left alone too: a checkpoint takes a fifth of a core and the disk from them.  The file
+gets so much when it is needed."""
+LOG_BYTES_AHEAD = 8 << 20
+"""Of the file, at least, lie before what is appended next: more than comes in CHECKPOINT_EVERY_S where each change is synced."""
 LOG_BYTES_MAX = 256 << 20
 """A longer one is cut by a checkpoint that makes writers wait."""
 
@@ -91,7 +97,9 @@ class SqliteStore(SqlStore):
         self._commits = 0
         self._durable = 0
         """INVARIANT: the first ``_durable`` of ``_commits`` transactions are on disk."""
-        self._syncing = trio.Lock()
+        self._seen = self._moved = 0
+        """How many transactions there were at the last look at the log, and at the last checkpoint."""
+        self._syncing = Lock()
         self._sync_s = SYNC_HERE_S
         """How long the last one took."""
         self._prepare()
@@ -126,12 +134,26 @@ class SqliteStore(SqlStore):
             os.close(directory)
 
     def _open_log(self) -> None:
-        """Inside a transaction: nobody else may append a frame where this writes."""
+        """Inside a transaction, as ``_lengthen``."""
         self._log_fd = os.open(self.path + "-wal", os.O_RDWR)
         self._index_fd = os.open(self.path + "-shm", os.O_RDONLY)
+        self._lengthen(LOG_BYTES_MIN)
+
+    def _lengthen(self, length: int) -> None:
+        """Give the log's file blocks.  Inside a transaction: nobody else may append a frame where this writes."""
         size = os.fstat(self._log_fd).st_size
         # Zeros are no frames: whoever reads the log back stops there.
-        os.pwrite(self._log_fd, bytes(max(0, LOG_BYTES_MIN - size)), size)
+        os.pwrite(self._log_fd, bytes(max(0, length - size)), size)
+
+    def _make_room(self) -> None:
+        """Keep the end of the log's file before what is appended."""
+        size = os.fstat(self._log_fd).st_size
+        if size < LOG_BYTES_BUSY and self._log_bytes() > size - LOG_BYTES_AHEAD:
+            self._db.execute("BEGIN IMMEDIATE")
+            try:
+                self._lengthen(size + LOG_BYTES_MIN)
+            finally:
+                self._db.execute("ROLLBACK")
 
     def _checkpoint(self) -> None:
         """Move the log into the database, in a worker thread, beside the event loop's own connection.
@@ -150,16 +172,24 @@ class SqliteStore(SqlStore):
 
     async def keep(self) -> None:
         """Keep the log short, until cancelled: the daemon runs this beside its other tasks."""
-        done = self._commits
         while True:
             await trio.sleep(CHECKPOINT_EVERY_S)
-            if self._commits == done or self._log_bytes() < LOG_BYTES_MIN:
-                continue
-            done = self._commits
             try:
-                await trio.to_thread.run_sync(self._checkpoint)
+                if self._checkpoint_due():
+                    await trio.to_thread.run_sync(self._checkpoint)
             except sqlite3.OperationalError as exc:
                 log.warning("checkpoint of %s: %s", self.path, exc)
+
+    def _checkpoint_due(self) -> bool:
+        """Whether the log is to go into the database now; called every so often.  Else there is room in it."""
+        busy, self._seen = self._commits != self._seen, self._commits
+        if self._seen == self._moved:
+            return False
+        if self._log_bytes() < (LOG_BYTES_BUSY if busy else LOG_BYTES_MIN):
+            self._make_room()
+            return False
+        self._moved = self._seen
+        return True
 
     def close(self) -> None:
         """Close the database; SQLite checkpoints it."""
@@ -216,6 +246,12 @@ class SqliteStore(SqlStore):
             await self.sync()
         return result
 
+    def _sync_log(self) -> None:
+        # The hop to a thread and back is not the disk's: with it in, one slow sync was followed by threads for good.
+        began = time.perf_counter()
+        os.fdatasync(self._log_fd)
+        self._sync_s = time.perf_counter() - began
+
     async def sync(self) -> None:
         target = self._commits
         while self._durable < target:
@@ -224,10 +260,8 @@ class SqliteStore(SqlStore):
                     return
                 covered = self._commits
                 if self._log_fd >= 0:
-                    began = time.perf_counter()
                     if self._sync_s < SYNC_HERE_S:
-                        os.fdatasync(self._log_fd)
+                        self._sync_log()
                     else:
-                        await trio.to_thread.run_sync(os.fdatasync, self._log_fd)
-                    self._sync_s = time.perf_counter() - began
+                        await trio.to_thread.run_sync(self._sync_log)
                 self._durable = covered
