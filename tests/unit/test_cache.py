@@ -1,7 +1,9 @@
 """The pure parts of the cache: ranges, read-ahead, scratch, and blocks that are fetched once."""
 
+import itertools
 import os
 import resource
+import tempfile
 import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -9,9 +11,18 @@ from pathlib import Path
 import pytest
 import trio
 import trio.testing
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from vosfs.cache import blocks
-from vosfs.cache.blocks import BLOCK_BYTES, FETCH_BYTES_MAX, SEGMENT_BYTES, BlockCache
+from vosfs.cache.blocks import (
+    BLOCK_BYTES,
+    FETCH_BYTES_MAX,
+    SEGMENT_BYTES,
+    WRITES_MAX,
+    WRITES_WAITING_MAX,
+    BlockCache,
+)
 from vosfs.cache.ranges import Ranges
 from vosfs.cache.readahead import SEQUENTIAL_SLACK, WINDOW_BYTES_MAX, WINDOW_BYTES_MIN, ReadAhead
 from vosfs.cache.scratch import MEMORY_BYTES_MAX, Scratch
@@ -20,6 +31,7 @@ from vosfs.errors import ServiceUnavailable
 from vosfs.metadata.messages import Stored
 
 MIB, GIB = 1 << 20, 1 << 30
+PATTERN = bytes(range(251))
 
 
 # -- ranges ----------------------------------------------------------------------------------------------------------
@@ -222,7 +234,8 @@ class Gate:
 
 def expected(start: int, stop: int) -> bytes:
     """What a gate's blob holds there."""
-    return bytes(at % 251 for at in range(start, stop))
+    first = start % len(PATTERN)
+    return (PATTERN * ((stop - start) // len(PATTERN) + 2))[first : first + stop - start]
 
 
 @pytest.fixture
@@ -273,7 +286,7 @@ async def test_bytes_are_read_as_they_come(cache: BlockCache, blobs: Gate) -> No
     assert len(blobs.asked) == 1, "the reader who went away did not take the fetch along"
 
 
-async def test_a_read_of_two_fetches_waits_for_the_disk(
+async def test_a_read_of_two_fetches_does_not_wait_for_the_disk(
     cache: BlockCache, blobs: Gate, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     disk = threading.Event()
@@ -295,8 +308,9 @@ async def test_a_read_of_two_fetches_waits_for_the_disk(
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(read)
-        await trio.testing.wait_all_tasks_blocked(0.05)
-        assert not results
+        with trio.fail_after(5):
+            while not results:
+                await trio.testing.wait_all_tasks_blocked(0.01)
         disk.set()
     assert results == [expected(BLOCK_BYTES - 5, BLOCK_BYTES + 5)] and len(blobs.asked) == 2
 
@@ -370,6 +384,7 @@ async def test_a_blob_of_which_less_is_asked_than_before(cache: BlockCache, blob
     with trio.fail_after(10):
         data = await cache.read("b", BLOCK_BYTES + 50, BLOCK_BYTES - 20, BLOCK_BYTES + 50)
     assert data == expected(BLOCK_BYTES - 20, BLOCK_BYTES + 50)
+    await cache.fill("b", BLOCK_BYTES + 50, 0, BLOCK_BYTES + 50)
     assert cache.read_now("b", BLOCK_BYTES - 20, BLOCK_BYTES + 50) == data
     assert cache.used_bytes == 2 * BLOCK_BYTES - 10
 
@@ -449,7 +464,151 @@ async def test_a_kept_blob_that_turns_out_longer(cache: BlockCache, blobs: Gate)
     await cache.fill("b", length, 0, length)
     longer = 5 * BLOCK_BYTES
     assert await cache.read("b", longer, length - 20, longer) == expected(length - 20, longer)
+    await cache.fill("b", longer, 0, longer)
     cache.check()
+
+
+@pytest.mark.parametrize("kept", ["all", "every other", "none"])
+async def test_reads_that_begin_in_one_fetch_and_end_in_the_next_leave_nothing_in_memory(
+    cache: BlockCache, blobs: Gate, kept: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A kernel's read-ahead begins with 128 KiB, and goes on by the MiB."""
+    decide, turns = BlockCache._may_be_kept, itertools.count()
+
+    def may_be_kept(self: BlockCache, fetch: blocks.Fetch) -> bool:
+        return decide(self, fetch) and (kept == "all" or (kept == "every other" and next(turns) % 2 == 0))
+
+    monkeypatch.setattr(BlockCache, "_may_be_kept", may_be_kept)
+    blobs.open.set()
+    length = 3 * FETCH_BYTES_MAX
+    await cache.fill("b", length, 0, 2 * FETCH_BYTES_MAX)
+    at = 0
+    while at < length:
+        stop = min(at + MIB if at else 128 * 1024, length)
+        assert await cache.read("b", length, at, stop) == expected(at, stop)
+        at = stop
+    await cache.fill("b", length, 0, length)
+    assert cache.fetched_bytes == 0
+    cache.check()
+
+
+class SlowDisk:
+    """Takes what goes past the page cache when it is told to."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.ready = threading.Event()
+        self.written = 0
+        real = blocks._write_direct
+
+        def write(fd: int, view: memoryview, offset: int) -> bool:
+            assert self.ready.wait(10)
+            self.written += 1
+            return real(fd, view, offset)
+
+        monkeypatch.setattr(blocks, "_write_direct", write)
+
+
+async def test_what_comes_faster_than_the_disk_takes_it_is_read_from_memory(
+    cache: BlockCache, blobs: Gate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    disk = SlowDisk(monkeypatch)
+    blobs.open.set()
+    count = WRITES_MAX + WRITES_WAITING_MAX + 3
+    length = count * FETCH_BYTES_MAX
+    cache.fetch("b", length, 0, length)
+    with trio.fail_after(5):
+        for at in range(0, length, MIB):
+            assert await cache.read("b", length, at, at + MIB) == expected(at, at + MIB)
+    assert len(blobs.asked) == count and not cache.used_bytes
+    disk.ready.set()
+    with trio.fail_after(5):
+        while cache.used_bytes < (WRITES_MAX + WRITES_WAITING_MAX) * FETCH_BYTES_MAX:
+            await trio.testing.wait_all_tasks_blocked(0.01)
+    assert disk.written == WRITES_MAX + WRITES_WAITING_MAX
+    assert not cache.holds("b", 0, length) and not cache.fetched_bytes
+    assert await cache.read("b", length, 0, length) == expected(0, length), "the others come once more"
+    assert len(blobs.asked) == count + 3
+    await cache.fill("b", length, 0, length)
+
+
+async def test_what_is_only_in_memory_makes_room_whole(
+    cache: BlockCache, blobs: Gate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(blocks, "WRITES_WAITING_MAX", 0)
+    blobs.open.set()
+    length = 4 * MIB
+    await cache.fill("b", length, 0, length)
+    assert cache.holds("b", 0, length) and not cache.used_bytes
+    (fetch,) = cache._unread
+    cache._forget(fetch)
+    assert not cache.holds("b", 0, 1) and cache.read_now("b", 0, 1) is None
+    assert await cache.read("b", length, 5, 10) == expected(5, 10) and len(blobs.asked) == 2
+
+
+async def test_what_was_read_as_it_came_and_the_disk_did_not_take_is_not_here(
+    cache: BlockCache, blobs: Gate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(blocks, "WRITES_WAITING_MAX", 0)
+    blobs.first = length = 2 * MIB
+    assert await cache.read("b", length, 0, length) == expected(0, length)
+    blobs.open.set()
+    (fetch,) = cache.fetch("b", length, 0, length)
+    await fetch.finish()
+    assert not cache.holds("b", 0, 1)
+    blobs.first = 0
+    assert await cache.read("b", length, 5, 10) == expected(5, 10) and len(blobs.asked) == 2
+
+
+SMALL = {
+    "BLOCK_BYTES": 1 << 10, "FETCH_BYTES_MAX": 8 << 10, "SEGMENT_BYTES": 32 << 10, "_SEGMENT_BLOCKS": 32,
+    "KEPT_BYTES_MIN": 2 << 10, "EDGE_BYTES": 1 << 10, "FETCHED_BYTES_MAX": 64 << 10, "DIRECT_ALIGNMENT": 512,
+}  # fmt: skip
+"""The same proportions, of less."""
+READS = st.lists(st.tuples(st.integers(0, 100_000), st.integers(1, 20_000), st.booleans()), min_size=1, max_size=30)
+
+
+@given(
+    st.lists(READS, min_size=1, max_size=4), st.sampled_from([0, 1, 2]), st.booleans(), st.booleans(), st.integers(4, 12)
+)  # fmt: skip
+@settings(max_examples=60, deadline=None)
+def test_whatever_is_read_in_whatever_order_is_what_the_blob_has(
+    readers: list[list[tuple[int, int, bool]]], waiting: int, direct: bool, quick: bool, segments: int
+) -> None:
+    """Readers beside one another, with evictions, a disk that takes some of it, and read-ahead that is not read.
+
+    ``quick``: the page cache has what was written.
+    """
+    length = 110_000
+
+    async def main(directory: Path) -> None:
+        blobs = Gate()
+        blobs.open.set()
+        async with trio.open_nursery() as nursery:
+            cache = BlockCache(directory, blobs, 0, nursery)
+            cache.limit_bytes = segments * blocks.SEGMENT_BYTES // 4
+            cache._direct = direct
+
+            async def read(reads: list[tuple[int, int, bool]]) -> None:
+                for start, size, ahead in reads:
+                    stop = min(start + size, length)
+                    if ahead:
+                        cache.fetch("b", length, start, stop)
+                    assert await cache.read("b", length, start, stop) == expected(start, stop)
+
+            async with trio.open_nursery() as reading:
+                for reads in readers:
+                    reading.start_soon(read, reads)
+        cache.check()
+        cache.close()
+        assert cache.used_bytes == 0 and cache.fetched_bytes == 0
+
+    with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory() as directory:
+        for name, value in SMALL.items():
+            patch.setattr(blocks, name, value)
+        patch.setattr(blocks, "WRITES_WAITING_MAX", waiting)
+        if not quick:
+            patch.setattr(BlockCache, "_read_file_now", lambda *arguments: None)
+        trio.run(main, Path(directory))
 
 
 def test_a_disk_that_wants_it_another_way_gets_it_through_the_page_cache(tmp_path: Path) -> None:

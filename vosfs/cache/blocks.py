@@ -4,8 +4,9 @@ Blobs never change, so a block that is here is right for ever; nothing is ever i
 is one sparse file of up to SEGMENT_BYTES of one blob; eviction removes whole segments, oldest use first.
 
 The bytes of long fetches stay in memory until they were read once, which read-ahead sees to, and go to the disk past the
-page cache if it keeps up: the kernel has what programs read as pages of the mount's files, so a second copy costs memory and
-0.2 s of CPU a GiB, and is rarely looked at.
+page cache: the kernel has what programs read as pages of the mount's files, so a second copy costs memory and 0.2 to 0.4 s of
+CPU a GiB, and is rarely looked at.  What comes faster than the disk takes it is not kept there: a cache that is slower than
+what it is a cache of helps nobody, and its readers would wait for it.
 """
 
 import errno
@@ -34,8 +35,8 @@ KEPT_BYTES_MIN = 1 << 20
 """Shorter fetches are not kept in memory: who reads 4 KiB of a block is likely to come back for more, to the page cache."""
 FETCHED_BYTES_MAX = 48 << 20
 """In memory, under way or not read yet: more is not kept."""
-DIRECT_WRITES_MAX = 2
-"""Past the page cache at once, of what is kept; on a disk that is slower than the network it takes what comes beyond that."""
+WRITES_MAX, WRITES_WAITING_MAX = 2, 2
+"""Past the page cache at once, and as soon as one of those ends; a disk that has so much to do is slower than the network."""
 DIRECT_ALIGNMENT = 4096
 """Of the length, offset and memory of such a write (open(2), O_DIRECT)."""
 EDGE_BYTES = 2 * BLOCK_BYTES
@@ -57,7 +58,7 @@ class Fetch:
     """
 
     __slots__ = (
-        "start", "stop", "buffer", "unread", "ended_s", "error",
+        "start", "stop", "buffer", "unread", "ended_s", "on_disk", "error",
         "_here", "_waiting", "_ended", "_token", "_thread",
     )  # fmt: skip
 
@@ -68,7 +69,8 @@ class Fetch:
         self.unread = stop - start
         """Bytes less those that were read; what was read twice counts twice."""
         self.ended_s = 0.0
-        """When all of it was on the disk."""
+        """When all of it was here."""
+        self.on_disk = False
         self.error: VOSpaceError | OSError | None = None
         self._here = start
         """INVARIANT: the buffer holds the blob's bytes up to here."""
@@ -112,7 +114,7 @@ class Fetch:
                 raise self.error or ServiceUnavailable("the mount is going away")
 
     async def finish(self) -> None:
-        """Wait until the bytes are on the disk."""
+        """Wait until the bytes are on the disk, or in memory if it is too slow."""
         await self._ended.wait()
         if self.error is not None:
             raise self.error
@@ -126,9 +128,8 @@ class Fetch:
         """Blocks of the blob that it has bytes of."""
         return range(self.start // BLOCK_BYTES, (self.stop - 1) // BLOCK_BYTES + 1)
 
-    def read(self, start: int, stop: int) -> memoryview:
+    def bytes(self, start: int, stop: int) -> memoryview:
         """Bytes that ``reach`` or ``finish`` waited for."""
-        self.unread -= stop - start
         return self.buffer[start - self.start : stop - self.start]
 
 
@@ -143,8 +144,9 @@ class _Segment:
         self.filling: dict[int, Fetch] = {}
         """Blocks under way; INVARIANT: a segment with any is not evicted."""
         self.unread: dict[int, Fetch] = {}
-        """Blocks that are present and also in memory."""
+        """Blocks that are in memory; INVARIANT: those that are not on the disk too are present for so long only."""
         self.bytes = 0
+        """On the disk."""
         self.reach = 0
         """The blob was taken to end here: a block that this cuts is whole only up to it."""
 
@@ -152,6 +154,24 @@ class _Segment:
         """Whether the file has all of ``[start, stop)``, counted from the segment's beginning."""
         mask = (2 << (stop - 1) // BLOCK_BYTES) - (1 << start // BLOCK_BYTES)
         return self.present & mask == mask
+
+    def in_memory(self, start: int, stop: int) -> tuple[Fetch | None, int]:
+        """The fetch that has ``start`` in memory, if one has, and up to where of ``stop`` that is so."""
+        block = start // BLOCK_BYTES
+        fetch = self.unread.get(block % _SEGMENT_BLOCKS)
+        if fetch is not None and start < fetch.stop:
+            return fetch, min(stop, fetch.stop)
+        end = (block + 1) * BLOCK_BYTES
+        while end < stop and end // BLOCK_BYTES % _SEGMENT_BLOCKS not in self.unread:
+            end += BLOCK_BYTES
+        return None, min(stop, end)
+
+    def whole_until(self, start: int, stop: int) -> int:
+        """Up to where of ``stop`` is here what begins at ``start``, which is."""
+        end = (start // BLOCK_BYTES + 1) * BLOCK_BYTES
+        while end < stop and self.present >> end // BLOCK_BYTES % _SEGMENT_BLOCKS & 1:
+            end += BLOCK_BYTES
+        return min(stop, end)
 
     def extend(self, length: int) -> None:
         """The blob reaches further than was known: its cut block must be fetched again."""
@@ -184,7 +204,8 @@ class BlockCache:
         """Fetches that are over and not read yet, the oldest first."""
         self.fetched_bytes = 0
         """INVARIANT: in memory, of fetches under way and of ``_unread``."""
-        self._direct_writes = 0
+        self._writes = trio.CapacityLimiter(WRITES_MAX)
+        """Of those past the page cache."""
         self._direct = True
         """Whether the disk can be written past the page cache, as far as is known."""
         self._spare = (Path(), -1)
@@ -300,6 +321,8 @@ class BlockCache:
             # The last block of a blob that turned out longer may have been fetched again.
             if segment.unread.get(block % _SEGMENT_BLOCKS) is fetch:
                 del segment.unread[block % _SEGMENT_BLOCKS]
+                if not fetch.on_disk:
+                    segment.present &= ~(1 << block % _SEGMENT_BLOCKS)
         self.fetched_bytes -= fetch.size
 
     def _may_be_kept(self, fetch: Fetch) -> bool:
@@ -337,11 +360,25 @@ class BlockCache:
         if not segment.holds(start - base, stop - base):
             return None
         self._segments.move_to_end(key)
-        if segment.unread and (data := self._read_unread(segment, start, stop)) is not None:
-            return data
+        if not segment.unread:
+            return self._read_file_now(key, segment, start, stop)
+        parts: list[memoryview] = []
+        at = start
+        while at < stop:
+            fetch, end = segment.in_memory(at, stop)
+            data = self._read_file_now(key, segment, at, end) if fetch is None else fetch.bytes(at, end)
+            if data is None:
+                return None
+            parts.append(data)
+            at = end
+        self._were_read(segment, start, stop)
+        return parts[0] if len(parts) == 1 else memoryview(b"".join(parts))
+
+    def _read_file_now(self, key: tuple[str, int], segment: _Segment, start: int, stop: int) -> memoryview | None:
         buffer = self._reads.take(stop - start)
         try:
-            count = os.preadv(self._descriptor(key, segment), [buffer], start - base, os.RWF_NOWAIT)
+            fd = self._descriptor(key, segment)
+            count = os.preadv(fd, [buffer], start - key[1] * SEGMENT_BYTES, os.RWF_NOWAIT)
         except OSError as exc:
             # Not in memory; or a file system that cannot tell, as tmpfs.
             if exc.errno in (errno.EAGAIN, errno.EOPNOTSUPP):
@@ -349,20 +386,16 @@ class BlockCache:
             raise
         return buffer if count == stop - start else None
 
-    def _read_unread(self, segment: _Segment, start: int, stop: int) -> memoryview | None:
-        """What fetches that are over have in memory; None if not all of it is there."""
-        parts: list[memoryview] = []
+    def _were_read(self, segment: _Segment, start: int, stop: int) -> None:
+        """Count what is in memory of it as read, and forget what was read to its end."""
         at = start
-        while at < stop:
-            fetch = segment.unread.get(at // BLOCK_BYTES % _SEGMENT_BLOCKS)
-            if fetch is None or at >= fetch.stop:
-                return None
-            end = min(stop, fetch.stop)
-            parts.append(fetch.read(at, end))
-            if fetch.unread <= 0:
-                self._forget(fetch)
+        while at < stop and segment.unread:
+            fetch, end = segment.in_memory(at, stop)
+            if fetch is not None:
+                fetch.unread -= end - at
+                if fetch.unread <= 0:
+                    self._forget(fetch)
             at = end
-        return parts[0] if len(parts) == 1 else memoryview(b"".join(parts))
 
     async def read(self, name: str, length: int, start: int, stop: int) -> Buffer:
         """``[start, stop)`` of a blob of ``length`` bytes, fetched if need be."""
@@ -379,30 +412,45 @@ class BlockCache:
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
     async def _read_segment(self, name: str, length: int, index: int, start: int, stop: int) -> Buffer:
-        base = index * SEGMENT_BYTES
         key = (blob_of(name), index)
-        while True:
-            fetches = self.fetch(name, length, start, stop)
-            if len(fetches) == 1 and fetches[0].start <= start and stop <= fetches[0].stop:
-                await fetches[0].reach(stop)
-                return fetches[0].read(start, stop)
-            for fetch in fetches:
+        parts: list[Buffer] = []
+        at = start
+        while at < stop:
+            # What was here may be evicted while this waits.
+            self.fetch(name, length, at, stop)
+            segment = self._segments[key]
+            fetch = segment.filling.get(at // BLOCK_BYTES % _SEGMENT_BLOCKS)
+            if fetch is None:
+                kept, end = segment.in_memory(at, segment.whole_until(at, stop))
+                data = await self._read_file(key, segment, at, end) if kept is None else kept.bytes(at, end)
+                self._were_read(segment, at, end)
+            elif at < fetch.stop:
+                # Not its end, and not the disk's: who reads on is waiting.
+                end = min(stop, fetch.stop)
+                await fetch.reach(end)
+                fetch.unread -= end - at
+                data = fetch.bytes(at, end)
+            else:
+                # The blob is longer than was known when this block was asked for: it must be fetched again.
                 await fetch.finish()
-            now = self.read_now(name, start, stop)
-            if now is not None:
-                return now
-            segment = self._segments.get(key)
-            if segment is None or not segment.holds(start - base, stop - base):
-                # Evicted meanwhile, and perhaps begun anew.
                 continue
-            fd = os.dup(self._descriptor(key, segment))
-            try:
-                # The duplicate stays readable if the segment is evicted meanwhile.
-                data = await trio.to_thread.run_sync(os.pread, fd, stop - start, start - base)
-            finally:
-                os.close(fd)
-            if len(data) == stop - start:
-                return data
+            parts.append(data)
+            at = end
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    async def _read_file(self, key: tuple[str, int], segment: _Segment, start: int, stop: int) -> Buffer:
+        now = self._read_file_now(key, segment, start, stop)
+        if now is not None:
+            return now
+        fd = os.dup(self._descriptor(key, segment))
+        try:
+            # The duplicate stays readable if the segment is evicted meanwhile.
+            data = await trio.to_thread.run_sync(os.pread, fd, stop - start, start - key[1] * SEGMENT_BYTES)
+        finally:
+            os.close(fd)
+        if len(data) != stop - start:
+            raise OSError(errno.EIO, "a file of the cache is shorter than what was written to it")
+        return data
 
     async def fill(self, name: str, length: int, start: int, stop: int) -> None:
         """Bring ``[start, stop)`` of a blob here, in parallel; blocks under way are waited for, not fetched again."""
@@ -459,22 +507,28 @@ class BlockCache:
                 self.fetched_bytes += fetch.size
                 await self._blobs.fetch(name, start, fetch.buffer, fetch.arrived)
                 fetch.arrived(stop - start)
-                self.make_room(stop - start)
-                fd = self._descriptor(key, segment)
                 may_be_kept = self._may_be_kept(fetch)
-                if may_be_kept and self._direct and self._direct_writes < DIRECT_WRITES_MAX:
-                    await self._write_direct(fd, fetch.buffer, at)
-                else:
-                    await trio.to_thread.run_sync(_write, fd, fetch.buffer, at)
-                keep = may_be_kept and fetch.unread > EDGE_BYTES
+                direct = may_be_kept and self._direct
+                if not direct:
+                    self.make_room(stop - start)
+                    await trio.to_thread.run_sync(_write, self._descriptor(key, segment), fetch.buffer, at)
+                    fetch.on_disk = True
             finally:
                 self._fetches.release()
-            for block in fetch.blocks():
+            if direct and self._writes.statistics().tasks_waiting < WRITES_WAITING_MAX:
+                async with self._writes:
+                    self.make_room(stop - start)
+                    fd = self._descriptor(key, segment)
+                    self._direct = await trio.to_thread.run_sync(_write_direct, fd, fetch.buffer, at)
+                    fetch.on_disk = True
+            keep = may_be_kept and fetch.unread > EDGE_BYTES
+            if fetch.on_disk:
+                segment.bytes += stop - start
+                self.used_bytes += stop - start
+            for block in fetch.blocks() if keep or fetch.on_disk else ():
                 # Somebody may have learnt meanwhile that the blob reaches further than this block was filled.
                 if stop >= min((block + 1) * BLOCK_BYTES, segment.reach):
                     segment.present |= 1 << block % _SEGMENT_BLOCKS
-            segment.bytes += stop - start
-            self.used_bytes += stop - start
         except (VOSpaceError, OSError) as exc:
             fetch.error = exc
         finally:
@@ -485,13 +539,6 @@ class BlockCache:
             else:
                 self.fetched_bytes -= fetch.size
             fetch.end()
-
-    async def _write_direct(self, fd: int, view: memoryview, offset: int) -> None:
-        self._direct_writes += 1
-        try:
-            self._direct = await trio.to_thread.run_sync(_write_direct, fd, view, offset)
-        finally:
-            self._direct_writes -= 1
 
 
 def _write(fd: int, view: memoryview, offset: int) -> None:
