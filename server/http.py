@@ -168,18 +168,21 @@ class Request:
         head, connection = self._head, self._connection
         if self._whole:
             return
+        # Each byte has its own: see wire.move.
         connection.scope.deadline = float("inf")
-        await self._continue()
-        stream = connection.stream
-        if head.length is not None:
-            first = stream.take(head.length)
-            await wire.move(
-                stream.sock, wire.receive_body(stream.sock, first, head.length, sink), connection.server.bulk
-            )
-        else:
-            await self._receive_chunks(sink)
-        self._whole = True
-        connection.scope.deadline = trio.current_time() + connection.server.deadline_s
+        try:
+            await self._continue()
+            stream = connection.stream
+            if head.length is not None:
+                first = stream.take(head.length)
+                await wire.move(
+                    stream.sock, wire.receive_body(stream.sock, first, head.length, sink), connection.server.bulk
+                )
+            else:
+                await self._receive_chunks(sink)
+            self._whole = True
+        finally:
+            connection.scope.deadline = trio.current_time() + connection.server.deadline_s
 
     async def _receive_chunks(self, sink: Callable[[memoryview], None]) -> None:
         chunks = wire.Chunks(self._connection.stream)
@@ -284,6 +287,7 @@ class Connection:
             response = await self.server.application(request)
         except VOSpaceError as exc:
             # Not even a request: the application never saw it, or its body broke off under it.
+            self.scope.deadline = trio.current_time() + wire.STALL_S
             body = f"{exc.fault} {exc}\n".encode("utf-8", "replace")
             await self._send_head(exc.status, [("Content-Type", "text/plain; charset=utf-8")], len(body), False, body)
             return False

@@ -1,5 +1,6 @@
 """What is SQLite's alone: its log, when that is made durable, and when it goes into the database."""
 
+import errno
 import os
 import threading
 from collections.abc import AsyncIterator
@@ -29,12 +30,13 @@ async def change(store: SqliteStore, number: int) -> None:
 class Disk:
     """Syncs that take as long as they are told, by a clock of their own, and who made them."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def __init__(self, store: SqliteStore, monkeypatch: pytest.MonkeyPatch) -> None:
         self.takes_s = 0.0
         self.now_s = 0.0
         self.here: list[bool] = []
         monkeypatch.setattr(sqlite.os, "fdatasync", self.sync)
         monkeypatch.setattr(sqlite.time, "perf_counter", lambda: self.now_s)
+        monkeypatch.setattr(store, "_sync_s", 0.0)
 
     def sync(self, fd: int) -> None:
         self.here.append(threading.current_thread() is threading.main_thread())
@@ -44,7 +46,7 @@ class Disk:
 async def test_after_a_slow_sync_the_next_is_a_thread_s_and_after_a_quick_one_it_is_not(
     store: SqliteStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    disk = Disk(monkeypatch)
+    disk = Disk(store, monkeypatch)
     for number, disk.takes_s in enumerate([0, 2 * SYNC_HERE_S, 0, 0]):
         await change(store, number)
         await store.sync()
@@ -52,7 +54,7 @@ async def test_after_a_slow_sync_the_next_is_a_thread_s_and_after_a_quick_one_it
 
 
 async def test_one_sync_is_enough_for_all_who_wait(store: SqliteStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    disk = Disk(monkeypatch)
+    disk = Disk(store, monkeypatch)
     disk.takes_s = 2 * SYNC_HERE_S
     await change(store, 0)
     await store.sync()
@@ -115,10 +117,33 @@ async def test_the_log_has_its_blocks_before_they_are_needed(
     monkeypatch.setattr(sqlite, "LOG_BYTES_AHEAD", before - (16 << 10))
     for number in range(10):
         await change(store, number)
-        store._checkpoint_due()
+        assert not store._checkpoint_due()
+    assert store._room_due()
+    store._make_room()
     assert length() > before > store._log_bytes()
     reopened = SqliteStore(tmp_path / "space.db")
     try:
         assert len(await reopened.children(ROOT_ID, b"", 100)) == 10
     finally:
         reopened.close()
+
+
+@pytest.mark.expect_log
+async def test_no_room_for_the_log_ends_nothing(
+    store: SqliteStore, nursery: trio.Nursery, autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    full = [OSError(errno.ENOSPC, "full"), OSError(errno.ENOSPC, "full")]
+    asked = trio.Event()
+    token = trio.lowlevel.current_trio_token()
+
+    def make_room() -> None:
+        if full:
+            raise full.pop()
+        token.run_sync_soon(asked.set)
+
+    monkeypatch.setattr(store, "_room_due", lambda: True)
+    monkeypatch.setattr(store, "_make_room", make_room)
+    nursery.start_soon(store.keep)
+    await asked.wait()
+    assert caplog.text.count("full") == 2

@@ -13,6 +13,7 @@ from trio.testing import MockClock
 
 from vosfs.cache import journal
 from vosfs.cache.journal import Journal
+from vosfs.client import HttpClient
 from vosfs.errors import (
     InvalidArgument,
     NodeNotFound,
@@ -25,6 +26,7 @@ from vosfs.errors import (
 from vosfs.metadata import behind as behind_module
 from vosfs.metadata import messages as m
 from vosfs.metadata.behind import DELAY_S, OWED_MAX, WriteBehind
+from vosfs.metadata.gateway import GatewayTree
 from vosfs.metadata.node import CONTAINER, Attributes, NewNode
 
 _encode = msgspec.msgpack.Encoder().encode
@@ -146,6 +148,58 @@ async def test_changes_that_come_during_a_batch_gather_too(
     behind.add(create(3))
     await trio.sleep(2 * DELAY_S)
     assert [len(batch.requests) for batch in service.batches] == [2, 2]
+
+
+async def test_nobody_waits_for_changes_to_gather_who_asks_during_a_batch(
+    autojump_clock: MockClock, service: Service, behind: WriteBehind, nursery: trio.Nursery
+) -> None:
+    service.answering = trio.Event()
+    behind.add(create(1))
+    await trio.testing.wait_all_tasks_blocked()
+    nursery.start_soon(behind.ordered, m.Properties(101))
+    await trio.testing.wait_all_tasks_blocked()
+    nursery.start_soon(behind.ordered, m.Properties(102))
+    await trio.testing.wait_all_tasks_blocked()
+    service.answering.set()
+    began = trio.current_time()
+    for _ in range(10):
+        await trio.testing.wait_all_tasks_blocked()
+    assert behind.owed == 0 and trio.current_time() == began
+
+
+async def test_who_asks_right_after_a_failure_has_it_tried_again_at_once(
+    autojump_clock: MockClock, service: Service, behind: WriteBehind, caplog: pytest.LogCaptureFixture
+) -> None:
+    service.down = ServiceUnavailable("gone")
+    behind.add(create(1))
+    with pytest.raises(ServiceUnavailable):
+        await behind.ordered(m.Properties(101))
+    service.down = None
+    began = trio.current_time()
+    assert await behind.ordered(m.Properties(101)) == {"n": "1"}
+    assert trio.current_time() - began <= DELAY_S
+    caplog.clear()
+
+
+async def test_what_was_done_is_out_of_the_journal_before_the_delegation_goes(tmp_path: Path) -> None:
+    left: list[list[bytes]] = []
+    tree = GatewayTree(HttpClient("http://127.0.0.1:1"), "/gateway", "")
+    service = Service()
+
+    async def send(request: m.Request, *more: object, **others: object) -> Any:
+        if isinstance(request, m.GiveBack):
+            left.append(journal.records(tmp_path / "journal"))
+            return None
+        return await service.send(request)
+
+    tree._send = tree.behind._send = send  # type: ignore[method-assign, assignment]
+    tree.behind.journal = Journal(tmp_path / "journal", b"whose")
+    tree.behind.held = True
+    tree.behind.add(create(1))
+    await tree.behind.ordered(m.Properties(101))
+    assert len(journal.records(tmp_path / "journal")) == 2
+    await tree.give_back()
+    assert left == [[]]
 
 
 async def test_a_refused_answer_is_the_askers_error(

@@ -559,6 +559,28 @@ async def test_what_was_read_as_it_came_and_the_disk_did_not_take_is_not_here(
     assert await cache.read("b", length, 5, 10) == expected(5, 10) and len(blobs.asked) == 2
 
 
+async def test_what_was_read_while_it_ended_is_not_kept(
+    cache: BlockCache, blobs: Gate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(blocks, "WRITES_WAITING_MAX", 0)
+    blobs.open.set()
+    length = 2 * MIB
+    assert await cache.read("b", length, 0, length) == expected(0, length)
+    await trio.testing.wait_all_tasks_blocked()
+    assert cache.fetched_bytes == 0
+    cache.check()
+
+
+async def test_a_failed_fetch_holds_no_memory_and_nobody(cache: BlockCache, blobs: Gate) -> None:
+    blobs.open.set()
+    blobs.fail = True
+    (fetch,) = cache.fetch("b", 2 * MIB, 0, 2 * MIB)
+    for wait in (fetch.finish, lambda: fetch.reach(2 * MIB)):
+        with trio.fail_after(5), pytest.raises(ServiceUnavailable, match="told to"):
+            await wait()
+    assert fetch.error is not None and fetch.error.__traceback__ is None and fetch.error.__context__ is None
+
+
 SMALL = {
     "BLOCK_BYTES": 1 << 10, "FETCH_BYTES_MAX": 8 << 10, "SEGMENT_BYTES": 32 << 10, "_SEGMENT_BLOCKS": 32,
     "KEPT_BYTES_MIN": 2 << 10, "EDGE_BYTES": 1 << 10, "FETCHED_BYTES_MAX": 64 << 10, "DIRECT_ALIGNMENT": 512,

@@ -9,6 +9,7 @@ CPU a GiB, and is rarely looked at.  What comes faster than the disk takes it is
 what it is a cache of helps nobody, and its readers would wait for it.
 """
 
+import copy
 import errno
 import os
 import threading
@@ -108,16 +109,20 @@ class Fetch:
             event = trio.Event()
             self._waiting.append((stop, event))
             # Once more: they may have come in a thread that saw nobody waiting.
-            if self._here < stop:
+            if self._here < stop and not self._ended.is_set():
                 await event.wait()
             if self._here < stop:
-                raise self.error or ServiceUnavailable("the mount is going away")
+                raise self._failure()
 
     async def finish(self) -> None:
         """Wait until the bytes are on the disk, or in memory if it is too slow."""
         await self._ended.wait()
         if self.error is not None:
-            raise self.error
+            raise self._failure()
+
+    def _failure(self) -> Exception:
+        # A copy, as what is kept is one: an error that was raised holds all that was near, this fetch and its memory too.
+        return copy.copy(self.error) or ServiceUnavailable("the mount is going away")
 
     @property
     def size(self) -> int:
@@ -428,8 +433,11 @@ class BlockCache:
                 # Not its end, and not the disk's: who reads on is waiting.
                 end = min(stop, fetch.stop)
                 await fetch.reach(end)
-                fetch.unread -= end - at
                 data = fetch.bytes(at, end)
+                fetch.unread -= end - at
+                if fetch.unread <= 0 and fetch in self._unread:
+                    # It was over before this went on, and seemed to be unread.
+                    self._forget(fetch)
             else:
                 # The blob is longer than was known when this block was asked for: it must be fetched again.
                 await fetch.finish()
@@ -529,8 +537,9 @@ class BlockCache:
                 # Somebody may have learnt meanwhile that the blob reaches further than this block was filled.
                 if stop >= min((block + 1) * BLOCK_BYTES, segment.reach):
                     segment.present |= 1 << block % _SEGMENT_BLOCKS
+                    segment.unread.pop(block % _SEGMENT_BLOCKS, None)
         except (VOSpaceError, OSError) as exc:
-            fetch.error = exc
+            fetch.error = copy.copy(exc)
         finally:
             for block in fetch.blocks():
                 segment.filling.pop(block % _SEGMENT_BLOCKS, None)

@@ -230,7 +230,7 @@ class WriteBehind:
                     await self._deliver()
                 elif self._owed and (self._hurry.is_set() or self._due_at() <= trio.current_time()):
                     await self._deliver()
-            self._trim()
+            self.trim()
 
     def _due_at(self) -> float:
         return self._gathering_since + DELAY_S
@@ -250,13 +250,19 @@ class WriteBehind:
 
     async def _deliver(self) -> None:
         """Send a batch; what was acknowledged stays owed until it is answered."""
-        self._delivering, self._hurry = True, trio.Event()
+        self._delivering = True
+        self._hurried()
         try:
             await self._send_batch()
         finally:
             self._delivering, self._gathering_since = False, trio.current_time()
             self._progress.set()
             self._progress = trio.Event()
+
+    def _hurried(self) -> None:
+        """Whoever hurried has what it wanted.  Others may be waiting for an event that is not set yet."""
+        if self._hurry.is_set():
+            self._hurry = trio.Event()
 
     async def _send_batch(self) -> None:
         batch = self._owed[: self._batch_max]
@@ -290,13 +296,12 @@ class WriteBehind:
         self.held, self._trouble = False, exc
         told = [owed for owed in self._owed if owed.done is not None]
         self._settle(told, [], [(number, exc) for number in range(len(told))])
+        self._hurried()
         if not self._owed:
             self._trouble, self._pause_s = None, RETRY_S_MIN
 
     async def _pause(self) -> None:
-        """Before the next try."""
-        # Whoever asks for something meanwhile is not told of the last try, but has it tried again: the service may be back.
-        self._hurry = trio.Event()
+        """Before the next try; whoever asks for something meanwhile has it tried at once: the service may be back."""
         with trio.move_on_after(self._pause_s):
             await self._hurry.wait()
         self._pause_s = min(2 * self._pause_s, RETRY_S_MAX)
@@ -326,9 +331,9 @@ class WriteBehind:
             if owed.done is not None:
                 owed.done.set()
         if self.journal is not None and self.journal.bytes >= JOURNAL_TRIM_BYTES:
-            self._trim()
+            self.trim()
 
-    def _trim(self) -> None:
+    def trim(self) -> None:
         """Take out of the journal what the service has.
 
         When there is a moment's rest, or it is long: each time costs 20 µs that somebody may wait for, and who reads in it

@@ -204,6 +204,8 @@ class GatewayTree:
         """Send all that is owed, and with that the delegation."""
         self.behind.held = False
         await self.behind.drain()
+        # From here on others work in the space, and this may be the last of this mount: what was done is not to be done again.
+        self.behind.trim()
         await self._send(m.GiveBack())
 
     async def cursor(self) -> Cursor:

@@ -37,6 +37,7 @@ LOG_BYTES_BUSY = 64 << 20
 gets so much when it is needed."""
 LOG_BYTES_AHEAD = 8 << 20
 """Of the file, at least, lie before what is appended next: more than comes in CHECKPOINT_EVERY_S where each change is synced."""
+LOG_STEP_BYTES = 1 << 20
 LOG_BYTES_MAX = 256 << 20
 """A longer one is cut by a checkpoint that makes writers wait."""
 
@@ -146,14 +147,17 @@ class SqliteStore(SqlStore):
         os.pwrite(self._log_fd, bytes(max(0, length - size)), size)
 
     def _make_room(self) -> None:
-        """Keep the end of the log's file before what is appended."""
+        """Keep the end of the log's file before what is appended; in a worker thread, as ``_checkpoint``.
+
+        In pieces, since writers wait meanwhile, and made durable here, since they would wait for that too.
+        """
         size = os.fstat(self._log_fd).st_size
-        if size < LOG_BYTES_BUSY and self._log_bytes() > size - LOG_BYTES_AHEAD:
-            self._db.execute("BEGIN IMMEDIATE")
-            try:
-                self._lengthen(size + LOG_BYTES_MIN)
-            finally:
-                self._db.execute("ROLLBACK")
+        with contextlib.closing(sqlite3.connect(self.path, isolation_level=None, timeout=BUSY_TIMEOUT_S)) as db:
+            for length in range(size + LOG_STEP_BYTES, size + LOG_BYTES_MIN + 1, LOG_STEP_BYTES):
+                db.execute("BEGIN IMMEDIATE")
+                self._lengthen(length)
+                db.execute("ROLLBACK")
+                os.fdatasync(self._log_fd)
 
     def _checkpoint(self) -> None:
         """Move the log into the database, in a worker thread, beside the event loop's own connection.
@@ -177,19 +181,23 @@ class SqliteStore(SqlStore):
             try:
                 if self._checkpoint_due():
                     await trio.to_thread.run_sync(self._checkpoint)
-            except sqlite3.OperationalError as exc:
-                log.warning("checkpoint of %s: %s", self.path, exc)
+                elif self._room_due():
+                    await trio.to_thread.run_sync(self._make_room)
+            except (sqlite3.OperationalError, OSError) as exc:
+                # A full disk, say: whoever makes changes is told.
+                log.warning("the log of %s: %s", self.path, exc)
 
     def _checkpoint_due(self) -> bool:
-        """Whether the log is to go into the database now; called every so often.  Else there is room in it."""
+        """Whether the log is to go into the database now; called every so often."""
         busy, self._seen = self._commits != self._seen, self._commits
-        if self._seen == self._moved:
-            return False
-        if self._log_bytes() < (LOG_BYTES_BUSY if busy else LOG_BYTES_MIN):
-            self._make_room()
+        if self._seen == self._moved or self._log_bytes() < (LOG_BYTES_BUSY if busy else LOG_BYTES_MIN):
             return False
         self._moved = self._seen
         return True
+
+    def _room_due(self) -> bool:
+        size = os.fstat(self._log_fd).st_size
+        return self._seen != self._moved and size < LOG_BYTES_BUSY and self._log_bytes() > size - LOG_BYTES_AHEAD
 
     def close(self) -> None:
         """Close the database; SQLite checkpoints it."""
