@@ -4,6 +4,7 @@ Inside the tree a path is a tuple of byte names: any bytes but ``/`` and NUL, as
 place that turns them into percent-encoded text and back.
 """
 
+import re
 from functools import lru_cache
 from urllib.parse import quote_from_bytes, unquote_to_bytes
 
@@ -18,6 +19,8 @@ RESERVED_NAMES = (b".auto", b".null")
 
 _UNESCAPED = "-._~!$&'()*+,;=:@"
 _LEGAL = frozenset(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._~:/?#[]@!$&'()*+,;=%")
+_BROKEN = re.compile(rb"%(?![0-9A-Fa-f]{2})")
+_BLANK = re.compile(r"[\0- ]")
 
 Path = tuple[bytes, ...]
 
@@ -57,11 +60,8 @@ def decode(text: str) -> Path:
         return ()
     if not raw.startswith(b"/"):
         raise InvalidURI(f"{text[:200]!r} does not start with '/'")
-    for position in range(len(raw)):
-        if raw[position] == 0x25:
-            digits = raw[position + 1 : position + 3]
-            if len(digits) != 2 or not all(c in b"0123456789abcdefABCDEF" for c in digits):
-                raise InvalidURI(f"{text[:200]!r} holds a broken percent-encoding")
+    if _BROKEN.search(raw):
+        raise InvalidURI(f"{text[:200]!r} holds a broken percent-encoding")
     path = tuple(check_name(unquote_to_bytes(part)) for part in raw[1:].removesuffix(b"/").split(b"/"))
     if sum(len(name) + 1 for name in path) > PATH_BYTES_MAX:
         raise NameTooLong(f"path is longer than {PATH_BYTES_MAX} bytes")
@@ -94,7 +94,7 @@ class Authority:
         """The path a ``vos:`` URI names in this space; InvalidURI for other schemes and other spaces."""
         if not uri.startswith("vos://"):
             raise InvalidURI(f"{uri[:200]!r} is not a vos: URI")
-        if any(c <= " " for c in uri):
+        if _BLANK.search(uri):
             raise InvalidURI(f"{uri[:200]!r} holds white space or control characters")
         rest = uri[6:].split("#", 1)[0].split("?", 1)[0]
         authority, slash, path = rest.partition("/")
