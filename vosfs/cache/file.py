@@ -643,6 +643,9 @@ class CachedFile:
 
     def close(self) -> None:
         """Free everything local, dirty or not."""
+        if self._scratch is None and not self._local:
+            # Nothing was written, as of most files.
+            return
         if self._scratch is not None:
             self._scratch.close()
             self._scratch = None
