@@ -52,6 +52,8 @@ PREFETCHES_MAX = 32
 
 TIME_NS_MAX = (1 << 63) - 1
 """Times are kept as 64 bits."""
+WHOLE_BYTES_MAX = 16 << 10
+"""Of a short file, all of which the kernel gets with its open(2): what comes along with a look-up too."""
 GONE_MAX = 1_000
 """Nodes without a name whose attributes are kept."""
 SHARED_BYTES_MIN = 1 << 20
@@ -415,6 +417,18 @@ class FileSystem:
             return self._handles[number]
         except KeyError:
             raise Stale(f"handle {number}") from None
+
+    def whole(self, number: int) -> Buffer | None:
+        """All bytes of a file that was just opened to be read, if the kernel may as well have them at once.
+
+        Only while nobody else has it open: the kernel locks a page that it asks for, and who gave it that page unasked would
+        wait for its own answer.
+        """
+        handle = self._handles[number]
+        file = handle.file
+        if handle.writable or file.handles > 1 or file.changed or not file.fresh or not self.tree.live:
+            return None
+        return file.read_now(0, file.length) if 0 < file.length <= WHOLE_BYTES_MAX else None
 
     def read_now(self, number: int, start: int, stop: int) -> Buffer | None:
         """Bytes of an open file if they are here: no waiting, no thread."""

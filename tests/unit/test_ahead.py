@@ -1,6 +1,7 @@
 """A mount's core with the delegation, and the daemon's gateway, in one loop: what they make of each other's answers."""
 
 import errno
+import os
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +18,7 @@ from server.delegation import Delegation
 from server.gateway import Gateway
 from server.service import Feed
 from server.signing import Signer
+from vosfs import filesystem
 from vosfs.backends.blobs import LocalBlobs
 from vosfs.backends.memory import MemoryBackend
 from vosfs.backends.storages import DEFAULT, Storages
@@ -407,3 +409,27 @@ async def test_what_was_left_is_not_relied_on_after_others_may_have_come(rig: Ri
     await rig.tree.get(two)
     await rig.fs.release(await rig.save(two, b"2" * 250))
     assert rig.behind.owed == 0 and (await rig.store.get(two)).length == 250, "it waited"
+
+
+async def test_the_kernel_gets_short_files_whole_while_nobody_else_has_them_open(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    id, other = await rig.file(b"f", b"data"), await rig.file(b"g", b"longer")
+    monkeypatch.setattr(filesystem, "WHOLE_BYTES_MAX", 5)
+    first, _ = await rig.fs.open(id, os.O_RDONLY)
+    assert rig.fs.whole(first) == b"data"
+    second, _ = await rig.fs.open(id, os.O_RDONLY)
+    assert rig.fs.whole(second) is None, "the first may be waiting for a page"
+    await rig.fs.release(first)
+    assert rig.fs.whole(second) == b"data"
+    await rig.fs.release(second)
+    for writing in (OPEN_RW, os.O_RDONLY | os.O_TRUNC):
+        handle, _ = await rig.fs.open(id, writing)
+        assert rig.fs.whole(handle) is None
+        await rig.fs.release(handle)
+    handle, _ = await rig.fs.open(other, os.O_RDONLY)
+    assert rig.fs.whole(handle) is None
+    rig.fs.changed_elsewhere(Change(id, 0, b"", ""))
+    rig.tree.live = False
+    handle, _ = await rig.fs.open(id, os.O_RDONLY)
+    assert rig.fs.whole(handle) is None, "nobody would tell the kernel that it changed"
