@@ -8,8 +8,8 @@ import logging
 
 import trio
 
-from vosfs.cache.blocks import BLOCK_BYTES
 from vosfs.cache.file import FileTable
+from vosfs.cache.segments import BLOCK_BYTES
 from vosfs.errors import VOSpaceError
 from vosfs.metadata.cached import CachedTree
 from vosfs.metadata.node import DATA, Content, Node

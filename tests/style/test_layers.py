@@ -13,7 +13,7 @@ LAYERS = [
     {"vosfs"},
     {"vosfs.errors", "vosfs.log", "vosfs.device", "vosfs.libfuse", "vosfs.checksum", "vosfs.heap", "vosfs.locks"},
     {"vosfs.uri", "vosfs.config", "vosfs.wire", "vosfs.metadata", "vosfs.backends", "vosfs.cache"},
-    {"vosfs.client", "vosfs.metadata.node", "vosfs.metadata.job", "vosfs.metadata.walk", "vosfs.cache.ranges", "vosfs.cache.buffers", "vosfs.cache.readahead", "vosfs.cache.scratch", "vosfs.cache.journal"},
+    {"vosfs.client", "vosfs.metadata.node", "vosfs.metadata.job", "vosfs.metadata.walk", "vosfs.cache.ranges", "vosfs.cache.buffers", "vosfs.cache.readahead", "vosfs.cache.scratch", "vosfs.cache.journal", "vosfs.cache.segments"},
     {"vosfs.metadata.content", "vosfs.metadata.charges", "vosfs.metadata.allowance", "vosfs.metadata.xattr", "vosfs.metadata.xml", "vosfs.metadata.store", "vosfs.backends.backend"},
     {"vosfs.metadata.messages", "vosfs.metadata.sql", "vosfs.metadata.libpq", "vosfs.backends.memory", "vosfs.backends.posix", "vosfs.backends.uploads", "vosfs.backends.storages", "vosfs.backends.sums", "vosfs.cache.kept"},
     {"vosfs.metadata.sqljobs", "vosfs.metadata.sqlaudit", "vosfs.metadata.sqlquota", "vosfs.backends.roots", "vosfs.backends.bounded", "vosfs.metadata.subtree", "vosfs.metadata.behind", "vosfs.backends.ngams", "vosfs.backends.slow", "vosfs.backends.archived", "vosfs.backends.objecterrors"},

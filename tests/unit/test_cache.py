@@ -14,18 +14,12 @@ import trio.testing
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vosfs.cache import blocks
-from vosfs.cache.blocks import (
-    BLOCK_BYTES,
-    FETCH_BYTES_MAX,
-    SEGMENT_BYTES,
-    WRITES_MAX,
-    WRITES_WAITING_MAX,
-    BlockCache,
-)
+from vosfs.cache import blocks, segments
+from vosfs.cache.blocks import FETCH_BYTES_MAX, WRITES_MAX, WRITES_WAITING_MAX, BlockCache
 from vosfs.cache.ranges import Ranges
 from vosfs.cache.readahead import SEQUENTIAL_SLACK, WINDOW_BYTES_MAX, WINDOW_BYTES_MIN, ReadAhead
 from vosfs.cache.scratch import MEMORY_BYTES_MAX, Scratch
+from vosfs.cache.segments import BLOCK_BYTES, SEGMENT_BYTES, Fetch
 from vosfs.client import Arrived, Segment
 from vosfs.errors import ServiceUnavailable
 from vosfs.metadata.messages import Stored
@@ -475,7 +469,7 @@ async def test_reads_that_begin_in_one_fetch_and_end_in_the_next_leave_nothing_i
     """A kernel's read-ahead begins with 128 KiB, and goes on by the MiB."""
     decide, turns = BlockCache._may_be_kept, itertools.count()
 
-    def may_be_kept(self: BlockCache, fetch: blocks.Fetch) -> bool:
+    def may_be_kept(self: BlockCache, fetch: Fetch) -> bool:
         return decide(self, fetch) and (kept == "all" or (kept == "every other" and next(turns) % 2 == 0))
 
     monkeypatch.setattr(BlockCache, "_may_be_kept", may_be_kept)
@@ -582,7 +576,7 @@ async def test_a_failed_fetch_holds_no_memory_and_nobody(cache: BlockCache, blob
 
 
 SMALL = {
-    "BLOCK_BYTES": 1 << 10, "FETCH_BYTES_MAX": 8 << 10, "SEGMENT_BYTES": 32 << 10, "_SEGMENT_BLOCKS": 32,
+    "BLOCK_BYTES": 1 << 10, "FETCH_BYTES_MAX": 8 << 10, "SEGMENT_BYTES": 32 << 10, "SEGMENT_BLOCKS": 32,
     "KEPT_BYTES_MIN": 2 << 10, "EDGE_BYTES": 1 << 10, "FETCHED_BYTES_MAX": 64 << 10, "DIRECT_ALIGNMENT": 512,
 }  # fmt: skip
 """The same proportions, of less."""
@@ -594,7 +588,7 @@ READS = st.lists(st.tuples(st.integers(0, 100_000), st.integers(1, 20_000), st.b
 )  # fmt: skip
 @settings(max_examples=60, deadline=None)
 def test_whatever_is_read_in_whatever_order_is_what_the_blob_has(
-    readers: list[list[tuple[int, int, bool]]], waiting: int, direct: bool, quick: bool, segments: int
+    readers: list[list[tuple[int, int, bool]]], waiting: int, direct: bool, quick: bool, kept: int
 ) -> None:
     """Readers beside one another, with evictions, a disk that takes some of it, and read-ahead that is not read.
 
@@ -607,7 +601,7 @@ def test_whatever_is_read_in_whatever_order_is_what_the_blob_has(
         blobs.open.set()
         async with trio.open_nursery() as nursery:
             cache = BlockCache(directory, blobs, 0, nursery)
-            cache.limit_bytes = segments * blocks.SEGMENT_BYTES // 4
+            cache.limit_bytes = kept * blocks.SEGMENT_BYTES // 4
             cache._direct = direct
 
             async def read(reads: list[tuple[int, int, bool]]) -> None:
@@ -625,8 +619,9 @@ def test_whatever_is_read_in_whatever_order_is_what_the_blob_has(
         assert cache.used_bytes == 0 and cache.fetched_bytes == 0
 
     with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory() as directory:
-        for name, value in SMALL.items():
-            patch.setattr(blocks, name, value)
+        for module in (blocks, segments):
+            for name in SMALL.keys() & vars(module).keys():
+                patch.setattr(module, name, SMALL[name])
         patch.setattr(blocks, "WRITES_WAITING_MAX", waiting)
         if not quick:
             patch.setattr(BlockCache, "_read_file_now", lambda *arguments: None)

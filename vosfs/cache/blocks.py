@@ -12,7 +12,6 @@ what it is a cache of helps nobody, and its readers would wait for it.
 import copy
 import errno
 import os
-import threading
 from collections import OrderedDict
 from pathlib import Path
 
@@ -20,11 +19,9 @@ import trio
 
 from vosfs.backends.blobs import Blobs, blob_of
 from vosfs.cache.buffers import Buffers
-from vosfs.errors import ServiceUnavailable, StorageFull, VOSpaceError
+from vosfs.cache.segments import BLOCK_BYTES, SEGMENT_BLOCKS, SEGMENT_BYTES, Fetch, Segment
+from vosfs.errors import StorageFull, VOSpaceError
 
-BLOCK_BYTES = 256 * 1024
-"""What a miss fetches: 0.4 ms on loopback, where 4 KiB would cost 0.2 and 1 MiB 1.0."""
-SEGMENT_BYTES = 16 << 20
 FETCH_BYTES_MAX = 4 << 20
 """Longest single range request, and its buffer."""
 FETCHES_MAX = 8
@@ -48,143 +45,6 @@ UNREAD_S = 2.0
 Buffer = bytes | memoryview
 """Bytes, perhaps in memory that is used again once nobody refers to it."""
 
-_SEGMENT_BLOCKS = SEGMENT_BYTES // BLOCK_BYTES
-
-
-class Fetch:
-    """Bytes ``[start, stop)`` of a blob on their way here.
-
-    Readers take them from the buffer as they arrive: a first read need not wait for the end of its block, nor for the
-    disk.
-    """
-
-    __slots__ = (
-        "start", "stop", "buffer", "unread", "ended_s", "on_disk", "error",
-        "_here", "_waiting", "_ended", "_token", "_thread",
-    )  # fmt: skip
-
-    def __init__(self, start: int, stop: int) -> None:
-        self.start = start
-        self.stop = stop
-        self.buffer = memoryview(b"")
-        self.unread = stop - start
-        """Bytes less those that were read; what was read twice counts twice."""
-        self.ended_s = 0.0
-        """When all of it was here."""
-        self.on_disk = False
-        self.error: VOSpaceError | OSError | None = None
-        self._here = start
-        """INVARIANT: the buffer holds the blob's bytes up to here."""
-        self._waiting: list[tuple[int, trio.Event]] = []
-        self._ended = trio.Event()
-        self._token = trio.lowlevel.current_trio_token()
-        self._thread = threading.get_ident()
-
-    def arrived(self, count: int) -> None:
-        """The first ``count`` bytes of the buffer are right.  Called in any thread."""
-        # A request that is tried again on a new connection begins anew.
-        self._here = max(self._here, self.start + count)
-        if any(stop <= self._here for stop, _ in self._waiting):
-            if threading.get_ident() == self._thread:
-                self._wake()
-            else:
-                self._token.run_sync_soon(self._wake)
-
-    def _wake(self) -> None:
-        for stop, event in self._waiting:
-            if stop <= self._here:
-                event.set()
-        self._waiting = [item for item in self._waiting if item[0] > self._here]
-
-    def end(self) -> None:
-        """Nothing more will come."""
-        for _, event in self._waiting:
-            event.set()
-        self._waiting.clear()
-        self._ended.set()
-
-    async def reach(self, stop: int) -> None:
-        """Wait for the bytes up to ``stop``, at most this fetch's own; raises what it failed with."""
-        if self._here < stop:
-            event = trio.Event()
-            self._waiting.append((stop, event))
-            # Once more: they may have come in a thread that saw nobody waiting.
-            if self._here < stop and not self._ended.is_set():
-                await event.wait()
-            if self._here < stop:
-                raise self._failure()
-
-    async def finish(self) -> None:
-        """Wait until the bytes are on the disk, or in memory if it is too slow."""
-        await self._ended.wait()
-        if self.error is not None:
-            raise self._failure()
-
-    def _failure(self) -> Exception:
-        # A copy, as what is kept is one: an error that was raised holds all that was near, this fetch and its memory too.
-        return copy.copy(self.error) or ServiceUnavailable("the mount is going away")
-
-    @property
-    def size(self) -> int:
-        """Of the memory that its buffer is part of; 0 before it has one."""
-        return memoryview(self.buffer.obj).nbytes if self.buffer else 0
-
-    def blocks(self) -> range:
-        """Blocks of the blob that it has bytes of."""
-        return range(self.start // BLOCK_BYTES, (self.stop - 1) // BLOCK_BYTES + 1)
-
-    def bytes(self, start: int, stop: int) -> memoryview:
-        """Bytes that ``reach`` or ``finish`` waited for."""
-        return self.buffer[start - self.start : stop - self.start]
-
-
-class _Segment:
-    __slots__ = ("path", "fd", "present", "filling", "unread", "bytes", "reach")
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.fd = -1
-        self.present = 0
-        """Bit i: block i is here, whole."""
-        self.filling: dict[int, Fetch] = {}
-        """Blocks under way; INVARIANT: a segment with any is not evicted."""
-        self.unread: dict[int, Fetch] = {}
-        """Blocks that are in memory; INVARIANT: those that are not on the disk too are present for so long only."""
-        self.bytes = 0
-        """On the disk."""
-        self.reach = 0
-        """The blob was taken to end here: a block that this cuts is whole only up to it."""
-
-    def holds(self, start: int, stop: int) -> bool:
-        """Whether the file has all of ``[start, stop)``, counted from the segment's beginning."""
-        mask = (2 << (stop - 1) // BLOCK_BYTES) - (1 << start // BLOCK_BYTES)
-        return self.present & mask == mask
-
-    def in_memory(self, start: int, stop: int) -> tuple[Fetch | None, int]:
-        """The fetch that has ``start`` in memory, if one has, and up to where of ``stop`` that is so."""
-        block = start // BLOCK_BYTES
-        fetch = self.unread.get(block % _SEGMENT_BLOCKS)
-        if fetch is not None and start < fetch.stop:
-            return fetch, min(stop, fetch.stop)
-        end = (block + 1) * BLOCK_BYTES
-        while end < stop and end // BLOCK_BYTES % _SEGMENT_BLOCKS not in self.unread:
-            end += BLOCK_BYTES
-        return None, min(stop, end)
-
-    def whole_until(self, start: int, stop: int) -> int:
-        """Up to where of ``stop`` is here what begins at ``start``, which is."""
-        end = (start // BLOCK_BYTES + 1) * BLOCK_BYTES
-        while end < stop and self.present >> end // BLOCK_BYTES % _SEGMENT_BLOCKS & 1:
-            end += BLOCK_BYTES
-        return min(stop, end)
-
-    def extend(self, length: int) -> None:
-        """The blob reaches further than was known: its cut block must be fetched again."""
-        if length > self.reach:
-            if self.reach % BLOCK_BYTES:
-                self.present &= ~(1 << (self.reach // BLOCK_BYTES % _SEGMENT_BLOCKS))
-            self.reach = length
-
 
 class BlockCache:
     """Blocks of blobs, fetched once however many readers wait for them."""
@@ -197,7 +57,7 @@ class BlockCache:
         self._directory = directory
         self.limit_bytes = max(limit_bytes, 4 * SEGMENT_BYTES)
         # Mutable state
-        self._segments: OrderedDict[tuple[str, int], _Segment] = OrderedDict()
+        self._segments: OrderedDict[tuple[str, int], Segment] = OrderedDict()
         self.used_bytes = 0
         """INVARIANT: sum of the segments' bytes; at most limit_bytes between fetches."""
         self._open: OrderedDict[tuple[str, int], None] = OrderedDict()
@@ -205,7 +65,7 @@ class BlockCache:
         self._fetches = trio.CapacityLimiter(FETCHES_MAX)
         self._reads = Buffers()
         self._fetched = Buffers(FETCH_BYTES_MAX, FETCHED_BYTES_MAX // FETCH_BYTES_MAX)
-        self._unread: OrderedDict[Fetch, _Segment] = OrderedDict()
+        self._unread: OrderedDict[Fetch, Segment] = OrderedDict()
         """Fetches that are over and not read yet, the oldest first."""
         self.fetched_bytes = 0
         """INVARIANT: in memory, of fetches under way and of ``_unread``."""
@@ -248,14 +108,14 @@ class BlockCache:
 
     # -- synchronous state -----------------------------------------------------------------------------------------
 
-    def _segment(self, key: tuple[str, int]) -> _Segment:
+    def _segment(self, key: tuple[str, int]) -> Segment:
         segment = self._segments.get(key)
         if segment is None:
             path, fd = self._spare
             self._spare = (Path(), -1)
             if fd < 0:
                 path = self._next_path()
-            segment = self._segments[key] = _Segment(path)
+            segment = self._segments[key] = Segment(path)
             if fd >= 0:
                 segment.fd = fd
                 self._open[key] = None
@@ -273,7 +133,7 @@ class BlockCache:
             path = self._next_path()
             self._spare = (path, os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
 
-    def _descriptor(self, key: tuple[str, int], segment: _Segment) -> int:
+    def _descriptor(self, key: tuple[str, int], segment: Segment) -> int:
         if segment.fd < 0:
             segment.fd = os.open(segment.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
             self._open[key] = None
@@ -292,7 +152,7 @@ class BlockCache:
                     segment.fd = -1
                 return
 
-    def _remove(self, segment: _Segment) -> None:
+    def _remove(self, segment: Segment) -> None:
         if segment.fd >= 0:
             os.close(segment.fd)
             segment.fd = -1
@@ -313,21 +173,21 @@ class BlockCache:
             self._open.pop(key, None)
             self._remove(segment)
 
-    def _keep(self, segment: _Segment, fetch: Fetch) -> None:
+    def _keep(self, segment: Segment, fetch: Fetch) -> None:
         """Keep the bytes of a fetch that is over until they were read."""
         fetch.ended_s = trio.current_time()
         self._unread[fetch] = segment
         for block in fetch.blocks():
-            segment.unread[block % _SEGMENT_BLOCKS] = fetch
+            segment.unread[block % SEGMENT_BLOCKS] = fetch
 
     def _forget(self, fetch: Fetch) -> None:
         segment = self._unread.pop(fetch)
         for block in fetch.blocks():
             # The last block of a blob that turned out longer may have been fetched again.
-            if segment.unread.get(block % _SEGMENT_BLOCKS) is fetch:
-                del segment.unread[block % _SEGMENT_BLOCKS]
+            if segment.unread.get(block % SEGMENT_BLOCKS) is fetch:
+                del segment.unread[block % SEGMENT_BLOCKS]
                 if not fetch.on_disk:
-                    segment.present &= ~(1 << block % _SEGMENT_BLOCKS)
+                    segment.present &= ~(1 << block % SEGMENT_BLOCKS)
         self.fetched_bytes -= fetch.size
 
     def _may_be_kept(self, fetch: Fetch) -> bool:
@@ -379,7 +239,7 @@ class BlockCache:
         self._were_read(segment, start, stop)
         return parts[0] if len(parts) == 1 else memoryview(b"".join(parts))
 
-    def _read_file_now(self, key: tuple[str, int], segment: _Segment, start: int, stop: int) -> memoryview | None:
+    def _read_file_now(self, key: tuple[str, int], segment: Segment, start: int, stop: int) -> memoryview | None:
         buffer = self._reads.take(stop - start)
         try:
             fd = self._descriptor(key, segment)
@@ -391,7 +251,7 @@ class BlockCache:
             raise
         return buffer if count == stop - start else None
 
-    def _were_read(self, segment: _Segment, start: int, stop: int) -> None:
+    def _were_read(self, segment: Segment, start: int, stop: int) -> None:
         """Count what is in memory of it as read, and forget what was read to its end."""
         at = start
         while at < stop and segment.unread:
@@ -424,7 +284,7 @@ class BlockCache:
             # What was here may be evicted while this waits.
             self.fetch(name, length, at, stop)
             segment = self._segments[key]
-            fetch = segment.filling.get(at // BLOCK_BYTES % _SEGMENT_BLOCKS)
+            fetch = segment.filling.get(at // BLOCK_BYTES % SEGMENT_BLOCKS)
             if fetch is None:
                 kept, end = segment.in_memory(at, segment.whole_until(at, stop))
                 data = await self._read_file(key, segment, at, end) if kept is None else kept.bytes(at, end)
@@ -446,7 +306,7 @@ class BlockCache:
             at = end
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
-    async def _read_file(self, key: tuple[str, int], segment: _Segment, start: int, stop: int) -> Buffer:
+    async def _read_file(self, key: tuple[str, int], segment: Segment, start: int, stop: int) -> Buffer:
         now = self._read_file_now(key, segment, start, stop)
         if now is not None:
             return now
@@ -471,7 +331,7 @@ class BlockCache:
         missing: list[tuple[int, int]] = []
         fetches: list[Fetch] = []
         for block in range(start // BLOCK_BYTES, (stop - 1) // BLOCK_BYTES + 1):
-            index, bit = divmod(block, _SEGMENT_BLOCKS)
+            index, bit = divmod(block, SEGMENT_BLOCKS)
             segment = self._segments.get((blob, index))
             if segment is not None:
                 segment.extend(length)
@@ -489,18 +349,18 @@ class BlockCache:
             else:
                 missing.append((block, block + 1))
         for first, last in missing:
-            key = (blob, first // _SEGMENT_BLOCKS)
+            key = (blob, first // SEGMENT_BLOCKS)
             segment = self._segment(key)
             segment.extend(length)
             # Up to where the blob is known to reach: a file may have been cut, and know of less of it than before.
             fetch = Fetch(first * BLOCK_BYTES, min(last * BLOCK_BYTES, segment.reach))
             for block in range(first, last):
-                segment.filling[block % _SEGMENT_BLOCKS] = fetch
+                segment.filling[block % SEGMENT_BLOCKS] = fetch
             self._nursery.start_soon(self._run, name, key, segment, fetch)
             fetches.append(fetch)
         return fetches
 
-    async def _run(self, name: str, key: tuple[str, int], segment: _Segment, fetch: Fetch) -> None:
+    async def _run(self, name: str, key: tuple[str, int], segment: Segment, fetch: Fetch) -> None:
         """See one fetch through: from the network into its buffer, from there to the disk."""
         start, stop, at = fetch.start, fetch.stop, fetch.start - key[1] * SEGMENT_BYTES
         keep = False
@@ -536,13 +396,13 @@ class BlockCache:
             for block in fetch.blocks() if keep or fetch.on_disk else ():
                 # Somebody may have learnt meanwhile that the blob reaches further than this block was filled.
                 if stop >= min((block + 1) * BLOCK_BYTES, segment.reach):
-                    segment.present |= 1 << block % _SEGMENT_BLOCKS
-                    segment.unread.pop(block % _SEGMENT_BLOCKS, None)
+                    segment.present |= 1 << block % SEGMENT_BLOCKS
+                    segment.unread.pop(block % SEGMENT_BLOCKS, None)
         except (VOSpaceError, OSError) as exc:
             fetch.error = copy.copy(exc)
         finally:
             for block in fetch.blocks():
-                segment.filling.pop(block % _SEGMENT_BLOCKS, None)
+                segment.filling.pop(block % SEGMENT_BLOCKS, None)
             if keep:
                 self._keep(segment, fetch)
             else:

@@ -19,10 +19,11 @@ import msgspec
 import trio
 
 from vosfs.backends.blobs import Blobs, blob_of
-from vosfs.cache.blocks import BlockCache, Buffer, Fetch
+from vosfs.cache.blocks import BlockCache, Buffer
 from vosfs.cache.kept import Kept
 from vosfs.cache.ranges import Ranges
 from vosfs.cache.scratch import Scratch
+from vosfs.cache.segments import Fetch
 from vosfs.client import Segment
 from vosfs.errors import NodeNotFound, Stale, VOSpaceError
 from vosfs.locks import Lock
