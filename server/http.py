@@ -5,7 +5,6 @@ application's ``Response`` becomes bytes.  20 µs of CPU per small request, agai
 """
 
 import contextlib
-import functools
 import logging
 import os
 import socket
@@ -46,7 +45,7 @@ BULK_THREADS_MAX = 40
 _REASONS = {status.value: status.phrase.encode() for status in HTTPStatus}
 
 
-_parse_again = functools.lru_cache(REPEATED_MAX)(wire.parse_request)
+_parse = wire.remembered(wire.parse_request, REPEATED_MAX, REPEATED_BYTES_MAX)
 
 
 class Request:
@@ -280,8 +279,7 @@ class Connection:
             data = await stream.receive_head()
             if not data:
                 return False
-            # Heads are values, and a mount sends the same ones over and over.
-            head = (_parse_again if len(data) <= REPEATED_BYTES_MAX else wire.parse_request)(data)
+            head = _parse(data)
             request = Request(head, self)
             self.scope.deadline = trio.current_time() + self.server.deadline_s
             response = await self.server.application(request)

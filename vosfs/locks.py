@@ -1,10 +1,18 @@
-"""A lock that costs nothing while nobody else wants it."""
+"""Locks and limits that cost nothing while nobody else wants them."""
 
 import trio
 
 
+async def take(limit: trio.CapacityLimiter | trio.Lock | trio.Semaphore) -> None:
+    """``limit.acquire()`` without its checkpoint when it is free: a pass of the scheduler, 20 to 40 µs where somebody waits."""
+    try:
+        limit.acquire_nowait()
+    except trio.WouldBlock:
+        await limit.acquire()
+
+
 class Lock:
-    """``trio.Lock`` without its checkpoint when it is free: a pass of the scheduler, 40 µs in the path of every save."""
+    """``trio.Lock``, taken as ``take`` has it: it is in the path of every save."""
 
     __slots__ = ("_lock",)
 
@@ -16,10 +24,7 @@ class Lock:
         return self._lock.locked()
 
     async def __aenter__(self) -> None:
-        try:
-            self._lock.acquire_nowait()
-        except trio.WouldBlock:
-            await self._lock.acquire()
+        await take(self._lock)
 
     async def __aexit__(self, *exc: object) -> None:
         self._lock.release()

@@ -8,6 +8,7 @@ What llhttp leaves open and request smuggling needs is refused here: missing or 
 but a single ``chunked``, bodies beside both length and coding, chunk extensions, heads over the named limits.
 """
 
+import functools
 import os
 import select
 import socket
@@ -141,6 +142,12 @@ def parse_response(data: bytes, method: str) -> Head:
     if method == "HEAD" or head.status in (204, 304) or head.status < 200:
         head.length, head.chunked = 0, False
     return head
+
+
+def remembered(parse: Callable[..., Head], heads_max: int, bytes_max: int) -> Callable[..., Head]:
+    """``parse`` with so many of its latest answers kept, of heads up to ``bytes_max``: heads are values, and some come over and over."""
+    again = functools.lru_cache(heads_max)(parse)
+    return lambda data, *more: (again if len(data) <= bytes_max else parse)(data, *more)
 
 
 # -- sockets ---------------------------------------------------------------------------------------------------

@@ -525,10 +525,14 @@ async def test_what_comes_faster_than_the_disk_takes_it_is_read_from_memory(
     await cache.fill("b", length, 0, length)
 
 
-async def test_what_is_only_in_memory_makes_room_whole(
-    cache: BlockCache, blobs: Gate, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def busy_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It takes nothing past the page cache."""
     monkeypatch.setattr(blocks, "WRITES_WAITING_MAX", 0)
+
+
+@pytest.mark.usefixtures("busy_disk")
+async def test_what_is_only_in_memory_makes_room_whole(cache: BlockCache, blobs: Gate) -> None:
     blobs.open.set()
     length = 4 * MIB
     await cache.fill("b", length, 0, length)
@@ -539,10 +543,8 @@ async def test_what_is_only_in_memory_makes_room_whole(
     assert await cache.read("b", length, 5, 10) == expected(5, 10) and len(blobs.asked) == 2
 
 
-async def test_what_was_read_as_it_came_and_the_disk_did_not_take_is_not_here(
-    cache: BlockCache, blobs: Gate, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(blocks, "WRITES_WAITING_MAX", 0)
+@pytest.mark.usefixtures("busy_disk")
+async def test_what_was_read_as_it_came_and_the_disk_did_not_take_is_not_here(cache: BlockCache, blobs: Gate) -> None:
     blobs.first = length = 2 * MIB
     assert await cache.read("b", length, 0, length) == expected(0, length)
     blobs.open.set()
@@ -553,10 +555,8 @@ async def test_what_was_read_as_it_came_and_the_disk_did_not_take_is_not_here(
     assert await cache.read("b", length, 5, 10) == expected(5, 10) and len(blobs.asked) == 2
 
 
-async def test_what_was_read_while_it_ended_is_not_kept(
-    cache: BlockCache, blobs: Gate, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(blocks, "WRITES_WAITING_MAX", 0)
+@pytest.mark.usefixtures("busy_disk")
+async def test_what_was_read_while_it_ended_is_not_kept(cache: BlockCache, blobs: Gate) -> None:
     blobs.open.set()
     length = 2 * MIB
     assert await cache.read("b", length, 0, length) == expected(0, length)

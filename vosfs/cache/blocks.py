@@ -21,6 +21,7 @@ from vosfs.backends.blobs import Blobs, blob_of
 from vosfs.cache.buffers import Buffers
 from vosfs.cache.segments import BLOCK_BYTES, SEGMENT_BLOCKS, SEGMENT_BYTES, Fetch, Segment
 from vosfs.errors import StorageFull, VOSpaceError
+from vosfs.locks import take
 
 FETCH_BYTES_MAX = 4 << 20
 """Longest single range request, and its buffer."""
@@ -257,10 +258,14 @@ class BlockCache:
         while at < stop and segment.unread:
             fetch, end = segment.in_memory(at, stop)
             if fetch is not None:
-                fetch.unread -= end - at
-                if fetch.unread <= 0:
-                    self._forget(fetch)
+                self._was_read(fetch, end - at)
             at = end
+
+    def _was_read(self, fetch: Fetch, count: int) -> None:
+        fetch.unread -= count
+        # One that is not over is not in there yet; one that was over before its reader went on is, and seemed to be unread.
+        if fetch.unread <= 0 and fetch in self._unread:
+            self._forget(fetch)
 
     async def read(self, name: str, length: int, start: int, stop: int) -> Buffer:
         """``[start, stop)`` of a blob of ``length`` bytes, fetched if need be."""
@@ -294,10 +299,7 @@ class BlockCache:
                 end = min(stop, fetch.stop)
                 await fetch.reach(end)
                 data = fetch.bytes(at, end)
-                fetch.unread -= end - at
-                if fetch.unread <= 0 and fetch in self._unread:
-                    # It was over before this went on, and seemed to be unread.
-                    self._forget(fetch)
+                self._was_read(fetch, end - at)
             else:
                 # The blob is longer than was known when this block was asked for: it must be fetched again.
                 await fetch.finish()
@@ -365,11 +367,7 @@ class BlockCache:
         start, stop, at = fetch.start, fetch.stop, fetch.start - key[1] * SEGMENT_BYTES
         keep = False
         try:
-            try:
-                # A slot taken without a checkpoint: somebody may be waiting for the first byte.
-                self._fetches.acquire_nowait()
-            except trio.WouldBlock:
-                await self._fetches.acquire()
+            await take(self._fetches)
             try:
                 fetch.buffer = self._fetched.take(stop - start)
                 self.fetched_bytes += fetch.size

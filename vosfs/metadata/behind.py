@@ -42,6 +42,7 @@ ASK_EVERY_S = 0.5
 """How often the delegation is asked for while there are changes to make."""
 RETRY_S_MIN, RETRY_S_MAX = 0.1, 2.0
 JOURNAL_TRIM_BYTES = 1 << 20
+"""A longer one does not wait for rest to lose what the service has."""
 JOURNAL_BYTES_MAX = 32 << 20
 """A journal that never runs empty is written anew when it is longer."""
 _AGAIN = (ServiceUnavailable, TimedOut, StorageFull, NotAuthenticated, InternalFault, ProtocolError)

@@ -12,6 +12,7 @@ import psycopg
 import trio
 
 from vosfs.errors import DuplicateNode, InternalFault, InvalidArgument, ServiceUnavailable, StorageFull, TimedOut
+from vosfs.locks import take
 from vosfs.metadata import sql
 from vosfs.metadata.libpq import Command, Connection
 from vosfs.metadata.sqlite import render
@@ -122,10 +123,7 @@ class PostgresStore(SqlStore):
 
     async def _run(self, script: sql.Script, caller: Caller, durable: bool, *arguments: Any) -> Any:
         await trio.lowlevel.checkpoint_if_cancelled()
-        try:
-            self._slots.acquire_nowait()
-        except trio.WouldBlock:
-            await self._slots.acquire()
+        await take(self._slots)
         try:
             result = await self._transact(script, caller, durable, *arguments)
         finally:
