@@ -1,13 +1,32 @@
 """Several changes at once (``Store.apply``): all together if all can be done, else each that can."""
 
+import itertools
 import time
+from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from tests.store.conftest import AnyStore
-from vosfs.errors import DuplicateNode, InvalidArgument, NodeNotFound, Stale
-from vosfs.metadata.node import CONTAINER, DATA, ROOT_ID, Attributes, Content, Extent, NewNode, Node, Renamed, new_id
-from vosfs.metadata.store import Anyone, Step, prepared_version
+from tests.store.test_model import LENGTH_MAX, NAMES, extents
+from vosfs.errors import DuplicateNode, InvalidArgument, NodeNotFound, QuotaExceeded, Stale, VOSpaceError
+from vosfs.metadata import sqlsteps
+from vosfs.metadata.node import (
+    CONTAINER,
+    DATA,
+    ROOT_ID,
+    Attributes,
+    Blob,
+    Content,
+    Extent,
+    NewNode,
+    Node,
+    Renamed,
+    new_id,
+)
+from vosfs.metadata.sqlite import SqliteStore
+from vosfs.metadata.store import ANYONE, Anyone, Step, prepared_version
 
 BOX, FILE = NewNode(CONTAINER, 0o755), NewNode(DATA)
 AT_NS = 1_700_000_000_000_000_005
@@ -122,3 +141,136 @@ async def test_saves_that_follow_one_another_have_the_versions_they_were_promise
     assert isinstance(one, Content) and one.node.version == first
     assert isinstance(two, Content) and two.node.version == second
     assert isinstance(three, InvalidArgument)
+
+
+async def test_a_node_is_made_once(store: AnyStore) -> None:
+    twice = new_id()
+    steps = [Step("create", (ROOT_ID, name, FILE), AT_NS, twice) for name in (b"f", b"g")]
+    assert [type(outcome) for outcome in await store.apply(steps)] == [Node, DuplicateNode]
+    assert await names(store, ROOT_ID) == [b"f"]
+
+
+async def test_a_blob_that_one_new_file_lost_stays_for_another(store: AnyStore) -> None:
+    one, two, blob = new_id(), new_id(), Blob("blob", 3, 7)
+    whole = [Extent(0, 3, "blob")]
+    await store.apply(
+        [
+            Step("create", (ROOT_ID, b"one", FILE), AT_NS, one),
+            Step("create", (ROOT_ID, b"two", FILE), AT_NS, two),
+            Step("commit", (one, 1, 3, whole, [blob], AT_NS, ""), AT_NS),
+            Step("commit", (two, 1, 3, whole, [blob], AT_NS, ""), AT_NS),
+            Step("commit", (two, 2, 0, [], [], AT_NS, ""), AT_NS),
+        ]
+    )
+    assert (await store.open(one)).extents == whole and (await store.open(two)).extents == []
+    assert await store.unreferenced(time.time_ns() + 10**9, 10) == []
+    await store.apply([Step("commit", (one, 2, 0, [], [], AT_NS, ""), AT_NS)])
+    assert await store.unreferenced(time.time_ns() + 10**9, 10) == ["blob"]
+
+
+async def test_new_files_that_are_too_long_for_a_quota_are_those_that_are_refused(store: AnyStore) -> None:
+    box = await store.create(ROOT_ID, b"box", BOX)
+    await store.set_quota(box.id, 5)
+    one, two, three = new_id(), new_id(), new_id()
+    outcomes = await store.apply(
+        [
+            Step("create", (box.id, b"one", FILE), AT_NS, one),
+            Step("commit", (one, 1, 3, [Extent(0, 3, data=b"abc")], [], AT_NS, ""), AT_NS),
+            Step("create", (box.id, b"two", FILE), AT_NS, two),
+            Step("commit", (two, 1, 3, [Extent(0, 3, data=b"abc")], [], AT_NS, ""), AT_NS),
+            Step("create", (box.id, b"three", FILE), AT_NS, three),
+            Step("commit", (three, 1, 2, [Extent(0, 2, data=b"ab")], [], AT_NS, ""), AT_NS),
+        ]
+    )
+    assert [type(outcome) for outcome in outcomes] == [Node, Content, Node, QuotaExceeded, Node, Content]
+    assert [quota.used for quota in await store.quotas(box.id)] == [5]
+
+
+@st.composite
+def some_steps(draw: st.DrawFn) -> list[Step]:
+    """Changes of a small tree, more of them of what the same changes make than of anything else."""
+    steps: list[Step] = []
+    ids = [ROOT_ID, *TREE]
+    moment = itertools.count(AT_NS)
+    for number in range(draw(st.integers(1, 14))):
+        operation = draw(
+            st.sampled_from(["create"] * 3 + ["commit"] * 3 + ["set_attributes", "remove", "rename", "link"])
+        )
+        at_ns, node = next(moment), draw(st.sampled_from(ids[-3:] + ids[:1]))
+        arguments: tuple[Any, ...]
+        if operation == "create":
+            kind = draw(st.sampled_from([CONTAINER, DATA, DATA]))
+            new = NewNode(kind, 0o755, properties=draw(st.dictionaries(st.just("urn:p"), st.just("v"))))
+            ids.append(100 + number)
+            steps.append(Step(operation, (node, draw(NAMES), new), at_ns, 100 + number))
+            continue
+        if operation == "commit":
+            length, changes = draw(st.integers(0, LENGTH_MAX)), draw(st.lists(extents(), max_size=2))
+            blobs = [Blob(locator, 100, 1) for locator in sorted({e.locator for e in changes if e.locator})]
+            arguments = (node, None, length, changes, blobs, at_ns, "m", draw(st.none() | st.just(5)))
+        elif operation == "set_attributes":
+            change = Attributes(mode=draw(st.none() | st.just(0o700)), mtime_ns=draw(st.none() | st.just(9)),
+                                immutable=draw(st.sampled_from([None] * 5 + [1])))  # fmt: skip
+            arguments = (node, change)
+        elif operation == "remove":
+            arguments = (node, draw(NAMES), draw(st.sampled_from(["leaf", "leaf", "empty"])))
+        elif operation == "rename":
+            arguments = (
+                node,
+                draw(NAMES),
+                draw(st.sampled_from(ids)),
+                draw(NAMES),
+                draw(st.sampled_from(["", "exchange"])),
+            )
+        else:
+            arguments = (node, ROOT_ID, draw(NAMES))
+        steps.append(Step(operation, arguments, at_ns))
+    return steps
+
+
+TREE = (3, 4)
+"""A container with a quota, and a file in it."""
+TABLES = ("node", "name", "property", "extent", "part", "quota")
+
+
+async def planted() -> SqliteStore:
+    store = SqliteStore(":memory:")
+    await store.begin_space("alice")
+    store._db.execute("UPDATE node SET atime_ns = 0, mtime_ns = 0, ctime_ns = 0, btime_ns = 0")
+    box, file = TREE
+    await store.apply([Step("create", (ROOT_ID, b"a", BOX), 1, box), Step("create", (box, b"b", FILE), 2, file)])
+    await store.set_quota(box, 3 * LENGTH_MAX)
+    store._db.execute("UPDATE change SET at_ns = 0")
+    return store
+
+
+def rows(store: SqliteStore) -> dict[str, list[Any]]:
+    """All that a store has, but for the moments at which blobs lost their last extent."""
+    found = {table: store._db.execute(f"SELECT * FROM {table} ORDER BY 1, 2, 3").fetchall() for table in TABLES}
+    found["blob"] = store._db.execute("SELECT locator, unreferenced_ns IS NULL FROM blob ORDER BY 1").fetchall()
+    found["change"] = store._db.execute("SELECT node, parent, name, at_ns FROM change ORDER BY seq").fetchall()
+    return found
+
+
+@given(some_steps(), st.integers(1, 6))
+@settings(max_examples=300, deadline=None)
+async def test_steps_made_together_leave_what_they_leave_one_by_one(steps: list[Step], together: int) -> None:
+    one, all_ = await planted(), await planted()
+    try:
+        can_be_made = []
+        outcomes = []
+        for step in steps:
+            (outcome,) = await one.apply([step])
+            if not isinstance(outcome, VOSpaceError):
+                can_be_made.append(step)
+                outcomes.append(outcome)
+        found = []
+        for at in range(0, len(can_be_made), together):
+            # Not by ``apply``, which would go on one by one if all at once is refused.
+            found += all_.transact(sqlsteps.apply, ANYONE, can_be_made[at : at + together])
+        assert found == outcomes
+        # Steps that failed wrote nothing, but may have had a place in the order of the log.
+        assert rows(all_) == rows(one)
+    finally:
+        one.close()
+        all_.close()

@@ -16,7 +16,7 @@ LAYERS = [
     {"vosfs.client", "vosfs.metadata.node", "vosfs.metadata.job", "vosfs.metadata.walk", "vosfs.cache.ranges", "vosfs.cache.buffers", "vosfs.cache.readahead", "vosfs.cache.scratch", "vosfs.cache.journal", "vosfs.cache.segments"},
     {"vosfs.metadata.content", "vosfs.metadata.charges", "vosfs.metadata.allowance", "vosfs.metadata.xattr", "vosfs.metadata.xml", "vosfs.metadata.store", "vosfs.backends.backend"},
     {"vosfs.metadata.messages", "vosfs.metadata.sql", "vosfs.metadata.libpq", "vosfs.backends.memory", "vosfs.backends.posix", "vosfs.backends.uploads", "vosfs.backends.storages", "vosfs.backends.sums", "vosfs.cache.kept"},
-    {"vosfs.metadata.sqljobs", "vosfs.metadata.sqlaudit", "vosfs.metadata.sqlquota", "vosfs.backends.roots", "vosfs.backends.bounded", "vosfs.metadata.subtree", "vosfs.metadata.behind", "vosfs.backends.ngams", "vosfs.backends.slow", "vosfs.backends.archived", "vosfs.backends.objecterrors"},
+    {"vosfs.metadata.sqljobs", "vosfs.metadata.sqlaudit", "vosfs.metadata.sqlquota", "vosfs.metadata.sqlsteps", "vosfs.backends.roots", "vosfs.backends.bounded", "vosfs.metadata.subtree", "vosfs.metadata.behind", "vosfs.backends.ngams", "vosfs.backends.slow", "vosfs.backends.archived", "vosfs.backends.objecterrors"},
     {"vosfs.metadata.memory", "vosfs.metadata.sqlstore", "vosfs.metadata.gateway", "vosfs.session", "vosfs.backends.blobs", "vosfs.backends.objects", "vosfs.backends.failover"},
     {"vosfs.metadata.sqlite", "vosfs.metadata.cached", "vosfs.metadata.vospace", "vosfs.cache.blocks", "vosfs.backends.ngasblobs", "vosfs.backends.direct"},
     {"vosfs.metadata.postgres", "vosfs.metadata.ahead", "vosfs.backends.transfer", "vosfs.cache.file", "vosfs.backends.ngas"},

@@ -62,8 +62,6 @@ from vosfs.metadata.store import (
     WRITE,
     Caller,
     Moment,
-    Outcome,
-    Step,
     check_guard,
     check_same,
     next_version,
@@ -200,12 +198,28 @@ PURGE_NODES = 50
 _IN = f"IN ({', '.join('?' * PURGE_NODES)})"
 
 
+class Held:
+    """What a transaction of several steps keeps from one to the next (``sqlsteps.py``)."""
+
+    def __init__(self) -> None:
+        self.containers: dict[int, Node] = {}
+        """Locked, and found writable."""
+        self.touched: dict[int, tuple[int, int]] = {}
+        """Of containers whose names changed: when, and how many containers came in; their rows do not say so yet."""
+
+    def touch(self, id: int, now_ns: int, containers: int) -> None:
+        """Remember to ``touch``."""
+        _, before = self.touched.get(id, (0, 0))
+        self.touched[id] = now_ns, before + containers
+
+
 class Frame(NamedTuple):
     """What every transaction knows: its space, its caller, its time."""
 
     space: int
     caller: Caller
     now_ns: int
+    held: Held | None = None
 
 
 def duplicate(statement: str, parameters: tuple[Any, ...], why: str) -> DuplicateNode:
@@ -361,26 +375,44 @@ def log_change(f: Frame, node: int, parent: int = 0, name: bytes = b"") -> Trans
 
 def writable(f: Frame, id: int) -> Transaction[Node]:
     """The container ``id``, locked, in which the caller may change names."""
+    if f.held is not None and id in f.held.containers:
+        return f.held.containers[id]
     rows = yield _NODE + "{update}", (f.space, id)
-    return _check_writable(f, id, rows)
+    container = _writable(f, id, rows)
+    if f.held is not None:
+        f.held.containers[id] = container
+    return container
 
 
-def _check_writable(f: Frame, id: int, rows: Rows) -> Node:
+def _writable(f: Frame, id: int, rows: Rows) -> Node:
     if not rows:
         raise NodeNotFound(f"node {id}")
     container = Node(*rows[0])
+    check_writable(f, id, container)
+    return container
+
+
+def check_writable(f: Frame, id: int, container: Node) -> None:
+    """NodeNotFound, NotContainer, PermissionDenied, Immutable or NodeLocked unless the caller may change names in it."""
     if container.kind != CONTAINER:
         raise NotContainer(f"node {id} is not a container")
     f.caller.permit(container, WRITE)
     check_guard(container, f"container {id}")
     if container.nlink == 0:
         raise NodeNotFound(f"container {id} was deleted")
-    return container
 
 
 def touch(f: Frame, id: int, containers: int = 0) -> Transaction[None]:
     """Names in a container changed, and that many containers came into it."""
-    yield _TOUCH, (f.now_ns, f.now_ns, containers, f.space, id)
+    if f.held is not None:
+        f.held.touch(id, f.now_ns, containers)
+        return
+    yield from write_touch(f, id, f.now_ns, containers)
+
+
+def write_touch(f: Frame, id: int, now_ns: int, containers: int) -> Transaction[None]:
+    """``touch`` as of a moment."""
+    yield _TOUCH, (now_ns, now_ns, containers, f.space, id)
 
 
 def create(f: Frame, parent: int, name: bytes, new: NewNode, id: int = 0) -> Transaction[Node]:
@@ -388,11 +420,16 @@ def create(f: Frame, parent: int, name: bytes, new: NewNode, id: int = 0) -> Tra
     node = made(new, id or new_id(), f.now_ns, container)
     yield INSERT_NAME, (f.space, parent, name, node.id)
     yield INSERT_NODE, (f.space, *msgspec.structs.astuple(node), parent)
-    for uri, value in new.properties.items():
-        yield "INSERT INTO property (space, node, uri, value) VALUES (?, ?, ?, ?)", (f.space, node.id, uri, value)
+    yield from describe(f, node.id, new.properties)
     yield from touch(f, parent, int(new.kind == CONTAINER))
     yield from log_change(f, node.id, parent, name)
     return node
+
+
+def describe(f: Frame, id: int, properties: dict[str, str]) -> Transaction[None]:
+    """Give a node its first properties."""
+    for uri, value in properties.items():
+        yield "INSERT INTO property (space, node, uri, value) VALUES (?, ?, ?, ?)", (f.space, id, uri, value)
 
 
 def link(f: Frame, id: int, parent: int, name: bytes) -> Transaction[Node]:
@@ -488,7 +525,7 @@ def rename(
     found = {}
     for container in sorted({parent, to_parent}):
         found[container] = yield _NODE + "{update}", (f.space, container)
-    source, target = (_check_writable(f, container, found[container]) for container in (parent, to_parent))
+    source, target = (_writable(f, container, found[container]) for container in (parent, to_parent))
     rows = yield CHILD + "{update}", (f.space, f.space, parent, name)
     if not rows:
         raise NodeNotFound(repr(name))
@@ -575,28 +612,39 @@ def _replace(
 
 def _changeable(f: Frame, id: int, right: str) -> Transaction[Node]:
     node = yield from get(f, id, "{update}")
-    f.caller.permit(node, right)
-    check_guard(node, f"node {id}")
+    check_changeable(f, node, right)
     return node
+
+
+def check_changeable(f: Frame, node: Node, right: str) -> None:
+    """PermissionDenied, Immutable or NodeLocked unless the caller may change this of a node."""
+    f.caller.permit(node, right)
+    check_guard(node, f"node {node.id}")
 
 
 OWNER_FIELDS = ("mode", "uid", "gid", "public", "group_read", "group_write")
 
 
 def set_attributes(f: Frame, id: int, change: Attributes) -> Transaction[Node]:
-    fields = {key: value for key, value in msgspec.structs.asdict(change).items() if value is not None}
-    if "immutable" in fields:
-        node = yield from get(f, id, "{update}")
-        f.caller.permit(node, right_to_guard(node, fields["immutable"]))
-    else:
-        node = yield from _changeable(f, id, OWN if any(key in fields for key in OWNER_FIELDS) else WRITE)
-    if "target" in fields:
-        fields["length"] = len(fields["target"])
-    fields["ctime_ns"] = f.now_ns
+    node = yield from get(f, id, "{update}")
+    fields = new_attributes(f, node, change)
     assignments = ", ".join(f"{key} = ?" for key in fields)
     yield f"UPDATE node SET {assignments} WHERE space = ? AND id = ?", (*fields.values(), f.space, id)
     yield from log_change(f, id)
     return msgspec.structs.replace(node, **fields)
+
+
+def new_attributes(f: Frame, node: Node, change: Attributes) -> dict[str, Any]:
+    """What a change makes of a node's fields.  PermissionDenied, Immutable, NodeLocked."""
+    fields = {key: value for key, value in msgspec.structs.asdict(change).items() if value is not None}
+    if "immutable" in fields:
+        f.caller.permit(node, right_to_guard(node, fields["immutable"]))
+    else:
+        check_changeable(f, node, OWN if any(key in fields for key in OWNER_FIELDS) else WRITE)
+    if "target" in fields:
+        fields["length"] = len(fields["target"])
+    fields["ctime_ns"] = f.now_ns
+    return fields
 
 
 def set_properties(f: Frame, id: int, change: dict[str, str | None], clear: bool) -> Transaction[Node]:
@@ -618,41 +666,58 @@ def commit(
     f: Frame, id: int, base_version: int | None, length: int, changes: list[Extent], blobs: list[Blob],
     mtime_ns: int | None, md5: str, atime_ns: int | None = None, version: int = 0, log: bool = True,
 ) -> Transaction[Content]:  # fmt: skip
-    node = yield from _changeable(f, id, WRITE)
-    if node.kind != DATA:
-        raise IsContainer(f"node {id} holds no bytes")
-    if not node.nlink:
-        # Whoever did not see it go would take bytes for saved that nobody can read.
-        raise NodeNotFound(f"node {id} has no name any more")
-    if base_version is not None and node.version != base_version:
-        raise Stale(f"node {id} is at version {node.version}, not {base_version}")
-    version = next_version(node.version, version)
+    node = yield from get(f, id, "{update}")
+    check_saved(f, node, base_version)
     old = (yield from extents_of(f, id)) if node.length else []
-    known = content.locators(old) | {b.locator for b in blobs}
-    if not content.locators(changes) <= known:
-        raise InvalidArgument("an extent names a blob that was not uploaded for it")
-    new = content.apply(old, changes, length)
+    done = saved(f, node, old, length, changes, blobs, mtime_ns, md5, atime_ns, version)
     for blob in blobs:
         yield from record(f, blob)
-    yield from _swap_extents(f, id, old, new)
-    # A blob that later changes of the same commit covered, or that lies beyond the end.
-    yield from release(f, {b.locator for b in blobs} - content.locators(old) - content.locators(new))
-    mtime_ns = f.now_ns if mtime_ns is None else mtime_ns
-    atime_ns = node.atime_ns if atime_ns is None else atime_ns
+    yield from _swap_extents(f, id, old, done.extents)
+    # Also a blob that later changes of the same commit covered, or that lies beyond the end.
+    yield from release(f, left_over(old, blobs, done.extents))
     yield (
         "UPDATE node SET length = ?, version = ?, atime_ns = ?, mtime_ns = ?, ctime_ns = ?, md5 = ?"
         " WHERE space = ? AND id = ?",
-        (length, version, atime_ns, mtime_ns, f.now_ns, md5, f.space, id),
+        (length, done.node.version, done.node.atime_ns, done.node.mtime_ns, f.now_ns, md5, f.space, id),
     )
     if log:
         yield from log_change(f, id)
-    if node.quota and node.nlink:
+    if node.quota:
         # Last: others under the same quota wait from here on.
         yield from charges.charge(f.space, node.quota, length - node.length)
+    return done
+
+
+def check_saved(f: Frame, node: Node, base_version: int | None) -> None:
+    """Raise unless the caller may save bytes on top of this version of a node."""
+    check_changeable(f, node, WRITE)
+    if node.kind != DATA:
+        raise IsContainer(f"node {node.id} holds no bytes")
+    if not node.nlink:
+        # Whoever did not see it go would take bytes for saved that nobody can read.
+        raise NodeNotFound(f"node {node.id} has no name any more")
+    if base_version is not None and node.version != base_version:
+        raise Stale(f"node {node.id} is at version {node.version}, not {base_version}")
+
+
+def saved(
+    f: Frame, node: Node, old: list[Extent], length: int, changes: list[Extent], blobs: list[Blob],
+    mtime_ns: int | None, md5: str, atime_ns: int | None, version: int,
+) -> Content:  # fmt: skip
+    """What a commit makes of a content.  InvalidArgument."""
+    if not content.locators(changes) <= content.locators(old) | {b.locator for b in blobs}:
+        raise InvalidArgument("an extent names a blob that was not uploaded for it")
     node = msgspec.structs.replace(
-        node, length=length, version=version, atime_ns=atime_ns, mtime_ns=mtime_ns, ctime_ns=f.now_ns, md5=md5
-    )
-    return Content(node, new)
+        node, length=length, version=next_version(node.version, version), ctime_ns=f.now_ns, md5=md5,
+        mtime_ns=f.now_ns if mtime_ns is None else mtime_ns,
+        atime_ns=node.atime_ns if atime_ns is None else atime_ns,
+    )  # fmt: skip
+    return Content(node, content.apply(old, changes, length))
+
+
+def left_over(old: list[Extent], blobs: list[Blob], new: list[Extent]) -> set[str]:
+    """Blobs that a commit leaves nothing of."""
+    return (content.locators(old) | {b.locator for b in blobs}) - content.locators(new)
 
 
 def record(f: Frame, blob: Blob) -> Transaction[None]:
@@ -679,8 +744,12 @@ def _swap_extents(f: Frame, id: int, old: list[Extent], new: list[Extent]) -> Tr
             yield "DELETE FROM extent WHERE space = ? AND node = ? AND start = ?", (f.space, id, start)
     for start, e in after.items():
         if before.get(start) != e:
-            yield _INSERT_EXTENT, (f.space, id, e.start, e.stop, e.locator, e.offset, e.data)
-    yield from release(f, content.locators(old) - content.locators(new))
+            yield from write_extent(f, id, e)
+
+
+def write_extent(f: Frame, id: int, e: Extent) -> Transaction[None]:
+    """A node has this extent from now on."""
+    yield _INSERT_EXTENT, (f.space, id, e.start, e.stop, e.locator, e.offset, e.data)
 
 
 def release(f: Frame, locators: set[str]) -> Transaction[None]:
@@ -719,20 +788,6 @@ def update(f: Frame, id: int, attributes: Attributes, change: dict[str, str | No
     if attributes != Attributes():
         node = yield from set_attributes(f, id, attributes)
     return node
-
-
-def apply(f: Frame, steps: list[Step]) -> Transaction[list[Outcome]]:
-    outcomes: list[Outcome] = []
-    for step in steps:
-        chosen = {key: value for key, value in (("id", step.id), ("version", step.version)) if value}
-        outcomes.append((yield from _STEPS[step.operation](f._replace(now_ns=step.at_ns), *step.arguments, **chosen)))
-    return outcomes
-
-
-_STEPS: dict[str, Callable[..., Transaction[Any]]] = {
-    "create": create, "link": link, "remove": remove, "rename": rename, "set_attributes": set_attributes,
-    "commit": commit,
-}  # fmt: skip
 
 
 # -- housekeeping ----------------------------------------------------------------------------------------------

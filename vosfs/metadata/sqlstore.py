@@ -11,7 +11,7 @@ from typing import Any
 import trio
 
 from vosfs.errors import VOSpaceError
-from vosfs.metadata import sql, sqlaudit, sqljobs, sqlquota, subtree
+from vosfs.metadata import sql, sqlaudit, sqljobs, sqlquota, sqlsteps, subtree
 from vosfs.metadata.job import Chosen, Job
 from vosfs.metadata.node import (
     Attributes,
@@ -127,7 +127,7 @@ class SqlStore:
     async def apply(self, steps: list[Step], caller: Caller = ANYONE, durable: bool = False) -> list[Outcome]:
         if len(steps) > 1:
             try:
-                return await self._run(sql.apply, caller, durable, steps)
+                return await self._run(sqlsteps.apply, caller, durable, steps)
             except OF_ALL:
                 raise
             except VOSpaceError as exc:
@@ -135,7 +135,7 @@ class SqlStore:
         outcomes: list[Outcome] = []
         for step in steps:
             try:
-                outcomes += await self._run(sql.apply, caller, False, [step])
+                outcomes += await self._run(sqlsteps.apply, caller, False, [step])
             except OF_ALL:
                 raise
             except VOSpaceError as exc:
