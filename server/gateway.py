@@ -489,7 +489,7 @@ class Gateway:
             if page or left <= 0 or state != r.delegation:
                 break
             if not found:
-                await self._service.feed.wait(min(left, POLL_S))
+                await self._service.feed.wait(min(left, POLL_S), caller.origin)
             if delegation.state(who) == r.delegation:
                 # One look for all changes of a moment; but whoever had the delegation recalled is waiting.
                 await trio.sleep(BATCH_S)

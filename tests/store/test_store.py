@@ -103,10 +103,10 @@ async def test_the_log_comes_in_pages(store: AnyStore) -> None:
 
 
 async def test_notify_follows_changes_only(store: AnyStore) -> None:
-    told: list[int] = []
-    store.notify = lambda: told.append(1)
-    await store.create(ROOT_ID, b"a", FILE)
-    assert told
+    told: list[str] = []
+    store.notify = told.append
+    await store.create(ROOT_ID, b"a", FILE, Anyone("me"))
+    assert set(told) == {"me"}
     told.clear()
     await store.lookup(ROOT_ID, b"a")
     with pytest.raises(NodeNotFound):

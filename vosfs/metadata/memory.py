@@ -97,7 +97,7 @@ class MemoryStore:
         """Locator -> since when nothing stands on it."""
         self._recorded: dict[str, Blob] = {}
         self._secret = secrets.token_bytes(32)
-        self.notify: Callable[[], None] = lambda: None
+        self.notify: Callable[[str], None] = lambda origin: None
         self._tables: dict[str, dict[Any, Any]] = {"account": {}, "token": {}, "certificate": {}}
         self._jobs: dict[str, Job] = {}
         self._quotas: dict[int, Quota] = {}
@@ -156,7 +156,7 @@ class MemoryStore:
     def _log(self, caller: Caller, node: int, parent: int = 0, name: bytes = b"") -> None:
         self._changes.append(Change(node, parent, name, caller.origin))
         self._moments.append((node, self._now()))
-        self.notify()
+        self.notify(caller.origin)
 
     def _set_links(self, id: int, nlink: int) -> Node:
         node = self._nodes[id] = replace(self._nodes[id], nlink=nlink, ctime_ns=self._now())

@@ -72,7 +72,7 @@ class PostgresStore(SqlStore):
         """INVARIANT: at most CONNECTIONS_MAX, each outside a transaction."""
         self._statements: dict[str, tuple[str, bool]] = {}
         """As this engine wants them, and whether they only write."""
-        self.notify = lambda: None
+        self.notify = lambda origin: None
         self._prepare()
 
     def _connect(self) -> "psycopg.Connection[Any]":
@@ -129,7 +129,7 @@ class PostgresStore(SqlStore):
         finally:
             self._slots.release()
         if script not in READS:
-            self.notify()
+            self.notify(caller.origin)
         return result
 
     async def sync(self) -> None:

@@ -94,7 +94,7 @@ class SqliteStore(SqlStore):
         # Mutable state
         self._rendered: dict[str, str] = {}
         self._log_fd = self._index_fd = -1
-        self.notify = lambda: None
+        self.notify = lambda origin: None
         self._commits = 0
         self._durable = 0
         """INVARIANT: the first ``_durable`` of ``_commits`` transactions are on disk."""
@@ -231,7 +231,7 @@ class SqliteStore(SqlStore):
             if writing:
                 execute("COMMIT")
                 self._commits += 1
-                self.notify()
+                self.notify(caller.origin)
             return result.value
         except sqlite3.OperationalError as exc:
             self._rollback()

@@ -41,8 +41,8 @@ class SqlStore:
 
     space: int
     shared: bool
-    notify: Callable[[], None]
-    """Called in the event loop after a transaction that wrote."""
+    notify: Callable[[str], None]
+    """Called in the event loop after a transaction that wrote, with its caller's ``origin``."""
 
     async def _run(self, script: sql.Script, caller: Caller, durable: bool, *arguments: Any) -> Any:
         raise NotImplementedError

@@ -237,8 +237,8 @@ class Tree(Protocol):
 class Store(Tree, Protocol):
     """A tree kept here, with what its daemon needs besides."""
 
-    notify: Callable[[], None]
-    """Called in the event loop after a change of the tree."""
+    notify: Callable[[str], None]
+    """Called in the event loop after a change of the tree, with the caller's ``origin``."""
 
     shared: bool
     """Whether other processes may change the tree too."""
