@@ -56,17 +56,17 @@ class Authenticator:
         self._verifying = trio.CapacityLimiter(VERIFY_THREADS_MAX)
         self._unknown_hash = hash_password(secrets.token_urlsafe(16))
 
-    async def subject(self, authorization: str) -> Subject:
-        """Who this is; NOBODY without credentials.  NotAuthenticated if they are wrong or expired."""
+    async def subject(self, authorization: bytes) -> Subject:
+        """Who this is, by the header's value; NOBODY without.  NotAuthenticated if it is wrong or expired."""
         if not authorization:
             return NOBODY
-        digest = hashlib.blake2s(authorization.encode("utf-8", "surrogateescape"), key=self._key).digest()
+        digest = hashlib.blake2s(authorization, key=self._key).digest()
         known = self._known.get(digest)
         if known and known[1] > time.monotonic():
             return known[0]
         if len(authorization) > CREDENTIAL_BYTES_MAX:
             raise NotAuthenticated("credentials are too long")
-        scheme, _, credential = authorization.partition(" ")
+        scheme, _, credential = authorization.decode("latin-1").partition(" ")
         if scheme.lower() == "bearer":
             user = await self._bearer(credential.strip())
         elif scheme.lower() == "basic":

@@ -161,9 +161,13 @@ class Gateway:
 
     async def _do(self, changes: list[tuple[m.Mutation, Step]], caller: Anyone) -> list[Outcome]:
         """Make changes together, durably if one of them has to be."""
-        durable = any(isinstance(request, m.Commit) and request.durable for request, _ in changes)
-        steps = [step for _, step in changes]
-        if self._service.keeps_bytes:
+        steps, durable, bytes_to_store = [], False, False
+        for request, step in changes:
+            steps.append(step)
+            if step.operation == "commit":
+                durable |= request.durable  # type: ignore[union-attr]  # of a Commit
+                bytes_to_store |= bool(step.arguments[4]) or _is_long(step)
+        if bytes_to_store and self._service.keeps_bytes:
             steps = await self._stored(steps)
         return await self._store.apply(steps, caller, durable)
 
@@ -173,9 +177,7 @@ class Gateway:
         Before anything names them: else a power cut could leave a node of a blob that is not, where its old bytes were.
         """
         commits = [number for number, step in enumerate(steps) if step.operation == "commit"]
-        long = [n for n in commits if inline_bytes(steps[n].arguments[3]) > content.INLINE_BYTES_MAX]
-        if not long and not any(steps[n].arguments[4] for n in commits):
-            return steps
+        long = [n for n in commits if _is_long(steps[n])]
         backend = self._service.backend
         policies = await self._policies(steps, long)
 
@@ -222,7 +224,7 @@ class Gateway:
     async def _batch(self, r: m.Batch, subject: Subject, caller: Anyone) -> m.Outcomes:
         if len(r.requests) > m.BATCH_MAX:
             raise InvalidArgument(f"a batch has up to {m.BATCH_MAX} requests")
-        outcomes = m.Outcomes([], [])
+        outcomes, wanted = m.Outcomes([], []), set(r.wanted)
         changes: dict[int, tuple[m.Mutation, Step]] = {}
         done = await self._done_before(r.requests) if r.again else set()
         for number, request in enumerate(r.requests):
@@ -234,7 +236,7 @@ class Gateway:
                         continue
                     changes[number] = request, self._steps[type(request)](request, subject)
                     continue
-                await self._apply(changes, r.wanted, caller, outcomes)
+                await self._apply(changes, wanted, caller, outcomes)
                 changes = {}
                 result = await self._handlers[type(request)](request, subject, caller)
             except OF_ALL:
@@ -243,11 +245,11 @@ class Gateway:
                 outcomes.failures.append((number, m.Failure(type(exc).__name__, str(exc))))
             else:
                 outcomes.results.append((number, msgspec.Raw(_encode(result))))
-        await self._apply(changes, r.wanted, caller, outcomes)
+        await self._apply(changes, wanted, caller, outcomes)
         return outcomes
 
     async def _apply(
-        self, changes: dict[int, tuple[m.Mutation, Step]], wanted: list[int], caller: Anyone, outcomes: m.Outcomes
+        self, changes: dict[int, tuple[m.Mutation, Step]], wanted: set[int], caller: Anyone, outcomes: m.Outcomes
     ) -> None:
         """Make the changes that gathered."""
         if not changes:
@@ -548,6 +550,11 @@ async def compact(service: Service, found: Content, caller: Anyone) -> Content |
     except (VOSpaceError, OSError) as exc:
         log.warning("node %d was not compacted: %s", node.id, exc)
         return None
+
+
+def _is_long(commit: Step) -> bool:
+    """Whether a commit carries more bytes than the database keeps."""
+    return inline_bytes(commit.arguments[3]) > content.INLINE_BYTES_MAX
 
 
 def inline_bytes(extents: list[Extent]) -> int:

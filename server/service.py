@@ -40,7 +40,7 @@ log = logging.getLogger(__name__)
 
 _LEGAL = "-._~:/?#[]@!$&'()*+,;=%"
 """What stands unencoded in a URI."""
-ORIGIN_BYTES_MAX = 64
+_ORIGIN, ORIGIN_BYTES_MAX = ORIGIN_HEADER.lower().encode(), 64
 LINKS_MAX = 20
 """Links followed on the way to one node."""
 TARGET_BYTES_MAX = 4096
@@ -136,13 +136,13 @@ class Service:
 
     async def caller(self, request: Request) -> tuple[Subject, Anyone]:
         """Who is asking, and in whose name the store acts."""
-        authorization = request.header(b"authorization")
+        authorization = request.headers.get(b"authorization", b"")
         if authorization or not request.certificate:
             subject = await self.auth.subject(authorization)
         else:
             subject = await self.auth.certified(request.certificate)
         request.user = subject.user
-        origin = request.header(ORIGIN_HEADER.lower().encode())[:ORIGIN_BYTES_MAX]
+        origin = request.header(_ORIGIN)[:ORIGIN_BYTES_MAX]
         return subject, Anyone(origin, subject.permit)
 
     async def trace(self, path: Path, subject: Subject, leaf: bool = False, follow: bool = True) -> "Trace":

@@ -96,12 +96,12 @@ class HttpClient:
         # Mutable state
         self._idle: list[Stream] = []
         """INVARIANT: connected, nothing pending, not in use."""
-        self._slots = trio.CapacityLimiter(CONNECTIONS_MAX)
+        self._slots = trio.Semaphore(CONNECTIONS_MAX)
 
     def beside(self) -> "HttpClient":
         """A client of the same origin that shares the idle connections and has slots of its own."""
         other = copy.copy(self)
-        other._slots = trio.CapacityLimiter(CONNECTIONS_MAX)
+        other._slots = trio.Semaphore(CONNECTIONS_MAX)
         return other
 
     def close(self) -> None:

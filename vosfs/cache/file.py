@@ -394,13 +394,12 @@ class CachedFile:
         if not ranges or self._scratch is None:
             return []
         room = content.CHANGES_MAX - len(self._changes)
+        if self._dirty.size <= keep_inline and len(ranges) <= min(LIST_INLINE_MAX, room):
+            return [Extent(start, stop, data=self._scratch.read(start, stop)) for start, stop in ranges]
         if len(ranges) > room:
             # Half of what is left, so that more can follow before the next commit.
             await self._join_dirty(max(room // 2, 1))
             ranges = list(self._dirty)
-        total = sum(stop - start for start, stop in ranges)
-        if total <= keep_inline and len(ranges) <= LIST_INLINE_MAX:
-            return [Extent(start, stop, data=self._scratch.read(start, stop)) for start, stop in ranges]
         for group in _groups(ranges):
             await self._upload_group(group)
         return []
@@ -510,7 +509,7 @@ class CachedFile:
         pending, length, mtime_ns, atime_ns = list(self._changes), self.length, self.mtime_ns, self.atime_ns
         self._resized, self.mtime_ns, self.atime_ns = False, None, None
         receipts = {} if self._table.local else self._receipts
-        changes = [content.relocated(e, receipts.get(e.locator, e.locator)) for e in (*pending, *inline)]
+        changes = [content.relocated(e, receipts.get(e.locator, e.locator)) for e in pending] + inline
         blobs = [_blob(self._receipts[e.locator]) for e in pending if e.locator and self._table.local]
         # A durable one too: the request that makes it so travels behind it, in the same batch.
         done = self._commit_ahead(inline, length, changes, mtime_ns, atime_ns)

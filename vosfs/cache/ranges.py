@@ -49,6 +49,9 @@ class Ranges:
         if start >= stop:
             return
         starts, stops = self._starts, self._stops
+        if starts and start <= starts[0] and stop >= stops[-1]:
+            self.clear()
+            return
         low = bisect_right(stops, start)
         high = bisect_left(starts, stop)
         if low >= high:

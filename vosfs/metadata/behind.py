@@ -57,18 +57,28 @@ Decode = Callable[[bytes], Any]
 """Of one kind of result."""
 
 
+def _checked(request: m.Ordered) -> bytes:
+    """A request as it travels.  InvalidArgument for a value that the service cannot take, a time after 2262 say: it would
+    have all of its batch refused."""
+    try:
+        raw = _encode(request)
+        # 2 µs.
+        _decode(raw)
+    except (OverflowError, msgspec.DecodeError) as exc:
+        raise InvalidArgument(f"out of bounds: {exc}") from None
+    return raw
+
+
+_SYNC = _checked(m.Sync())
+
+
 class _Owed:
     """One request, and who waits for its answer if somebody does."""
 
     __slots__ = ("request", "raw", "done", "sent", "result", "error")
 
     def __init__(self, request: m.Ordered, done: trio.Event | None) -> None:
-        try:
-            # 2 µs.  A value that the service cannot take, a time after 2262 say, would have all of its batch refused.
-            self.raw = _encode(request)
-            _decode(self.raw)
-        except (OverflowError, msgspec.DecodeError) as exc:
-            raise InvalidArgument(f"out of bounds: {exc}") from None
+        self.raw = _SYNC if type(request) is m.Sync else _checked(request)
         self.request = request
         self.done = done
         """None: it was acknowledged, nobody waits."""
@@ -280,6 +290,7 @@ class WriteBehind:
             if isinstance(exc, _AGAIN):
                 self._undelivered(exc)
             elif len(batch) == 1:
+                self._owed.pop(0)
                 self._settle(batch, [], [(0, exc)])
             else:
                 self._hurry.set()
@@ -287,6 +298,8 @@ class WriteBehind:
         if self._trouble is not None:
             log.warning("the service takes changes again")
         self._trouble, self._pause_s, self._batch_max = None, RETRY_S_MIN, min(2 * self._batch_max, m.BATCH_MAX)
+        # Others came behind it meanwhile.
+        del self._owed[: len(batch)]
         failures = [(number, BY_NAME.get(why.error, ProtocolError)(why.message)) for number, why in outcomes.failures]
         self._settle(batch, outcomes.results, failures)
 
@@ -296,6 +309,7 @@ class WriteBehind:
             log.warning("the service does not take changes, %d are owed: %s", self._promised, exc)
         self.held, self._trouble = False, exc
         told = [owed for owed in self._owed if owed.done is not None]
+        self._owed = [owed for owed in self._owed if owed.done is None]
         self._settle(told, [], [(number, exc) for number in range(len(told))])
         self._hurried()
         if not self._owed:
@@ -310,6 +324,7 @@ class WriteBehind:
     def _settle(
         self, batch: list[_Owed], results: list[tuple[int, msgspec.Raw]], failures: list[tuple[int, VOSpaceError]]
     ) -> None:
+        """What is owed no more, and why."""
         for number, raw in results:
             owed = batch[number]
             try:
@@ -324,8 +339,6 @@ class WriteBehind:
                 log.error("an acknowledged change is lost: %s: %s: %s",
                           type(owed.request).__name__, type(error).__name__, error)  # fmt: skip
                 self.on_lost(owed.request, error)  # type: ignore[arg-type]
-        settled = {id(owed) for owed in batch}
-        self._owed = [owed for owed in self._owed if id(owed) not in settled]
         for owed in batch:
             self._promised -= owed.done is None
             self._bytes -= len(owed.raw)

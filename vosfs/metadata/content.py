@@ -114,6 +114,9 @@ def join(extents: list[Extent]) -> list[Extent]:
 
 def apply(extents: list[Extent], changes: list[Extent], length: int) -> list[Extent]:
     """The list after all changes, in order, and truncation or extension to ``length``."""
+    if not extents and len(changes) == 1 and changes[0].stop <= length:
+        # A new file, saved at once, as most are.
+        return changes[:] if changes[0].locator or changes[0].data else []
     return join(clip(overlay(extents, changes), length))
 
 

@@ -4,7 +4,7 @@ The same records are rows in a database, messages of the gateway binding and the
 change of field is a change of the schema (``sql.py``) and of the binding's version (``server/gateway.py``).
 """
 
-import secrets
+import os
 from typing import Annotated
 
 import msgspec
@@ -209,7 +209,7 @@ def made(new: NewNode, id: int, now_ns: int, container: Node) -> Node:
 
 def new_id() -> int:
     """A random node id; the root's and STAGING_ID are never drawn."""
-    return secrets.randbits(62) + 3
+    return (int.from_bytes(os.urandom(8)) >> 2) + 3
 
 
 class Attributes(msgspec.Struct, array_like=True):

@@ -15,7 +15,7 @@ from vosfs.errors import DuplicateNode, InternalFault, InvalidArgument, ServiceU
 from vosfs.locks import take
 from vosfs.metadata import sql
 from vosfs.metadata.libpq import Command, Connection
-from vosfs.metadata.sqlite import render
+from vosfs.metadata.sqlite import only_writes, render
 from vosfs.metadata.sqlstore import READS, SqlStore
 from vosfs.metadata.store import ANYONE, Caller
 
@@ -248,8 +248,7 @@ class PostgresStore(SqlStore):
         known = self._statements.get(statement)
         if known is None:
             text = render(statement, DIALECT)
-            writes = text.startswith(("INSERT ", "UPDATE ", "DELETE ")) and " RETURNING " not in text
-            known = self._statements[statement] = text, writes
+            known = self._statements[statement] = text, only_writes(text)
         return known
 
 

@@ -76,6 +76,11 @@ def render(statement: str, dialect: sql.Dialect) -> str:
     return statement.replace("?", dialect.placeholder)
 
 
+def only_writes(text: str) -> bool:
+    """Whether a statement, as one engine wants it, answers with no rows."""
+    return text.startswith(("INSERT ", "UPDATE ", "DELETE ")) and " RETURNING " not in text
+
+
 SYNC_HERE_S = 0.5e-3
 """After a sync quicker than this the next one is not worth a thread, which costs two wake-ups: 0.1 ms."""
 
@@ -92,7 +97,10 @@ class SqliteStore(SqlStore):
         # Constants
         self.space = space
         # Mutable state
-        self._rendered: dict[str, str] = {}
+        self._cursor = self._db.cursor()
+        """Of every statement: a new one for each costs as much as a short statement."""
+        self._rendered: dict[str, tuple[str, bool]] = {}
+        """As this engine wants them, and whether they only write."""
         self._log_fd = self._index_fd = -1
         self.notify = lambda origin: None
         self._commits = 0
@@ -210,19 +218,20 @@ class SqliteStore(SqlStore):
     def transact(self, script: sql.Script, caller: Caller, *arguments: Any) -> Any:
         """Run one transaction, without awaiting anything."""
         transaction = script(self._frame(caller), *arguments)
-        execute = self._db.execute
-        rendered = self._rendered
+        execute, rows_of, rendered = self._cursor.execute, self._cursor.fetchall, self._rendered
         writing = script not in READS
         try:
             if writing:
                 execute("BEGIN IMMEDIATE")
             statement, parameters = next(transaction)
             while True:
-                text = rendered.get(statement)
-                if text is None:
-                    text = rendered[statement] = render(statement, DIALECT)
+                known = rendered.get(statement)
+                if known is None:
+                    text = render(statement, DIALECT)
+                    known = rendered[statement] = text, only_writes(text)
                 try:
-                    rows = execute(text, parameters).fetchall()
+                    execute(known[0], parameters)
+                    rows = [] if known[1] else rows_of()
                 except sqlite3.IntegrityError as exc:
                     statement, parameters = transaction.throw(sql.duplicate(statement, parameters, str(exc)))
                     continue
@@ -255,6 +264,8 @@ class SqliteStore(SqlStore):
         return result
 
     def _sync_log(self) -> None:
+        if self._log_fd < 0:
+            return
         # The hop to a thread and back is not the disk's: with it in, one slow sync was followed by threads for good.
         began = time.perf_counter()
         os.fdatasync(self._log_fd)
@@ -262,14 +273,13 @@ class SqliteStore(SqlStore):
 
     async def sync(self) -> None:
         target = self._commits
+        if self._durable < target and self._sync_s < SYNC_HERE_S and not self._syncing.locked():
+            self._sync_log()
+            self._durable = target
         while self._durable < target:
             async with self._syncing:
                 if self._durable >= target:
                     return
                 covered = self._commits
-                if self._log_fd >= 0:
-                    if self._sync_s < SYNC_HERE_S:
-                        self._sync_log()
-                    else:
-                        await trio.to_thread.run_sync(self._sync_log)
+                await trio.to_thread.run_sync(self._sync_log)
                 self._durable = covered
