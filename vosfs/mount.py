@@ -144,6 +144,9 @@ async def run(options: Options, report: Callable[[str], None]) -> None:
             clean = False
             try:
                 nursery.start_soon(_stop_on_signal, mounted)
+                for client in clients:
+                    if isinstance(client, HttpClient):
+                        nursery.start_soon(client.keep_deadlines)
                 if greeting is not None and isinstance(tree, GatewayTree):
                     invalidator = fuse.Invalidator()
                     filesystem.on_invalid = invalidator

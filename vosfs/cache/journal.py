@@ -31,7 +31,7 @@ class Journal:
 
     def add(self, record: bytes) -> None:
         """Append a record.  OSError if the disk is full; the file is then as it was."""
-        data = _framed([record] if self.bytes else [self._first, record])
+        data = _framed(record) if self.bytes else _framed(self._first) + _framed(record)
         if self.bytes + len(data) > RECORDS_BYTES_MAX:
             raise OSError(errno.EFBIG, "the journal is longer than is read back")
         written = os.write(self._fd, data)
@@ -50,7 +50,7 @@ class Journal:
                 os.ftruncate(self._fd, 0)
                 self.bytes = 0
             return
-        data = _framed([self._first, *kept])
+        data = b"".join(map(_framed, (self._first, *kept)))
         aside = self._path.with_name(self._path.name + ".new")
         fd = _create(aside)
         try:
@@ -72,8 +72,8 @@ def _create(path: Path) -> int:
     return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_TRUNC | os.O_CLOEXEC, 0o600)
 
 
-def _framed(records: list[bytes]) -> bytes:
-    return b"".join(_HEADER.pack(len(r), checksum.crc32(r)) + r for r in records)
+def _framed(record: bytes) -> bytes:
+    return _HEADER.pack(len(record), checksum.crc32(record)) + record
 
 
 def records(path: Path) -> list[bytes]:

@@ -186,7 +186,12 @@ INSERT_NODE = f"INSERT INTO node (space, {', '.join(Node.__struct_fields__)}, pa
 INSERT_NAME = "INSERT INTO name (space, parent, name, node) VALUES (?, ?, ?, ?)"
 DELETE_NAME = "DELETE FROM name WHERE space = ? AND parent = ? AND name = ?"
 _TOUCH = "UPDATE node SET mtime_ns = ?, ctime_ns = ?, containers = containers + ? WHERE space = ? AND id = ?"
-_CHANGE = "INSERT INTO change (space, xid, node, parent, name, origin, at_ns) VALUES (?, {xid}, ?, ?, ?, ?, ?)"
+LOG_ROWS_MAX = 8
+"""Of the change log that one statement writes."""
+_CHANGES = [
+    f"INSERT INTO change (space, xid, node, parent, name, origin, at_ns) VALUES {', '.join(['(?, {xid}, ?, ?, ?, ?, ?)'] * rows)}"
+    for rows in range(LOG_ROWS_MAX + 1)
+]
 _PROPERTIES = "SELECT uri, value FROM property WHERE space = ? AND node = ? ORDER BY uri"
 _EXTENTS = "SELECT start, stop, locator, start_in_blob, data FROM extent WHERE space = ? AND node = ? ORDER BY start"
 _INSERT_EXTENT = (
@@ -198,6 +203,10 @@ PURGE_NODES = 50
 _IN = f"IN ({', '.join('?' * PURGE_NODES)})"
 
 
+LogRow = tuple[int, int, bytes, int]
+"""A node, the container and the name if one changed, and when."""
+
+
 class Held:
     """What a transaction of several steps keeps from one to the next (``sqlsteps.py``)."""
 
@@ -206,6 +215,8 @@ class Held:
         """Locked, and found writable."""
         self.touched: dict[int, tuple[int, int]] = {}
         """Of containers whose names changed: when, and how many containers came in; their rows do not say so yet."""
+        self.log: list[LogRow] = []
+        """What is still to be written into the change log."""
 
     def touch(self, id: int, now_ns: int, containers: int) -> None:
         """Remember to ``touch``."""
@@ -370,7 +381,21 @@ def open_data(f: Frame, id: int) -> Transaction[Content]:
 
 
 def log_change(f: Frame, node: int, parent: int = 0, name: bytes = b"") -> Transaction[None]:
-    yield _CHANGE, (f.space, node, parent, name, f.caller.origin, f.now_ns)
+    row = node, parent, name, f.now_ns
+    if f.held is None:
+        yield from write_log(f, [row])
+    else:
+        f.held.log.append(row)
+
+
+def write_log(f: Frame, rows: list[LogRow]) -> Transaction[None]:
+    """``log_change`` of many, in their order."""
+    for at in range(0, len(rows), LOG_ROWS_MAX):
+        some = rows[at : at + LOG_ROWS_MAX]
+        values: list[Any] = []
+        for node, parent, name, at_ns in some:
+            values += f.space, node, parent, name, f.caller.origin, at_ns
+        yield _CHANGES[len(some)], tuple(values)
 
 
 def writable(f: Frame, id: int) -> Transaction[Node]:

@@ -75,6 +75,8 @@ class _Batch(sql.Held):
             yield from sql.write_touch(f, id, now_ns, containers)
         self.touched.clear()
         self.containers.clear()
+        yield from sql.write_log(f, self.log)
+        self.log = []
 
 
 def apply(f: Frame, steps: list[Step]) -> Transaction[list[Outcome]]:
