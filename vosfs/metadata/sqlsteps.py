@@ -9,7 +9,6 @@ The checks are those of ``sql.py``, and so is the result.  If a step fails, the 
 goes on step by step.
 """
 
-from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -43,7 +42,7 @@ class _Batch(sql.Held):
         self.drafts: dict[int, _Draft] = {}
         self.left_over: set[str] = set()
         """Blobs that lost their extents in a draft; another draft may have some."""
-        self.charged: Counter[int] = Counter()
+        self.charged: dict[int, int] = {}
         """Bytes of drafts, by quota."""
 
     def touch(self, id: int, now_ns: int, containers: int) -> None:
@@ -66,7 +65,7 @@ class _Batch(sql.Held):
         # Last: others under the same quotas wait from here on.
         for quota, length in sorted(self.charged.items()):
             yield from charges.charge(f.space, quota, length)
-        self.drafts, self.left_over, self.charged = {}, set(), Counter()
+        self.drafts, self.left_over, self.charged = {}, set(), {}
 
     def flush(self, f: Frame) -> Transaction[None]:
         """Write everything, and look anew at containers."""
@@ -133,7 +132,7 @@ def _commit(
         yield from sql.record(f, blob)
     batch.left_over |= sql.left_over(old, blobs, done.extents)
     if node.quota:
-        batch.charged[node.quota] += length - node.length
+        batch.charged[node.quota] = batch.charged.get(node.quota, 0) + length - node.length
     draft.node, draft.extents = done.node, done.extents
     yield from sql.log_change(f, id)
     return done
