@@ -191,18 +191,22 @@ def some_steps(draw: st.DrawFn) -> list[Step]:
     """Changes of a small tree, more of them of what the same changes make than of anything else."""
     steps: list[Step] = []
     ids = [ROOT_ID, *TREE]
+    places = [(ROOT_ID, b"a"), (TREE[0], b"b")]
     moment = itertools.count(AT_NS)
     for number in range(draw(st.integers(1, 14))):
         operation = draw(
-            st.sampled_from(["create"] * 3 + ["commit"] * 3 + ["set_attributes", "remove", "rename", "link"])
+            st.sampled_from(
+                ["create"] * 3 + ["commit", "commit", "set_attributes", "remove", "rename", "rename", "link"]
+            )
         )
-        at_ns, node = next(moment), draw(st.sampled_from(ids[-3:] + ids[:1]))
+        at_ns, node, place = next(moment), draw(st.sampled_from(ids[-3:] + ids[:1])), draw(st.sampled_from(places))
         arguments: tuple[Any, ...]
         if operation == "create":
             kind = draw(st.sampled_from([CONTAINER, DATA, DATA]))
             new = NewNode(kind, 0o755, properties=draw(st.dictionaries(st.just("urn:p"), st.just("v"))))
             ids.append(100 + number)
-            steps.append(Step(operation, (node, draw(NAMES), new), at_ns, 100 + number))
+            places.append((node, draw(NAMES)))
+            steps.append(Step(operation, (*places[-1], new), at_ns, 100 + number))
             continue
         if operation == "commit":
             length, changes = draw(st.integers(0, LENGTH_MAX)), draw(st.lists(extents(), max_size=2))
@@ -213,15 +217,10 @@ def some_steps(draw: st.DrawFn) -> list[Step]:
                                 immutable=draw(st.sampled_from([None] * 5 + [1])))  # fmt: skip
             arguments = (node, change)
         elif operation == "remove":
-            arguments = (node, draw(NAMES), draw(st.sampled_from(["leaf", "leaf", "empty"])))
+            arguments = (*place, draw(st.sampled_from(["leaf", "leaf", "empty"])))
         elif operation == "rename":
-            arguments = (
-                node,
-                draw(NAMES),
-                draw(st.sampled_from(ids)),
-                draw(NAMES),
-                draw(st.sampled_from(["", "exchange"])),
-            )
+            places.append((draw(st.sampled_from(ids)), draw(NAMES)))
+            arguments = (*place, *places[-1], draw(st.sampled_from(["", "", "exchange"])))
         else:
             arguments = (node, ROOT_ID, draw(NAMES))
         steps.append(Step(operation, arguments, at_ns))

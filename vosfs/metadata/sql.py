@@ -223,6 +223,13 @@ class Held:
         _, before = self.touched.get(id, (0, 0))
         self.touched[id] = now_ns, before + containers
 
+    def settle(self, f: "Frame") -> Transaction[None]:
+        """Write what is not, and look anew at containers."""
+        for id, (now_ns, containers) in self.touched.items():
+            yield from write_touch(f, id, now_ns, containers)
+        self.touched.clear()
+        self.containers.clear()
+
 
 class Frame(NamedTuple):
     """What every transaction knows: its space, its caller, its time."""
@@ -547,10 +554,11 @@ def rename(
     if parent != to_parent:
         yield "SELECT 1 FROM space WHERE space = ?{update}", (f.space,)
     # Locked in the order of their ids, so that no two moves wait for each other; judged in the order they were named.
+    held = {} if f.held is None else f.held.containers
     found = {}
-    for container in sorted({parent, to_parent}):
+    for container in sorted({parent, to_parent} - held.keys()):
         found[container] = yield _NODE + "{update}", (f.space, container)
-    source, target = (_writable(f, container, found[container]) for container in (parent, to_parent))
+    source, target = (held.get(at) or _writable(f, at, found[at]) for at in (parent, to_parent))
     rows = yield CHILD + "{update}", (f.space, f.space, parent, name)
     if not rows:
         raise NodeNotFound(repr(name))
@@ -558,6 +566,13 @@ def rename(
     check_same(node, id, name)
     rows = yield CHILD + "{update}", (f.space, f.space, to_parent, to_name)
     other = Node(*rows[0]) if rows else None
+    if f.held is not None:
+        if CONTAINER not in (node.kind, other and other.kind):
+            held[parent], held[to_parent] = source, target
+        elif held or f.held.touched:
+            # One of them may be held, and its row not say what happened in it.
+            yield from f.held.settle(f)
+            return (yield from rename(f, parent, name, to_parent, to_name, flag, id))
     check_guard(node, repr(name))
     if other is not None:
         check_guard(other, repr(to_name))

@@ -68,12 +68,9 @@ class _Batch(sql.Held):
         self.drafts, self.left_over, self.charged = {}, set(), {}
 
     def flush(self, f: Frame) -> Transaction[None]:
-        """Write everything, and look anew at containers."""
+        """Write everything."""
         yield from self.write(f)
-        for id, (now_ns, containers) in self.touched.items():
-            yield from sql.write_touch(f, id, now_ns, containers)
-        self.touched.clear()
-        self.containers.clear()
+        yield from self.settle(f)
         yield from sql.write_log(f, self.log)
         self.log = []
 
@@ -94,11 +91,10 @@ def _apply(f: Frame, batch: _Batch, step: Step) -> Transaction[Outcome]:
     chosen = {key: value for key, value in (("id", step.id), ("version", step.version)) if value}
     if operation == "create" or (arguments[0] in batch.drafts and operation in _DRAFTED):
         return (yield from _DRAFTED[operation](f, batch, *arguments, **chosen))
-    if operation == "commit" or (operation == "remove" and arguments[2] == "leaf"):
-        yield from batch.write(f)
-    else:
+    yield from batch.write(f)
+    if operation == "set_attributes" or (operation == "remove" and arguments[2] != "leaf"):
         # It may be about a container, which must not be held for what it was.
-        yield from batch.flush(f)
+        yield from batch.settle(f)
     return (yield from _WRITTEN[operation](f, *arguments, **chosen))
 
 
