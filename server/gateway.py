@@ -490,7 +490,8 @@ class Gateway:
                 state = m.NOT_HELD
             if page or left <= 0 or state != r.delegation:
                 break
-            if not found:
+            if len(found) < CHANGES_MAX:
+                # Nothing, or nothing but its own.
                 await self._service.feed.wait(min(left, POLL_S), caller.origin)
             if delegation.state(who) == r.delegation:
                 # One look for all changes of a moment; but whoever had the delegation recalled is waiting.

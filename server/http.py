@@ -24,7 +24,7 @@ CONNECTIONS_MAX = 1000
 """At once; more wait in the kernel's backlog."""
 BACKLOG = 512
 IDLE_S = 75.0
-"""A kept connection without a request (nginx: 75 s); up to SPARE_MAX times that after one."""
+"""A kept connection without a request (nginx: 75 s), at least; up to SPARE_MAX times that after one."""
 HEAD_S = 20.0
 """From a head's first byte to its last, and for a body that is read into memory."""
 DRAIN_BYTES_MAX = 256 * 1024
@@ -382,7 +382,7 @@ class Server:
         self._context = context
         # Constants
         self.deadline_s = deadline_s
-        """How long the application may think about one request."""
+        """How long the application may think about one request, at least; up to SPARE_MAX times that."""
         # Mutable state
         self.bulk = trio.CapacityLimiter(BULK_THREADS_MAX)
         self._connections: set[Connection] = set()

@@ -132,7 +132,10 @@ class HttpClient:
         return other
 
     async def keep_deadlines(self) -> None:
-        """Run this beside the requests, until cancelled, and they need no scope each."""
+        """Run this beside the requests, until cancelled, and they need no scope each.
+
+        For as long as there are requests: what is under way when it ends has no deadline any more.
+        """
         await self._watch.run()
 
     def close(self) -> None:
@@ -192,16 +195,17 @@ class HttpClient:
         fills.  ``idempotent``: try once more on a new connection when a kept one breaks.
         """
         message = b"%sContent-Length: %d\r\n\r\n%s" % (head, len(body), body)
-        deadline = trio.current_time() + (deadline_s or self.deadline_s)
+        deadline, kept = trio.current_time() + (deadline_s or self.deadline_s), True
         if self._watch.running and into is None and self._slots.value and (stream := self._reusable()) is not None:
             answer = await self._watched(stream, message, method, idempotent, deadline)
             if answer is not None:
                 return answer
+            kept = False
         # The wait for a connection counts too: behind sixteen hung requests the seventeenth must not start anew.
         with trio.CancelScope(deadline=deadline) as scope:
             await take(self._slots)
             try:
-                return await self._attempt(message, method, idempotent, into, arrived)
+                return await self._attempt(message, method, idempotent, into, arrived, kept)
             except trio.TooSlowError as exc:
                 # In the middle of a body.
                 raise TimedOut(f"{self.origin}: the answer stalled") from exc
@@ -233,9 +237,9 @@ class HttpClient:
             self._slots.release()
 
     async def _attempt(
-        self, message: bytes, method: str, idempotent: bool, into: memoryview | None, arrived: Arrived
+        self, message: bytes, method: str, idempotent: bool, into: memoryview | None, arrived: Arrived, kept: bool
     ) -> Answer:
-        stream = self._reusable()
+        stream = self._reusable() if kept else None
         if stream is not None:
             try:
                 return await self._exchange(stream, message, method, into, arrived)

@@ -225,7 +225,8 @@ class Stream:
     def shutdown(self) -> None:
         """End all traffic: whoever waits on the socket, a thread too, is told at once."""
         try:
-            self.sock.shutdown(socket.SHUT_RDWR)
+            # Not SSLSocket's own, which takes TLS away first: who reads on would be given what is encrypted for content.
+            socket.socket.shutdown(self.sock, socket.SHUT_RDWR)
         except OSError:
             pass
 

@@ -2,7 +2,10 @@
 
 import contextlib
 import socket
+import ssl
+import subprocess
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 import trio
@@ -20,6 +23,7 @@ from vosfs.wire import (
     TURN_S,
     Chunks,
     Stream,
+    handshake,
     http_date,
     move,
     parse_request,
@@ -373,3 +377,32 @@ async def test_malformed_chunks(pair: Pair, data: bytes) -> None:
 async def test_trailers_are_bounded(pair: Pair) -> None:
     with pytest.raises(TooLarge):
         await whole(pair(b"0\r\n" + b"A: b\r\n" * TRAILER_BYTES_MAX)[0])
+
+
+async def test_who_reads_on_after_a_shutdown_is_not_given_what_is_encrypted(tmp_path: Path) -> None:
+    """``ssl.SSLSocket.shutdown`` would make a plain socket of it, with TLS records still to be received."""
+    key, certificate = tmp_path / "key.pem", tmp_path / "cert.pem"
+    command = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -subj /CN=localhost -days 1"
+    subprocess.run([*command.split(), "-keyout", key, "-out", certificate], check=True, capture_output=True)
+    ours, theirs = (ssl.SSLContext(protocol) for protocol in (ssl.PROTOCOL_TLS_CLIENT, ssl.PROTOCOL_TLS_SERVER))
+    ours.load_verify_locations(certificate)
+    theirs.load_cert_chain(certificate, key)
+    left, right = socket.socketpair()
+    with left, right:
+        for sock in (left, right):
+            sock.setblocking(False)
+        client = ours.wrap_socket(left, server_hostname="localhost", do_handshake_on_connect=False)
+        server = theirs.wrap_socket(right, server_side=True, do_handshake_on_connect=False)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(handshake, client)
+            nursery.start_soon(handshake, server)
+        stream = Stream(client)
+        await Stream(server).send(b"secret" * 1000)
+        stream.shutdown()
+        seen = b""
+        with contextlib.suppress(OSError):
+            while data := await stream.receive():
+                seen += data
+        assert seen in (b"", b"secret" * 1000)
+        client.close()
+        server.close()

@@ -128,7 +128,7 @@ class PostgresStore(SqlStore):
             result = await self._transact(script, caller, durable, *arguments)
         finally:
             self._slots.release()
-        if script not in READS:
+        if script not in READS and script is not _flush:
             self.notify(caller.origin)
         return result
 

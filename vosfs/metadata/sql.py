@@ -650,12 +650,6 @@ def _replace(
 # -- changing a node -------------------------------------------------------------------------------------------
 
 
-def _changeable(f: Frame, id: int, right: str) -> Transaction[Node]:
-    node = yield from get(f, id, "{update}")
-    check_changeable(f, node, right)
-    return node
-
-
 def check_changeable(f: Frame, node: Node, right: str) -> None:
     """PermissionDenied, Immutable or NodeLocked unless the caller may change this of a node."""
     f.caller.permit(node, right)

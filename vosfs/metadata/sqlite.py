@@ -265,6 +265,7 @@ class SqliteStore(SqlStore):
 
     def _sync_log(self) -> None:
         if self._log_fd < 0:
+            self._sync_s = 0.0
             return
         # The hop to a thread and back is not the disk's: with it in, one slow sync was followed by threads for good.
         began = time.perf_counter()

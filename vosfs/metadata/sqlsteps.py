@@ -3,10 +3,10 @@
 A mount that extracts an archive sends create, commit and set_attributes of each file, hundreds in a message.  Done one
 by one, each reads and writes the node's row and the container's: nine statements a file.  Here a node that the batch
 itself makes is a draft until something else may look at its row, and what names do to a container's times is written
-at the end: five.  PostgreSQL has one round trip for all of such a batch, where it had two a file.
+at the end: five.  PostgreSQL, which had two round trips a file, has one for every ``BATCH_MAX`` statements.
 
-The checks are those of ``sql.py``, and so is the result.  If a step fails, the whole transaction does, and the caller
-goes on step by step.
+The checks are those of ``sql.py``, and so is the result, but for quotas, which judge what the batch leaves of its drafts
+and not what they had in between.  If a step fails, the whole transaction does, and the caller goes on step by step.
 """
 
 from collections.abc import Callable
@@ -62,7 +62,7 @@ class _Batch(sql.Held):
             for extent in draft.extents:
                 yield from sql.write_extent(f, id, extent)
         yield from sql.release(f, self.left_over)
-        # Last: others under the same quotas wait from here on.
+        # After the nodes, as everywhere: others under the same quotas wait from here on.
         for quota, length in sorted(self.charged.items()):
             yield from charges.charge(f.space, quota, length)
         self.drafts, self.left_over, self.charged = {}, set(), {}
