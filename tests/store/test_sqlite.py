@@ -147,3 +147,25 @@ async def test_no_room_for_the_log_ends_nothing(
     nursery.start_soon(store.keep)
     await asked.wait()
     assert caplog.text.count("full") == 2
+
+
+async def test_the_disk_begins_with_a_log_that_nobody_syncs(
+    store: SqliteStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun: list[tuple[int, int]] = []
+    monkeypatch.setattr(sqlite, "begin_writing", lambda fd, start, length: begun.append((start, length)))
+    monkeypatch.setattr(sqlite, "WRITE_OUT_BYTES", 64 << 10)
+    for number in range(60):
+        await change(store, number)
+    assert len(begun) >= 3
+    end = 0
+    for start, length in begun:
+        assert start == end and length >= 64 << 10
+        end = start + length
+    assert end <= store._log_bytes()
+    # Once the log is in the database it begins anew, and so does this.
+    begun.clear()
+    store._db.execute("PRAGMA wal_checkpoint(RESTART)")
+    for number in range(60, 120):
+        await change(store, number)
+    assert begun[0][0] == 0

@@ -11,7 +11,7 @@ MODULES = sorted(p for folder in ("vosfs", "server") for p in (ROOT / folder).rg
 
 LAYERS = [
     {"vosfs"},
-    {"vosfs.errors", "vosfs.log", "vosfs.device", "vosfs.libfuse", "vosfs.checksum", "vosfs.heap", "vosfs.locks"},
+    {"vosfs.errors", "vosfs.log", "vosfs.device", "vosfs.libfuse", "vosfs.checksum", "vosfs.heap", "vosfs.locks", "vosfs.disk"},
     {"vosfs.uri", "vosfs.config", "vosfs.wire", "vosfs.metadata", "vosfs.backends", "vosfs.cache"},
     {"vosfs.client", "vosfs.metadata.node", "vosfs.metadata.job", "vosfs.metadata.walk", "vosfs.cache.ranges", "vosfs.cache.buffers", "vosfs.cache.readahead", "vosfs.cache.scratch", "vosfs.cache.journal", "vosfs.cache.segments"},
     {"vosfs.metadata.content", "vosfs.metadata.charges", "vosfs.metadata.allowance", "vosfs.metadata.xattr", "vosfs.metadata.xml", "vosfs.metadata.store", "vosfs.backends.backend"},

@@ -17,6 +17,7 @@ from typing import Any
 
 import trio
 
+from vosfs.disk import begin_writing
 from vosfs.errors import InternalFault, ServiceUnavailable, StorageFull
 from vosfs.locks import Lock
 from vosfs.metadata import sql
@@ -38,6 +39,9 @@ gets so much when it is needed."""
 LOG_BYTES_AHEAD = 8 << 20
 """Of the file, at least, lie before what is appended next: more than comes in CHECKPOINT_EVERY_S where each change is synced."""
 LOG_STEP_BYTES = 1 << 20
+WRITE_OUT_BYTES = 1 << 20
+"""With so much new in a log that nobody syncs the disk begins: who does sync it would wait for all of it, 100 ms after some thousand
+changes."""
 LOG_BYTES_MAX = 256 << 20
 """A longer one is cut by a checkpoint that makes writers wait."""
 
@@ -108,6 +112,8 @@ class SqliteStore(SqlStore):
         """INVARIANT: the first ``_durable`` of ``_commits`` transactions are on disk."""
         self._seen = self._moved = 0
         """How many transactions there were at the last look at the log, and at the last checkpoint."""
+        self._begun = 0
+        """Up to where in the log the disk was told to write."""
         self._syncing = Lock()
         self._sync_s = SYNC_HERE_S
         """How long the last one took."""
@@ -261,7 +267,20 @@ class SqliteStore(SqlStore):
         result = self.transact(script, caller, *arguments)
         if durable:
             await self.sync()
+        elif script not in READS:
+            self._write_out()
         return result
+
+    def _write_out(self) -> None:
+        if self._log_fd < 0:
+            return
+        end = self._log_bytes()
+        if end < self._begun:
+            # A checkpoint let it begin anew.
+            self._begun = 0
+        if end - self._begun >= WRITE_OUT_BYTES:
+            begin_writing(self._log_fd, self._begun, end - self._begun)
+            self._begun = end
 
     def _sync_log(self) -> None:
         if self._log_fd < 0:
