@@ -164,8 +164,8 @@ class Gateway:
         steps, durable, bytes_to_store = [], False, False
         for request, step in changes:
             steps.append(step)
-            if step.operation == "commit":
-                durable |= request.durable  # type: ignore[union-attr]  # of a Commit
+            if isinstance(request, m.Commit):
+                durable |= request.durable
                 bytes_to_store |= bool(step.arguments[4]) or _is_long(step)
         if bytes_to_store and self._service.keeps_bytes:
             steps = await self._stored(steps)

@@ -40,7 +40,8 @@ log = logging.getLogger(__name__)
 
 _LEGAL = "-._~:/?#[]@!$&'()*+,;=%"
 """What stands unencoded in a URI."""
-_ORIGIN, ORIGIN_BYTES_MAX = ORIGIN_HEADER.lower().encode(), 64
+ORIGIN_BYTES_MAX = 64
+_ORIGIN = ORIGIN_HEADER.lower().encode()
 LINKS_MAX = 20
 """Links followed on the way to one node."""
 TARGET_BYTES_MAX = 4096

@@ -20,7 +20,6 @@ from vosfs.errors import (
     NodeNotFound,
     NotContainer,
     PermissionDenied,
-    Stale,
     TooManyLinks,
     VOSpaceError,
 )
@@ -63,6 +62,7 @@ from vosfs.metadata.store import (
     Moment,
     Outcome,
     Step,
+    check_base,
     check_guard,
     check_same,
     next_version,
@@ -465,12 +465,7 @@ class MemoryStore:
         caller: Caller = ANYONE, version: int = 0,
     ) -> Content:  # fmt: skip
         node = self._changeable(id, caller, WRITE)
-        if node.kind != DATA:
-            raise IsContainer(f"node {id} holds no bytes")
-        if not node.nlink:
-            raise NodeNotFound(f"node {id} has no name any more")
-        if base_version is not None and node.version != base_version:
-            raise Stale(f"node {id} is at version {node.version}, not {base_version}")
+        check_base(node, base_version)
         version = next_version(node.version, version)
         old = self._extents.get(id, []) if node.length else []
         if not content.locators(changes) <= content.locators(old) | {b.locator for b in blobs}:

@@ -15,7 +15,7 @@ from vosfs.errors import DuplicateNode, InternalFault, InvalidArgument, ServiceU
 from vosfs.locks import take
 from vosfs.metadata import sql
 from vosfs.metadata.libpq import Command, Connection
-from vosfs.metadata.sqlite import only_writes, render
+from vosfs.metadata.sqlite import render, rendered
 from vosfs.metadata.sqlstore import READS, SqlStore
 from vosfs.metadata.store import ANYONE, Caller
 
@@ -247,8 +247,7 @@ class PostgresStore(SqlStore):
     def _statement(self, statement: str) -> tuple[str, bool]:
         known = self._statements.get(statement)
         if known is None:
-            text = render(statement, DIALECT)
-            known = self._statements[statement] = text, only_writes(text)
+            known = self._statements[statement] = rendered(statement, DIALECT)
         return known
 
 

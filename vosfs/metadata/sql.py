@@ -62,6 +62,7 @@ from vosfs.metadata.store import (
     WRITE,
     Caller,
     Moment,
+    check_base,
     check_guard,
     check_same,
     next_version,
@@ -725,13 +726,7 @@ def commit(
 def check_saved(f: Frame, node: Node, base_version: int | None) -> None:
     """Raise unless the caller may save bytes on top of this version of a node."""
     check_changeable(f, node, WRITE)
-    if node.kind != DATA:
-        raise IsContainer(f"node {node.id} holds no bytes")
-    if not node.nlink:
-        # Whoever did not see it go would take bytes for saved that nobody can read.
-        raise NodeNotFound(f"node {node.id} has no name any more")
-    if base_version is not None and node.version != base_version:
-        raise Stale(f"node {node.id} is at version {node.version}, not {base_version}")
+    check_base(node, base_version)
 
 
 def saved(

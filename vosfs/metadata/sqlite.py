@@ -80,9 +80,10 @@ def render(statement: str, dialect: sql.Dialect) -> str:
     return statement.replace("?", dialect.placeholder)
 
 
-def only_writes(text: str) -> bool:
-    """Whether a statement, as one engine wants it, answers with no rows."""
-    return text.startswith(("INSERT ", "UPDATE ", "DELETE ")) and " RETURNING " not in text
+def rendered(statement: str, dialect: sql.Dialect) -> tuple[str, bool]:
+    """The statement as one engine wants it, and whether it only writes: then it answers with no rows."""
+    text = render(statement, dialect)
+    return text, text.startswith(("INSERT ", "UPDATE ", "DELETE ")) and " RETURNING " not in text
 
 
 SYNC_HERE_S = 0.5e-3
@@ -103,7 +104,7 @@ class SqliteStore(SqlStore):
         # Mutable state
         self._cursor = self._db.cursor()
         """Of every statement: a new one for each costs as much as a short statement."""
-        self._rendered: dict[str, tuple[str, bool]] = {}
+        self._statements: dict[str, tuple[str, bool]] = {}
         """As this engine wants them, and whether they only write."""
         self._log_fd = self._index_fd = -1
         self.notify = lambda origin: None
@@ -224,17 +225,16 @@ class SqliteStore(SqlStore):
     def transact(self, script: sql.Script, caller: Caller, *arguments: Any) -> Any:
         """Run one transaction, without awaiting anything."""
         transaction = script(self._frame(caller), *arguments)
-        execute, rows_of, rendered = self._cursor.execute, self._cursor.fetchall, self._rendered
+        execute, rows_of, statements = self._cursor.execute, self._cursor.fetchall, self._statements
         writing = script not in READS
         try:
             if writing:
                 execute("BEGIN IMMEDIATE")
             statement, parameters = next(transaction)
             while True:
-                known = rendered.get(statement)
+                known = statements.get(statement)
                 if known is None:
-                    text = render(statement, DIALECT)
-                    known = rendered[statement] = text, only_writes(text)
+                    known = statements[statement] = rendered(statement, DIALECT)
                 try:
                     execute(known[0], parameters)
                     rows = [] if known[1] else rows_of()

@@ -18,7 +18,9 @@ from vosfs.errors import (
     Immutable,
     InternalFault,
     InvalidArgument,
+    IsContainer,
     NodeLocked,
+    NodeNotFound,
     ServiceUnavailable,
     Stale,
     StorageFull,
@@ -27,6 +29,7 @@ from vosfs.errors import (
 )
 from vosfs.metadata.job import Chosen, Job
 from vosfs.metadata.node import (
+    DATA,
     LOCKED,
     Attributes,
     Blob,
@@ -60,6 +63,17 @@ def check_same(node: Node, id: int, name: bytes) -> None:
     """Stale unless a name is the node's that it is said to be; 0: nothing is said."""
     if id and node.id != id:
         raise Stale(f"{name!r} is another node by now")
+
+
+def check_base(node: Node, base_version: int | None) -> None:
+    """IsContainer, NodeNotFound or Stale unless bytes can be saved on top of this version of a node."""
+    if node.kind != DATA:
+        raise IsContainer(f"node {node.id} holds no bytes")
+    if not node.nlink:
+        # Whoever did not see it go would take bytes for saved that nobody can read.
+        raise NodeNotFound(f"node {node.id} has no name any more")
+    if base_version is not None and node.version != base_version:
+        raise Stale(f"node {node.id} is at version {node.version}, not {base_version}")
 
 
 def right_to_guard(node: Node, change: int) -> str:
