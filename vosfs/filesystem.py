@@ -41,6 +41,7 @@ from vosfs.metadata.node import ANYTHING, CONTAINER, DATA, LINK, Attributes, Cha
 from vosfs.metadata.store import check_guard
 from vosfs.opening import Openings
 from vosfs.staging import Awaited
+from vosfs.standing import StandingHandles
 from vosfs.uri import NAME_BYTES_MAX, RESERVED_NAMES, check_name
 
 log = logging.getLogger(__name__)
@@ -114,6 +115,8 @@ class FileSystem:
         """Nodes without bytes here whose last name this mount took away, until the kernel forgets them: a directory or
         pipe may still be open."""
         self._next_handle = 1
+        self.standing = StandingHandles(self._end_handle)
+        files.on_full = self.standing.end_all
         self._prefetching = 0
         self.awaited = Awaited(tree, nursery)
         self.on_invalid: Callable[[Change], None] = lambda change: None
@@ -228,6 +231,7 @@ class FileSystem:
 
     def _dropped(self, node: Node) -> None:
         """A node lost a name."""
+        self.standing.end(node.id)
         self.files.unlinked(node)
         if node.nlink == 0 and self.files.get(node.id) is None:
             self._gone[node.id] = node
@@ -291,6 +295,7 @@ class FileSystem:
     async def _truncate(self, id: int, length: int, change: Attributes) -> None:
         if length > LENGTH_MAX:
             raise TooLarge(f"{length} bytes")
+        self.standing.end(id)
         file = await self.files.open(id)
         try:
             if file.length == length and not file.changed:
@@ -358,6 +363,7 @@ class FileSystem:
         writable = flags & os.O_ACCMODE != os.O_RDONLY
         if writable or flags & os.O_TRUNC:
             self._writable()
+            self.standing.end(id)
         node = self.tree.peek(id)
         if node is not None and node.kind == CONTAINER:
             raise IsContainer("a container")
@@ -387,7 +393,10 @@ class FileSystem:
         if not handle.writable and (file.head or file.read_now(0, 1) is None):
             # Whoever opens a file reads its beginning.
             file.expect(0, 1)
-        return self._new_handle(handle), keep
+        number = self._new_handle(handle)
+        if not handle.writable and self.tree.live and self.openings.bytes_too:
+            self.standing.offer(file, number)
+        return number, keep
 
     async def create(
         self, parent: int, name: bytes, mode: int, uid: int, gid: int, flags: int, privileged: bool = True
@@ -616,6 +625,15 @@ class FileSystem:
         self.files.release(file)
         self.blocks.make_spare()
 
+    def _end_handle(self, number: int) -> None:
+        """Release a handle that cannot have written."""
+        self.files.release(self._handles.pop(number).file)
+
+    async def renew_leases(self) -> None:
+        """Keep what is open readable; what nobody has open is asked for again."""
+        self.standing.end_all()
+        await self.files.renew_leases()
+
     # -- directories ---------------------------------------------------------------------------------------------------
 
     async def sync_directory(self) -> None:
@@ -627,15 +645,19 @@ class FileSystem:
     def changed_elsewhere(self, change: Change) -> None:
         """Apply one row of the change feed, and tell the kernel."""
         self.tree.invalidate(change)
+        if change.node == ANYTHING:
+            self.standing.end_all()
+            return
+        self.standing.end(change.node)
         self.files.changed_elsewhere(change.node)
-        if change.node != ANYTHING:
-            self.on_invalid(change)
+        self.on_invalid(change)
 
     def distrust(self, forget: bool) -> None:
         """Nobody tells of changes any more, or some were missed: the kernel is not to keep listings.
 
         ``forget``: nor is this tree to keep anything.
         """
+        self.standing.end_all()
         listed = self.tree.containers()
         if forget:
             self.tree.forget_all()
@@ -645,6 +667,7 @@ class FileSystem:
     def lost(self, request: Mutation, error: VOSpaceError) -> None:
         """The service refused a change that was acknowledged to a program."""
         if isinstance(request, (Commit, Create)):
+            self.standing.end(request.id)
             self.files.lost(request.id, request if isinstance(request, Commit) else None, str(error))
         self.tree.lost(request)
         names = [(getattr(request, "parent", 0), getattr(request, "name", b""))]
@@ -655,6 +678,8 @@ class FileSystem:
 
     def status(self) -> dict[str, object]:
         """What ``vosfs status`` shows."""
+        # Else they would count as open.
+        self.standing.end_all()
         return {
             "live": self.tree.live,
             "away": self.tree.away,

@@ -1,8 +1,10 @@
-"""pyfuse3, completed: operations of libfuse that it does not hand on, and listings that say which directory they are of.
+"""pyfuse3, completed: operations of libfuse that it does not hand on, listings that say which directory they are of, and
+requests that are answered before Python sees them.
 
 pyfuse3 3.4 fills a table of operations and gives it to ``fuse_session_new()``.  ``_libfuse.c`` is a library of that
 function's name which is loaded before: it adds what is missing to the table.  Without it (another libfuse, no compiler)
-everything else works, the kernel is told that these operations are not there, and directories are opened one by one.
+everything else works, the kernel is told that these operations are not there, directories are opened one by one, and
+every request comes to Python.
 
 The operations are called by libfuse in the middle of pyfuse3's own handling of a request; each must be answered once,
 now or later, by one of the replies here.
@@ -19,12 +21,13 @@ from typing import Any
 log = logging.getLogger(__name__)
 
 
-def _load() -> ctypes.CDLL | None:
+def _load() -> ctypes.PyDLL | None:
     found = importlib.util.find_spec("vosfs._libfuse")
     if found is None or found.origin is None:
         return None
     try:
-        return ctypes.CDLL(found.origin, mode=ctypes.RTLD_GLOBAL)
+        # One that holds the interpreter's lock: what it keeps has no other, and no call of it waits.
+        return ctypes.PyDLL(found.origin, mode=ctypes.RTLD_GLOBAL)
     except OSError as exc:
         log.debug("%s", exc)
         return None
@@ -35,7 +38,7 @@ _library = _load()
 # Behind _load(), which must have been there first.
 import pyfuse3  # noqa: E402
 
-__all__ = ["active", "provide", "pyfuse3"]
+__all__ = ["active", "provide", "pyfuse3", "stand", "withdraw"]
 
 
 _REQUEST, _FH, _OFFSET, _INT, _SIZE = (
@@ -55,6 +58,19 @@ _kept: list[object] = []
 def active() -> bool:
     """Whether the session has what is added here; after ``pyfuse3.init``."""
     return _library is not None and bool(ctypes.c_int.in_dll(_library, "vosfs_sessions").value)
+
+
+def stand(inode: int, fh: int) -> bool:
+    """Have a file's further opens for reading answered with a handle, whose own open is about to be answered.
+
+    False if one stands already, or none can.
+    """
+    return _library is not None and bool(_library.vosfs_stand(_FH(inode), _FH(fh)))
+
+
+def withdraw(inode: int, fh: int) -> bool:
+    """End that.  True if no program has it open; else it is released when the last one closes it."""
+    return _library is not None and bool(_library.vosfs_withdraw(_FH(inode), _FH(fh)))
 
 
 def provide(operations: object, spawn: Callable[..., None]) -> None:

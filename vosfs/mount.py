@@ -154,7 +154,7 @@ async def run(options: Options, report: Callable[[str], None]) -> None:
                     nursery.start_soon(tree.behind.run)
                     nursery.start_soon(invalidator.run)
                     nursery.start_soon(follow, tree, filesystem, greeting.cursor)
-                    nursery.start_soon(_keep_leases, files)
+                    nursery.start_soon(_keep_leases, filesystem)
                 else:
                     nursery.start_soon(watch, sessions[0], cached)
                 if options.token_file is not None:
@@ -434,10 +434,10 @@ def _changed_ns(file: Path) -> int:
         return 0
 
 
-async def _keep_leases(files: FileTable) -> None:
+async def _keep_leases(filesystem: FileSystem) -> None:
     while True:
         await trio.sleep(1200)
-        await files.renew_leases()
+        await filesystem.renew_leases()
 
 
 async def _stop_on_signal(mounted: fuse.Mount) -> None:

@@ -20,7 +20,7 @@ LAYERS = [
     {"vosfs.metadata.memory", "vosfs.metadata.sqlstore", "vosfs.metadata.gateway", "vosfs.session", "vosfs.backends.blobs", "vosfs.backends.objects", "vosfs.backends.failover"},
     {"vosfs.metadata.sqlite", "vosfs.metadata.cached", "vosfs.metadata.vospace", "vosfs.cache.blocks", "vosfs.backends.ngasblobs", "vosfs.backends.direct"},
     {"vosfs.metadata.postgres", "vosfs.metadata.ahead", "vosfs.backends.transfer", "vosfs.cache.file", "vosfs.backends.ngas"},
-    {"vosfs.staging", "vosfs.opening"},
+    {"vosfs.staging", "vosfs.opening", "vosfs.standing"},
     {"vosfs.listing"},
     {"vosfs.filesystem"},
     {"vosfs.fuse"},

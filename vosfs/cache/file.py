@@ -12,6 +12,7 @@ import itertools
 import os
 import time
 from collections import OrderedDict
+from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
@@ -729,6 +730,8 @@ class FileTable:
         self._resting_bytes = 0
         """INVARIANT: sum of the files' own."""
         self._serial = 0
+        self.on_full: Callable[[], None] = lambda: None
+        """Ends handles that are only kept; set by the file system."""
         directory.mkdir(parents=True, exist_ok=True, mode=0o700)
 
     @property
@@ -814,10 +817,16 @@ class FileTable:
     def trim(self) -> None:
         """Bring closed files' content under its limits, oldest first."""
         while self._over():
-            oldest = next((file for file in self._files.values() if not file.handles), None)
+            oldest = self._oldest_closed()
+            if oldest is None:
+                self.on_full()
+                oldest = self._oldest_closed()
             if oldest is None:
                 return
             self._drop(oldest)
+
+    def _oldest_closed(self) -> CachedFile | None:
+        return next((file for file in self._files.values() if not file.handles), None)
 
     def _over(self) -> bool:
         return (

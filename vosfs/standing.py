@@ -1,0 +1,57 @@
+"""Handles that stand: who opens a short file again, to read it, is given the handle that is there.
+
+The kernel sends every open(2) and close(2), and of a file that did not change all that this mount has to say to them is
+yes.  While a handle stands, whoever carries the kernel's requests says it, and this process hears nothing: 6 µs instead
+of 42, and a version control system that reads every file of a tree once more asks for nothing else.
+"""
+
+from collections import OrderedDict
+from collections.abc import Callable
+
+from vosfs.cache.file import CachedFile
+from vosfs.cache.segments import BLOCK_BYTES
+
+STANDING_MAX = 500
+"""Each keeps what is known of a file's content."""
+LENGTH_MAX = BLOCK_BYTES
+"""Longer files are read ahead of, by how each of their readers goes on."""
+
+
+class StandingHandles:
+    """Those of one mount.  None until ``stand`` and ``withdraw`` are set."""
+
+    def __init__(self, release: Callable[[int], None]) -> None:
+        # Dependencies
+        self._release = release
+        """Ends a handle that nobody has open."""
+        self.stand: Callable[[int, int], bool] = lambda id, handle: False
+        """Has a file's further opens answered with a handle, whose own open is about to be; False if that cannot be."""
+        self.withdraw: Callable[[int, int], bool] = lambda id, handle: False
+        """Ends that.  True if nobody has it open; else whoever closes it last releases it, as any other."""
+        # Mutable state
+        self._handles: OrderedDict[int, int] = OrderedDict()
+        """By node id, the oldest first; INVARIANT: at most STANDING_MAX."""
+
+    def offer(self, file: CachedFile, handle: int) -> None:
+        """A file was just opened to be read: the handle stands if nobody else has it open and all is as in the space."""
+        id = file.node.id
+        if file.handles > 1 or file.changed or not file.fresh or file.length > LENGTH_MAX:
+            return
+        if file.has_local and not file.scratch_file:
+            # Bytes in memory, for as long as somebody has it open.
+            return
+        if id not in self._handles and self.stand(id, handle):
+            self._handles[id] = handle
+            if len(self._handles) > STANDING_MAX:
+                self.end(next(iter(self._handles)))
+
+    def end(self, id: int) -> None:
+        """The next open is to be asked for: the file changes."""
+        handle = self._handles.pop(id, None)
+        if handle is not None and self.withdraw(id, handle):
+            self._release(handle)
+
+    def end_all(self) -> None:
+        """The same of all."""
+        while self._handles:
+            self.end(next(iter(self._handles)))
