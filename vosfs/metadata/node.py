@@ -5,6 +5,7 @@ change of field is a change of the schema (``sql.py``) and of the binding's vers
 """
 
 import os
+import time
 from typing import Annotated
 
 import msgspec
@@ -207,9 +208,16 @@ def made(new: NewNode, id: int, now_ns: int, container: Node) -> Node:
     )  # fmt: skip
 
 
+ID_TIME_SHIFT, ID_RANDOM_BITS, ID_BITS = 24, 40, 62
+"""A node id is a random number behind a clock of 17 ms that begins anew every 20 hours.  What is made together then lies
+together in the tables, whose keys begin with it: a hundred creations change ten pages of them instead of three hundred.
+Nobody guesses 40 bits, and with 10\\ :sup:`9` nodes two draw the same id as rarely as with 62 of them."""
+
+
 def new_id() -> int:
-    """A random node id; the root's and STAGING_ID are never drawn."""
-    return (int.from_bytes(os.urandom(8)) >> 2) + 3
+    """A node id; the root's and STAGING_ID are never drawn."""
+    clock = time.time_ns() >> ID_TIME_SHIFT & (1 << ID_BITS - ID_RANDOM_BITS) - 1
+    return (clock << ID_RANDOM_BITS | int.from_bytes(os.urandom(ID_RANDOM_BITS // 8))) + 3
 
 
 class Attributes(msgspec.Struct, array_like=True):

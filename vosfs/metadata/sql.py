@@ -8,8 +8,8 @@ A statement that only writes has no rows, and an adapter may keep it back until 
 it fails with then ends the transaction.  A script that handles a taken key itself says so with ``Checked``.
 
 Statements are written with ``?``, or ``?1`` and so on, and a few ``{tokens}`` that an adapter's ``Dialect`` fills in.
-``space`` stands first in every key (it is the sharding key of distributed engines); ids are random 63-bit numbers made
-here; names are bytes, so that any POSIX name fits and every engine sorts them alike.
+``space`` stands first in every key (it is the sharding key of distributed engines); ids are random numbers behind a clock
+(``node.new_id``), made here or by a mount; names are bytes, so that any POSIX name fits and every engine sorts them alike.
 """
 
 import secrets
