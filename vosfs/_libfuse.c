@@ -234,22 +234,31 @@ static bool answered_here(const struct fuse_buf *buf)
 	return false;
 }
 
+/* When the last request came that was received here behind another, CLOCK_MONOTONIC: pyfuse3's loop knows of the first. */
+EXPORT double vosfs_came_s;
+
 /* Before pyfuse3's loop has its turn, and now and then Python's other tasks have theirs. */
 #define IN_A_ROW 4
 /* Who opens a file reads it and opens the next: to sleep meanwhile, and be woken, costs both sides more than the reading. */
-#define SPIN_NS 80000
+#define SPIN_S 80e-6
+
+static double clock_s(void)
+{
+	struct timespec now;
+
+	clock_gettime(CLOCK_MONOTONIC, &now);
+	return now.tv_sec + now.tv_nsec * 1e-9;
+}
 
 static bool another_comes(int fd)
 {
 	struct pollfd device = { .fd = fd, .events = POLLIN };
-	struct timespec begin, now;
+	double end = clock_s() + SPIN_S;
 
-	clock_gettime(CLOCK_MONOTONIC, &begin);
 	do {
 		if (poll(&device, 1, 0) != 0)
 			return true;
-		clock_gettime(CLOCK_MONOTONIC, &now);
-	} while ((now.tv_sec - begin.tv_sec) * 1000000000L + now.tv_nsec - begin.tv_nsec < SPIN_NS);
+	} while (clock_s() < end);
 	return false;
 }
 
@@ -262,6 +271,8 @@ EXPORT int fuse_session_receive_buf(struct fuse_session *se, struct fuse_buf *bu
 	for (int i = 0; i < IN_A_ROW; i++) {
 		int got = next(se, buf);
 
+		if (i > 0)
+			vosfs_came_s = clock_s();
 		if (got <= 0 || !vosfs_sessions || !answered_here(buf))
 			return got;
 		fuse_session_process_buf(se, buf);

@@ -509,7 +509,7 @@ class _QuickWait:
     def _poll(self) -> bool:
         poll, clock = self._poller.poll, time.perf_counter
         now = clock()
-        end = now + SPIN_S if now - self._began < QUICK_S else now
+        end = now + SPIN_S if now - max(self._began, libfuse.came_s()) < QUICK_S else now
         while True:
             if poll(0):
                 self._began = clock()

@@ -38,7 +38,7 @@ _library = _load()
 # Behind _load(), which must have been there first.
 import pyfuse3  # noqa: E402
 
-__all__ = ["active", "provide", "pyfuse3", "stand", "withdraw"]
+__all__ = ["active", "came_s", "provide", "pyfuse3", "stand", "withdraw"]
 
 
 _REQUEST, _FH, _OFFSET, _INT, _SIZE = (
@@ -71,6 +71,14 @@ def stand(inode: int, fh: int) -> bool:
 def withdraw(inode: int, fh: int) -> bool:
     """End that.  True if no program has it open; else it is released when the last one closes it."""
     return _library is not None and bool(_library.vosfs_withdraw(_FH(inode), _FH(fh)))
+
+
+_came_s = ctypes.c_double() if _library is None else ctypes.c_double.in_dll(_library, "vosfs_came_s")
+
+
+def came_s() -> float:
+    """When the last request came that the library received behind one that it answered, by ``time.perf_counter()``."""
+    return _came_s.value
 
 
 def provide(operations: object, spawn: Callable[..., None]) -> None:

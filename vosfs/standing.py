@@ -11,8 +11,10 @@ from collections.abc import Callable
 from vosfs.cache.file import CachedFile
 from vosfs.cache.segments import BLOCK_BYTES
 
-STANDING_MAX = 500
-"""Each keeps what is known of a file's content."""
+STANDING_MAX = 2_000
+"""Half of the files whose content is remembered."""
+STANDING_BYTES_MAX = 16 << 20
+"""Of the files, as if all of them were in memory; the short ones are."""
 LENGTH_MAX = BLOCK_BYTES
 """Longer files are read ahead of, by how each of their readers goes on."""
 
@@ -29,27 +31,32 @@ class StandingHandles:
         self.withdraw: Callable[[int, int], bool] = lambda id, handle: False
         """Ends that.  True if nobody has it open; else whoever closes it last releases it, as any other."""
         # Mutable state
-        self._handles: OrderedDict[int, int] = OrderedDict()
-        """By node id, the oldest first; INVARIANT: at most STANDING_MAX."""
+        self._handles: OrderedDict[int, tuple[int, int]] = OrderedDict()
+        """Handle and length by node id, the oldest first; INVARIANT: at most STANDING_MAX."""
+        self._bytes = 0
+        """INVARIANT: sum of the lengths, at most STANDING_BYTES_MAX."""
 
     def offer(self, file: CachedFile, handle: int) -> None:
         """A file was just opened to be read: the handle stands if nobody else has it open and all is as in the space."""
-        id = file.node.id
-        if file.handles > 1 or file.changed or not file.fresh or file.length > LENGTH_MAX:
+        id, length = file.node.id, file.length
+        if file.handles > 1 or file.changed or not file.fresh or length > LENGTH_MAX:
             return
         if file.has_local and not file.scratch_file:
             # Bytes in memory, for as long as somebody has it open.
             return
         if id not in self._handles and self.stand(id, handle):
-            self._handles[id] = handle
-            if len(self._handles) > STANDING_MAX:
+            self._handles[id] = handle, length
+            self._bytes += length
+            while len(self._handles) > STANDING_MAX or self._bytes > STANDING_BYTES_MAX:
                 self.end(next(iter(self._handles)))
 
     def end(self, id: int) -> None:
         """The next open is to be asked for: the file changes."""
-        handle = self._handles.pop(id, None)
-        if handle is not None and self.withdraw(id, handle):
-            self._release(handle)
+        if id in self._handles:
+            handle, length = self._handles.pop(id)
+            self._bytes -= length
+            if self.withdraw(id, handle):
+                self._release(handle)
 
     def end_all(self) -> None:
         """The same of all."""

@@ -14,6 +14,7 @@ import pytest
 
 from tests.conftest import BIN, Daemon, eventually
 from tests.mount import counting
+from vosfs.standing import STANDING_MAX
 
 # -- what the library does -------------------------------------------------------------------------------------------
 
@@ -168,10 +169,10 @@ def test_a_standing_handle_is_not_an_open_file(mount: Path) -> None:
 
 
 def test_more_files_than_may_stand_are_all_read_again(mount: Path) -> None:
-    for number in range(700):
+    for number in range(STANDING_MAX + 100):
         (mount / f"{number}").write_bytes(b"%d" % number)
     for _ in range(2):
-        for number in range(700):
+        for number in range(STANDING_MAX + 100):
             assert (mount / f"{number}").read_bytes() == b"%d" % number
     assert status(mount)["open_files"] == 0
 

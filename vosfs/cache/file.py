@@ -39,8 +39,8 @@ STREAM_BYTES = 32 << 20
 """A file with this much dirty starts to upload before it is closed."""
 BLOB_BYTES_MAX = 256 << 20
 """Longest blob: a failed upload repeats at most this."""
-CLOSED_FILES_MAX = 1_000
-"""Files whose content is remembered after their last close; each may hold a descriptor."""
+FILES_MAX = 4_000
+"""Files whose content is remembered, and then only of those that are open; each may hold a descriptor."""
 AHEAD_INLINE_MAX = 4 << 20
 """Bytes of an open file that were committed and are still in memory: more wait for the service, which has blobs of them."""
 WHOLE_STEP_BYTES = 4 << 20
@@ -830,7 +830,7 @@ class FileTable:
 
     def _over(self) -> bool:
         return (
-            len(self._files) > CLOSED_FILES_MAX
+            len(self._files) > FILES_MAX
             or self.local_bytes > self.limit_bytes
             or self._resting_bytes > RESTING_BYTES_MAX
         )
