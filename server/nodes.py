@@ -8,8 +8,9 @@ import trio
 from server import quotas, vosi
 from server.access import ADMIN, Subject
 from server.http import Request, Response
+from server.listings import Asked, Document
 from server.parameters import parameters
-from server.service import Service, Trace, check_texts, policy_of, xml
+from server.service import XML, Service, Trace, check_texts, policy_of, xml
 from server.walk import below
 from vosfs.backends.backend import LOCALITIES
 from vosfs.errors import (
@@ -189,6 +190,9 @@ async def get_node(service: Service, request: Request, path: Path, subject: Subj
         limit = int(given["limit"])
     if path and path[-1] in RESERVED_NAMES:
         raise NodeNotFound(service.authority.uri(path))
+    document = await service.listings.document(Asked(path, request.query, subject))
+    if document.kept:
+        return Response(200, XML, document.pieces())
     trace = await service.trace(path, subject)
     path, node = trace.path, trace.node()
     subject.permit(node, READ)
@@ -209,7 +213,7 @@ async def get_node(service: Service, request: Request, path: Path, subject: Subj
     if given.get("sort", "") in ("", *SORT_KEYS) and (given.get("sort") or given.get("order", "").lower() == "desc"):
         descending = given.get("order", "asc").lower() == "desc"
         return await _sorted(service, subject, trace, detail, start, limit, given.get("sort", ""), descending)
-    return await _listing(service, subject, trace, detail, start, limit)
+    return await _listing(service, subject, trace, detail, start, limit, document)
 
 
 SORT_KEYS: dict[str, Callable[[tuple[bytes, Node, dict[str, str]]], object]] = {
@@ -255,7 +259,7 @@ async def _open(service: Service, trace: Trace, detail: str) -> str:
 
 
 async def _listing(
-    service: Service, subject: Subject, trace: Trace, detail: str, start: bytes, limit: int | None
+    service: Service, subject: Subject, trace: Trace, detail: str, start: bytes, limit: int | None, document: Document
 ) -> Response:
     path, node = trace.path, trace.chain[-1]
     head = await _open(service, trace, detail)
@@ -268,16 +272,17 @@ async def _listing(
 
     async def rest() -> AsyncGenerator[bytes]:
         nonlocal page, left
-        yield first.encode()
+        yield document.add(first)
         while len(page) == PAGE_NODES_MAX and left > len(page):
             left -= len(page)
             # Names are never empty: the next page starts at the smallest name after the last one seen.
             after = page[-1][0] + b"\0"
             page = await service.store.children_with_properties(node.id, after, min(left, PAGE_NODES_MAX))
-            yield _children(service, subject, path, page, detail).encode()
-        yield _CLOSE.encode()
+            yield document.add(_children(service, subject, path, page, detail))
+        yield document.add(_CLOSE)
+        document.end()
 
-    return Response(200, [("Content-Type", "text/xml")], rest())
+    return Response(200, XML, rest())
 
 
 def _children(

@@ -13,6 +13,7 @@ from server.access import Subject
 from server.auth import Authenticator
 from server.delegation import Delegation
 from server.http import Request, Response
+from server.listings import Listings
 from server.signing import Signer
 from vosfs.backends.backend import UNAVAILABLE
 from vosfs.backends.storages import Storages
@@ -86,6 +87,7 @@ class Service:
         # Mutable state
         self.busy: Counter[int] = Counter()
         """How many uploads to a node are under way in this process (R97)."""
+        self.listings = Listings(store)
         self.feed = Feed()
         store.notify = self.feed.wake
         self.delegation = Delegation(role == "all" and not store.shared)
@@ -292,9 +294,12 @@ def text(status: int, body: str, headers: list[tuple[str, str]] | None = None) -
     return Response(status, [("Content-Type", "text/plain; charset=utf-8"), *(headers or [])], body.encode())
 
 
+XML = [("Content-Type", "text/xml")]
+
+
 def xml(body: bytes, status: int = 200, headers: list[tuple[str, str]] | None = None) -> Response:
     """An XML answer."""
-    return Response(status, [("Content-Type", "text/xml"), *(headers or [])], body)
+    return Response(status, [*XML, *(headers or [])], body)
 
 
 CHALLENGES = [

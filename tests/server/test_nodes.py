@@ -345,6 +345,31 @@ def test_a_listing_that_nobody_reads_costs_nothing(space: Daemon, full: str) -> 
     assert node(space, full, "?limit=1").children
 
 
+def test_a_long_listing_that_is_asked_for_again_shows_what_changed(space: Daemon, full: str) -> None:
+    def listed() -> dict[str, dict[str, str]]:
+        return {child.uri.rpartition("/")[2]: child.properties for child in node(space, full).children}
+
+    first = listed()
+    # The second is kept, and the third is that.
+    assert listed() == listed() == first
+    top = ask(space, m.Lookup(1, full[1:].encode())).node
+    child = ask(space, m.Lookup(top.id, b"n0007")).node
+    assert update(space, f"{full}/n0007", properties={"title": "new"})[0] == 200
+    assert listed()["n0007"]["title"] == "new"
+    ask(space, m.Create(top.id, b"made", NewNode("data")))
+    assert listed().keys() - first.keys() == {"made"}
+    ask(space, m.Remove(top.id, b"made", "leaf"))
+    ask(space, m.SetProperties(child.id, {"ivo://ivoa.net/vospace/core#title": None}))
+    again = listed()
+    assert again.keys() == first.keys() and "title" not in again["n0007"]
+    store(space, f"{full}/n0008", b"bytes")
+    assert listed()["n0008"]["length"] == "5"
+    store(space, f"{full}/n0008", b"")
+    # A listing's own container is part of it.
+    assert update(space, full, properties={"title": "top"})[0] == 200
+    assert node(space, full).properties["title"] == "top"
+
+
 @pytest.mark.holds("R18")
 def test_head_answers_like_get(space: Daemon, full: str) -> None:
     with Raw(space) as raw:

@@ -571,6 +571,9 @@ class MemoryStore:
         whole = len(chain) > len(path)
         return chain, dict(sorted(self._properties.get(chain[-1].id, {}).items())) if whole else {}
 
+    async def snapshot(self) -> object:
+        return object()
+
     async def children_with_properties(
         self, parent: int, start: bytes, limit: int
     ) -> list[tuple[bytes, Node, dict[str, str]]]:

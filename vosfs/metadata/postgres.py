@@ -128,12 +128,15 @@ class PostgresStore(SqlStore):
             result = await self._transact(script, caller, durable, *arguments)
         finally:
             self._slots.release()
-        if script not in READS and script is not _flush:
+        if script not in READS and script not in (_snapshot, _flush):
             self.notify(caller.origin)
         return result
 
     async def sync(self) -> None:
         await self._run(_flush, ANYONE, True)
+
+    async def snapshot(self) -> object:
+        return await self._run(_snapshot, ANYONE, False)
 
     def _reuse(self) -> Connection | None:
         """An idle connection, if there is one that the server has not closed: after its restart it closed all."""
@@ -189,7 +192,7 @@ class PostgresStore(SqlStore):
         *arguments: Any,
     ) -> Any:  # fmt: skip
         transaction = script(self._frame(caller), *arguments)
-        if script in READS:
+        if script in READS or script is _snapshot:
             return await self._follow(transaction, connection, scope, [])
         batch = [_BEGIN, _DURABLE] if durable else [_BEGIN]
         try:
@@ -249,6 +252,12 @@ class PostgresStore(SqlStore):
         if known is None:
             known = self._statements[statement] = rendered(statement, DIALECT)
         return known
+
+
+def _snapshot(f: sql.Frame) -> sql.Transaction[str]:
+    """Which transactions are over, those of other databases of the server included."""
+    rows = yield "SELECT pg_current_snapshot()::text", ()
+    return str(rows[0][0])
 
 
 def _flush(f: sql.Frame) -> sql.Transaction[None]:

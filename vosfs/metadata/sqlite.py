@@ -291,6 +291,10 @@ class SqliteStore(SqlStore):
         os.fdatasync(self._log_fd)
         self._sync_s = time.perf_counter() - began
 
+    async def snapshot(self) -> object:
+        # The pragma counts what other connections commit (sqlite.org/pragma.html#pragma_data_version).
+        return self._commits, self._cursor.execute("PRAGMA data_version").fetchone()[0]
+
     async def sync(self) -> None:
         target = self._commits
         if self._durable < target and self._sync_s < SYNC_HERE_S and not self._syncing.locked():

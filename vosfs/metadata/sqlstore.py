@@ -50,6 +50,9 @@ class SqlStore:
     async def sync(self) -> None:
         raise NotImplementedError
 
+    async def snapshot(self) -> object:
+        raise NotImplementedError
+
     def close(self) -> None:
         raise NotImplementedError
 

@@ -309,6 +309,9 @@ class Store(Tree, Protocol):
     ) -> list[tuple[bytes, Node, dict[str, str]]]:
         """Like ``children``, but from ``start`` inclusive, with each child's properties."""
 
+    async def snapshot(self) -> object:
+        """What is committed by now: while it is equal, every read gives what it gave.  Never equal where nobody knows."""
+
     async def undigested(self, rest_ns: int, limit: int) -> list[int]:
         """Data nodes whose MD5 is not known and that have not changed for ``rest_ns``, longest first."""
 
