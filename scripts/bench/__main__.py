@@ -63,7 +63,7 @@ def _suites(args: argparse.Namespace) -> Iterator[list[Suite]]:
 
         if lacks := objects.missing():
             sys.exit(f"bench: {lacks}")
-        with objects.running() as service:
+        with objects.running(args.rounds * objects.ROUND_BYTES) as service:
             yield [on_objects(objects.targets(service))]
     else:
         yield [EVERYDAY]

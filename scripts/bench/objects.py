@@ -16,7 +16,10 @@ sys.path.append(str(CHECKOUT))
 
 from tests.services.rgw import S3, missing, running  # noqa: E402 (after the path)
 
-__all__ = ["S3", "missing", "running", "targets"]
+__all__ = ["ROUND_BYTES", "S3", "missing", "running", "targets"]
+
+ROUND_BYTES = 3 << 30
+"""What a round of all targets leaves in the store."""
 
 _numbers = itertools.count(1)
 

@@ -127,14 +127,14 @@ def missing() -> str:
 
 
 @contextlib.contextmanager
-def running() -> Iterator[S3]:
-    """The service, until the block ends."""
+def running(store_bytes: int = STORE_BYTES) -> Iterator[S3]:
+    """The service, until the block ends; it keeps its objects in memory, and nothing that was deleted is collected."""
     # Not below pytest's directory: its sockets' names must stay under 108 bytes.
     base = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
     root = Path(tempfile.mkdtemp(prefix="vosfs-rgw-", dir=base))
     processes: list[subprocess.Popen[bytes]] = []
     try:
-        yield _start(root, processes)
+        yield _start(root, processes, store_bytes)
     finally:
         for process in reversed(processes):
             # Nothing of it is kept, so nothing need be put in order.
@@ -143,13 +143,13 @@ def running() -> Iterator[S3]:
         shutil.rmtree(root, ignore_errors=True)
 
 
-def _start(root: Path, processes: list["subprocess.Popen[bytes]"]) -> S3:
+def _start(root: Path, processes: list["subprocess.Popen[bytes]"], store_bytes: int) -> S3:
     for name in ("mon", "osd", "rgw", "run", "log"):
         (root / name).mkdir()
     conf, fsid, port = root / "ceph.conf", uuid.uuid4(), free_port()
     mon_v2, mon_v1 = free_port(), free_port()
     conf.write_text(
-        CONFIGURATION.format(root=root, fsid=fsid, port=port, mon_v2=mon_v2, mon_v1=mon_v1, store_bytes=STORE_BYTES)
+        CONFIGURATION.format(root=root, fsid=fsid, port=port, mon_v2=mon_v2, mon_v1=mon_v1, store_bytes=store_bytes)
     )
 
     def run(program: str, *arguments: object) -> bytes:
