@@ -4,6 +4,7 @@ A listing of 10 000 children takes 0.15 s of this process, and is asked for agai
 every node of a cluster.  Nothing has to be known of what changes: the store says whether anything did.
 """
 
+import contextlib
 from collections import OrderedDict
 from collections.abc import AsyncGenerator
 
@@ -13,11 +14,13 @@ from server.access import Subject
 from vosfs.metadata.store import Store
 
 LISTINGS_BYTES_MAX = 32 << 20
-"""Of all documents that are kept."""
+"""Of all documents that are kept, gathered, or sent though they are kept no more."""
 LISTING_BYTES_MAX = 16 << 20
 """Of one: 17 000 children."""
 LONG_MAX = 1_000
 """Listings that are known to be long."""
+QUERY_LENGTH_MAX = 500
+"""Of a query that is remembered."""
 
 
 class Asked(msgspec.Struct, frozen=True):
@@ -29,35 +32,19 @@ class Asked(msgspec.Struct, frozen=True):
 
 
 class Document:
-    """A listing, kept or on its way to a client."""
+    """A listing's pieces."""
 
-    def __init__(self, listings: "Listings", asked: Asked, snapshot: object, kept: list[bytes] | None) -> None:
-        self._listings = listings
-        self._asked = asked
-        self._snapshot = snapshot
-        self._pieces = kept or []
-        self._bytes = 0
-        self.kept = kept is not None
+    __slots__ = ("asked", "snapshot", "pieces", "size", "users", "kept")
 
-    async def pieces(self) -> AsyncGenerator[bytes]:
-        """Of one that is kept."""
-        for piece in self._pieces:
-            yield piece
-
-    def add(self, text: str) -> bytes:
-        """The next piece of one that is made, as it is sent."""
-        piece = text.encode()
-        self._bytes += len(piece)
-        if self._snapshot is not None and self._bytes <= LISTING_BYTES_MAX:
-            self._pieces.append(piece)
-        else:
-            self._pieces.clear()
-        return piece
-
-    def end(self) -> None:
-        """That was all of it, and it was long."""
-        if self._bytes <= LISTING_BYTES_MAX:
-            self._listings.made(self._asked, self._snapshot, self._pieces)
+    def __init__(self, asked: Asked, snapshot: object) -> None:
+        self.asked = asked
+        self.snapshot = snapshot
+        """What was committed before it was begun."""
+        self.pieces: list[bytes] = []
+        self.size = 0
+        self.users = 0
+        """Answers that are made of it just now."""
+        self.kept = False
 
 
 class Listings:
@@ -70,37 +57,99 @@ class Listings:
         self._long: OrderedDict[Asked, None] = OrderedDict()
         """What was long before, the latest at the end; INVARIANT: at most LONG_MAX."""
         self._snapshot: object = None
-        """What was committed before each of these was begun."""
-        self._kept: OrderedDict[Asked, list[bytes]] = OrderedDict()
-        """Pieces of documents; the one that was asked for last is at the end."""
+        """The last that was seen; INVARIANT: of all that is kept."""
+        self._kept: OrderedDict[Asked, Document] = OrderedDict()
+        """The one that was asked for last is at the end."""
+        self._gathered: set[Asked] = set()
+        """By one answer each, of the many that may be made at once."""
         self.bytes = 0
-        """INVARIANT: of all pieces, at most LISTINGS_BYTES_MAX."""
+        """INVARIANT: of ``_kept``, what is gathered, and what has users still; at most LISTINGS_BYTES_MAX."""
 
-    async def document(self, asked: Asked) -> Document:
-        """What is kept, or to be made; before anything is read for it."""
+    async def find(self, asked: Asked) -> Document:
+        """The document, kept or to be made; before anything is read for it."""
         if asked not in self._long:
-            return Document(self, asked, None, None)
+            return Document(asked, None)
         snapshot = await self._store.snapshot()
         if snapshot != self._snapshot:
-            self._kept.clear()
-            self.bytes, self._snapshot = 0, snapshot
+            self._snapshot = snapshot
+            while self._kept:
+                self._drop_oldest()
         if asked in self._kept:
             self._kept.move_to_end(asked)
-        return Document(self, asked, snapshot, self._kept.get(asked))
+            return self._kept[asked]
+        return Document(asked, snapshot)
 
-    def made(self, asked: Asked, snapshot: object, pieces: list[bytes]) -> None:
-        """Keep a document that was begun at a snapshot, if that is still the last one that was seen.
+    async def send(self, document: Document) -> AsyncGenerator[bytes]:
+        """The pieces of one that is kept."""
+        self._use(document)
+        try:
+            for piece in document.pieces:
+                yield piece
+        finally:
+            self._used(document)
 
-        What was committed since may be in a part of it; it is given to nobody then, since the store says so.
-        """
+    async def gather(self, document: Document, make: AsyncGenerator[str]) -> AsyncGenerator[bytes]:
+        """The pieces of a long one as they are made; it is kept if it was long before, and nobody gathers it already."""
+        asked = document.asked
+        gathers = document.snapshot is not None and asked not in self._gathered
+        if gathers:
+            self._gathered.add(asked)
+        self._use(document)
+        try:
+            async with contextlib.aclosing(make) as texts:
+                async for text in texts:
+                    piece = text.encode()
+                    if gathers and not self._add(document, piece):
+                        gathers = False
+                        self._gathered.discard(asked)
+                    yield piece
+            self._was_long(asked)
+            # What was committed since may be in a part of it; it is given to nobody then, since the store says so.
+            if gathers and document.snapshot == self._snapshot and asked not in self._kept:
+                document.kept = True
+                self._kept[asked] = document
+        finally:
+            if gathers:
+                self._gathered.discard(asked)
+            self._used(document)
+
+    def _add(self, document: Document, piece: bytes) -> bool:
+        """One piece more, if there is room for it."""
+        if document.size + len(piece) > LISTING_BYTES_MAX:
+            return False
+        while self.bytes + len(piece) > LISTINGS_BYTES_MAX and self._kept:
+            self._drop_oldest()
+        if self.bytes + len(piece) > LISTINGS_BYTES_MAX:
+            # What is sent to slow clients takes it.
+            return False
+        document.pieces.append(piece)
+        document.size += len(piece)
+        self.bytes += len(piece)
+        return True
+
+    def _use(self, document: Document) -> None:
+        if not document.kept and not document.users:
+            # It may have been dropped since it was found.
+            self.bytes += document.size
+        document.users += 1
+
+    def _used(self, document: Document) -> None:
+        document.users -= 1
+        self._count_out(document)
+
+    def _drop_oldest(self) -> None:
+        _, document = self._kept.popitem(last=False)
+        document.kept = False
+        self._count_out(document)
+
+    def _count_out(self, document: Document) -> None:
+        if not document.kept and not document.users:
+            self.bytes -= document.size
+
+    def _was_long(self, asked: Asked) -> None:
+        if len(asked.query) > QUERY_LENGTH_MAX:
+            return
         self._long[asked] = None
         self._long.move_to_end(asked)
         if len(self._long) > LONG_MAX:
             self._long.popitem(last=False)
-        if snapshot is None or snapshot != self._snapshot or asked in self._kept:
-            return
-        self._kept[asked] = pieces
-        self.bytes += sum(map(len, pieces))
-        while self.bytes > LISTINGS_BYTES_MAX:
-            _, oldest = self._kept.popitem(last=False)
-            self.bytes -= sum(map(len, oldest))

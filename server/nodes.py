@@ -190,9 +190,9 @@ async def get_node(service: Service, request: Request, path: Path, subject: Subj
         limit = int(given["limit"])
     if path and path[-1] in RESERVED_NAMES:
         raise NodeNotFound(service.authority.uri(path))
-    document = await service.listings.document(Asked(path, request.query, subject))
+    document = await service.listings.find(Asked(path, request.query, subject))
     if document.kept:
-        return Response(200, XML, document.pieces())
+        return Response(200, XML, service.listings.send(document))
     trace = await service.trace(path, subject)
     path, node = trace.path, trace.node()
     subject.permit(node, READ)
@@ -270,19 +270,18 @@ async def _listing(
     if len(page) < PAGE_NODES_MAX or left <= PAGE_NODES_MAX:
         return xml((first + _CLOSE).encode())
 
-    async def rest() -> AsyncGenerator[bytes]:
+    async def pieces() -> AsyncGenerator[str]:
         nonlocal page, left
-        yield document.add(first)
+        yield first
         while len(page) == PAGE_NODES_MAX and left > len(page):
             left -= len(page)
             # Names are never empty: the next page starts at the smallest name after the last one seen.
             after = page[-1][0] + b"\0"
             page = await service.store.children_with_properties(node.id, after, min(left, PAGE_NODES_MAX))
-            yield document.add(_children(service, subject, path, page, detail))
-        yield document.add(_CLOSE)
-        document.end()
+            yield _children(service, subject, path, page, detail)
+        yield _CLOSE
 
-    return Response(200, XML, rest())
+    return Response(200, XML, service.listings.gather(document, pieces()))
 
 
 def _children(

@@ -288,6 +288,10 @@ static const struct fuse_lowlevel_ops *completed(const struct fuse_lowlevel_ops 
 	static struct fuse_lowlevel_ops ops;
 
 	theirs = ops = *op;
+	/* What stood for another session of this process says nothing in this one. */
+	for (int i = 0; i < BUCKETS; i++)
+		while (buckets[i])
+			drop(&buckets[i]);
 	if (theirs.readdir)
 		ops.readdir = readdir_of;
 	if (theirs.readdirplus)

@@ -117,6 +117,7 @@ class FileSystem:
         self._next_handle = 1
         self.standing = StandingHandles(self._end_handle)
         files.on_full = self.standing.end_all
+        tree.on_remembered = self.standing.seen
         self._prefetching = 0
         self.awaited = Awaited(tree, nursery)
         self.on_invalid: Callable[[Change], None] = lambda change: None
@@ -394,7 +395,11 @@ class FileSystem:
             # Whoever opens a file reads its beginning.
             file.expect(0, 1)
         number = self._new_handle(handle)
-        if not handle.writable and self.tree.live and self.openings.bytes_too:
+        if handle.writable:
+            # One may have come to stand while this waited.
+            self.standing.end(id)
+        elif self.tree.live and self.openings.bytes_too and self.files.current(file):
+            # A change that came while this was asked for is in the answer or not: the tree knows.
             self.standing.offer(file, number)
         return number, keep
 
@@ -603,6 +608,7 @@ class FileSystem:
 
     def _give_up(self, file: CachedFile, why: str) -> None:
         """What was not saved is kept, and who reads the file sees what the space has."""
+        self.standing.end(file.node.id)
         file.discard(why)
         self.on_invalid(Change(file.node.id, 0, b"", ""))
 
@@ -626,8 +632,8 @@ class FileSystem:
         self.blocks.make_spare()
 
     def _end_handle(self, number: int) -> None:
-        """Release a handle that cannot have written."""
-        self.files.release(self._handles.pop(number).file)
+        """Release a handle that cannot have written; whoever asks for room asks for this too."""
+        self.files.let_go(self._handles.pop(number).file)
 
     async def renew_leases(self) -> None:
         """Keep what is open readable; what nobody has open is asked for again."""

@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 from vosfs.cache.file import CachedFile
 from vosfs.cache.segments import BLOCK_BYTES
+from vosfs.metadata.node import Node
 
 STANDING_MAX = 2_000
 """Half of the files whose content is remembered."""
@@ -31,32 +32,37 @@ class StandingHandles:
         self.withdraw: Callable[[int, int], bool] = lambda id, handle: False
         """Ends that.  True if nobody has it open; else whoever closes it last releases it, as any other."""
         # Mutable state
-        self._handles: OrderedDict[int, tuple[int, int]] = OrderedDict()
-        """Handle and length by node id, the oldest first; INVARIANT: at most STANDING_MAX."""
+        self._handles: OrderedDict[int, tuple[int, Node]] = OrderedDict()
+        """Handle, and the node as it was opened, by node id, the oldest first; INVARIANT: at most STANDING_MAX."""
         self._bytes = 0
-        """INVARIANT: sum of the lengths, at most STANDING_BYTES_MAX."""
+        """INVARIANT: sum of the nodes' lengths, at most STANDING_BYTES_MAX."""
 
     def offer(self, file: CachedFile, handle: int) -> None:
-        """A file was just opened to be read: the handle stands if nobody else has it open and all is as in the space."""
-        id, length = file.node.id, file.length
-        if file.handles > 1 or file.changed or not file.fresh or length > LENGTH_MAX:
+        """A file was just opened to be read, as it is in the space: the handle stands if nobody else has it open."""
+        id, node = file.node.id, file.node
+        if file.handles > 1 or file.changed or file.unlinked or node.length > LENGTH_MAX:
             return
         if file.has_local and not file.scratch_file:
             # Bytes in memory, for as long as somebody has it open.
             return
         if id not in self._handles and self.stand(id, handle):
-            self._handles[id] = handle, length
-            self._bytes += length
+            self._handles[id] = handle, node
+            self._bytes += node.length
             while len(self._handles) > STANDING_MAX or self._bytes > STANDING_BYTES_MAX:
                 self.end(next(iter(self._handles)))
 
     def end(self, id: int) -> None:
         """The next open is to be asked for: the file changes."""
         if id in self._handles:
-            handle, length = self._handles.pop(id)
-            self._bytes -= length
+            handle, node = self._handles.pop(id)
+            self._bytes -= node.length
             if self.withdraw(id, handle):
                 self._release(handle)
+
+    def seen(self, node: Node) -> None:
+        """A node's record came: the file changed if it has another version, whoever will say so and when."""
+        if node.id in self._handles and self._handles[node.id][1].version != node.version:
+            self.end(node.id)
 
     def end_all(self) -> None:
         """The same of all."""

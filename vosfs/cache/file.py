@@ -731,7 +731,7 @@ class FileTable:
         """INVARIANT: sum of the files' own."""
         self._serial = 0
         self.on_full: Callable[[], None] = lambda: None
-        """Ends handles that are only kept; set by the file system."""
+        """Lets go of files that nobody uses; set by the file system."""
         directory.mkdir(parents=True, exist_ok=True, mode=0o700)
 
     @property
@@ -760,7 +760,7 @@ class FileTable:
         file = self._files.get(id)
         if file is not None:
             file.handles += 1
-            if file.changed or file.unlinked or self._current(file):
+            if file.changed or file.unlinked or self.current(file):
                 return file
         event = self._opening[id] = trio.Event()
         try:
@@ -786,7 +786,8 @@ class FileTable:
         file.handles = 1
         return file
 
-    def _current(self, file: CachedFile) -> bool:
+    def current(self, file: CachedFile) -> bool:
+        """Whether a file can be opened as it is here, without a question."""
         node = self.tree.peek(file.node.id)
         return (
             (self.tree.live or self.tree.away) and file.fresh and node is not None and node.version == file.node.version
@@ -794,6 +795,12 @@ class FileTable:
 
     def release(self, file: CachedFile) -> None:
         """One handle fewer; the last one's going makes the content evictable."""
+        self.let_go(file)
+        if not file.handles:
+            self.trim()
+
+    def let_go(self, file: CachedFile) -> None:
+        """The same, and the limits are looked after by somebody else."""
         file.handles -= 1
         if file.handles:
             return
@@ -806,7 +813,6 @@ class FileTable:
             self._resting_bytes -= file.resting_bytes
             file.rest()
             self._resting_bytes += file.resting_bytes
-        self.trim()
 
     def _drop(self, file: CachedFile) -> None:
         file.close()

@@ -8,6 +8,7 @@ synchronous steps between awaits; an answer that was under way while an invalida
 import os
 import time
 from collections import OrderedDict
+from collections.abc import Callable
 from typing import Any, cast
 
 import msgspec
@@ -101,6 +102,8 @@ class CachedTree:
         """Whether a feed invalidates what changes elsewhere."""
         self.away = False
         """Whether the service cannot be reached: what is remembered is then all there is."""
+        self.on_remembered: Callable[[Node], None] = lambda node: None
+        """Hears of every record that comes."""
         self._nodes: OrderedDict[int, tuple[Node, float, int]] = OrderedDict()
         """Attributes, until when they are trusted, and the change made here that they were last part of."""
         self._serial = 0
@@ -137,6 +140,7 @@ class CachedTree:
                 return kept[0]
         nodes[node.id] = (node, time.monotonic() + (LIVE_TTL_S if self.live else TTL_S), self._serial)
         nodes.move_to_end(node.id)
+        self.on_remembered(node)
         if len(nodes) > NODES_MAX:
             nodes.popitem(last=False)
         return node

@@ -255,8 +255,11 @@ class PostgresStore(SqlStore):
 
 
 def _snapshot(f: sql.Frame) -> sql.Transaction[str]:
-    """Which transactions are over, those of other databases of the server included."""
-    rows = yield "SELECT pg_current_snapshot()::text", ()
+    """Which transactions are over, those of other databases of the server included.
+
+    A server that crashed may give the numbers of transactions that it lost once more.
+    """
+    rows = yield "SELECT pg_current_snapshot()::text || ' ' || pg_postmaster_start_time()::text", ()
     return str(rows[0][0])
 
 
