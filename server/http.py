@@ -220,7 +220,8 @@ class Response:
 
     def __init__(self, status: int, headers: list[tuple[str, str]] | None = None, body: Body = b"") -> None:
         self.status = status
-        self.headers = headers if headers is not None else []
+        # Its own: what answers on the way out add is of this one, and what they are given may be common to many.
+        self.headers = [*headers] if headers is not None else []
         self.body = body
 
 

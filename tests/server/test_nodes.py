@@ -370,6 +370,14 @@ def test_a_long_listing_that_is_asked_for_again_shows_what_changed(space: Daemon
     assert node(space, full).properties["title"] == "top"
 
 
+def test_every_long_listing_has_its_own_headers(space: Daemon, full: str) -> None:
+    for _ in range(4):
+        with Raw(space) as raw:
+            raw.send(head(space, "GET", "/nodes" + full, "Connection: close"))
+            top = raw.rest().partition(b"\r\n\r\n")[0].lower()
+        assert top.count(b"x-vo-authenticated") == top.count(b"content-type") == 1, top
+
+
 @pytest.mark.holds("R18")
 def test_head_answers_like_get(space: Daemon, full: str) -> None:
     with Raw(space) as raw:
