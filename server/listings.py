@@ -55,7 +55,7 @@ class Listings:
         self._store = store
         # Mutable state
         self._long: OrderedDict[Asked, None] = OrderedDict()
-        """What was long before, the latest at the end; INVARIANT: at most LONG_MAX."""
+        """What was long before, and not too long, the latest at the end; INVARIANT: at most LONG_MAX."""
         self._snapshot: object = None
         """The last that was seen; INVARIANT: of all that is kept."""
         self._kept: OrderedDict[Asked, Document] = OrderedDict()
@@ -95,15 +95,19 @@ class Listings:
         if gathers:
             self._gathered.add(asked)
         self._use(document)
+        length = 0
         try:
             async with contextlib.aclosing(make) as texts:
                 async for text in texts:
                     piece = text.encode()
+                    length += len(piece)
                     if gathers and not self._add(document, piece):
                         gathers = False
                         self._gathered.discard(asked)
                     yield piece
-            self._was_long(asked)
+            if length <= LISTING_BYTES_MAX:
+                # Of one that is longer nothing would be kept, and what was gathered is in the way of others.
+                self._was_long(asked)
             # What was committed since may be in a part of it; it is given to nobody then, since the store says so.
             if gathers and document.snapshot == self._snapshot and asked not in self._kept:
                 document.kept = True

@@ -80,8 +80,8 @@ static void copy_file_range_of(fuse_req_t req, fuse_ino_t from, off_t offset, st
 	vosfs_copy_file_range(req, fi->fh, offset, to_fi->fh, to_offset, length, flags);
 }
 
-/* Standing handles: an open(2) to read a file that has one is answered with it, as often as there are programs.  Of a
- * status of git's where every file is read again, two thirds of the time were opens and releases that changed nothing.
+/* Standing handles: an open(2) to read a file that has one is answered with it, as often as there are programs
+ * (vosfs/standing.py).
  */
 
 struct standing {

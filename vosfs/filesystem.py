@@ -364,7 +364,6 @@ class FileSystem:
         writable = flags & os.O_ACCMODE != os.O_RDONLY
         if writable or flags & os.O_TRUNC:
             self._writable()
-            self.standing.end(id)
         node = self.tree.peek(id)
         if node is not None and node.kind == CONTAINER:
             raise IsContainer("a container")
@@ -383,6 +382,9 @@ class FileSystem:
             except BaseException:
                 self.files.release(file)
                 raise
+        if writable or flags & os.O_TRUNC:
+            # Behind what this waited for, where one may have come to stand; none will while this counts as a handle.
+            self.standing.end(id)
         keep = file.kernel_version == file.node.version
         file.kernel_version = file.node.version
         if flags & os.O_TRUNC:
@@ -395,10 +397,7 @@ class FileSystem:
             # Whoever opens a file reads its beginning.
             file.expect(0, 1)
         number = self._new_handle(handle)
-        if handle.writable:
-            # One may have come to stand while this waited.
-            self.standing.end(id)
-        elif self.tree.live and self.openings.bytes_too and self.files.current(file):
+        if not handle.writable and self.tree.live and self.openings.bytes_too and self.files.current(file):
             # A change that came while this was asked for is in the answer or not: the tree knows.
             self.standing.offer(file, number)
         return number, keep

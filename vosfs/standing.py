@@ -1,8 +1,8 @@
 """Handles that stand: who opens a short file again, to read it, is given the handle that is there.
 
 The kernel sends every open(2) and close(2), and of a file that did not change all that this mount has to say to them is
-yes.  While a handle stands, whoever carries the kernel's requests says it, and this process hears nothing: 6 µs instead
-of 42, and a version control system that reads every file of a tree once more asks for nothing else.
+yes.  While a handle stands, whoever carries the kernel's requests says it, and Python hears nothing: an open and its close
+take 17 µs instead of 44 to 54, and a version control system that reads every file of a tree once more asks for little else.
 """
 
 from collections import OrderedDict

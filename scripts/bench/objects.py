@@ -19,7 +19,7 @@ from tests.services.rgw import S3, missing, running  # noqa: E402 (after the pat
 __all__ = ["ROUND_BYTES", "S3", "missing", "running", "targets"]
 
 ROUND_BYTES = 3 << 30
-"""What a round of all targets leaves in the store."""
+"""More than a round of all targets leaves in the store."""
 
 _numbers = itertools.count(1)
 

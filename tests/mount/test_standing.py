@@ -185,8 +185,8 @@ def test_what_changes_elsewhere_while_it_is_open_is_read_by_the_next_one(
     eventually("it is seen", lambda: (here / "f").exists())
     standing(here / "f", b"a" * 9000)
     with open(here / "f", "rb"):
-        for number in range(5):
-            (there / "f").write_bytes(b"%d" % number * 4000)
-            eventually("it changed", lambda: (here / "f").read_bytes() == b"%d" % number * 4000)  # noqa: B023
+        for data in (b"%d" % number * 4000 for number in range(5)):
+            (there / "f").write_bytes(data)
+            eventually("it changed", lambda data=data: (here / "f").read_bytes() == data)
         (there / "f").unlink()
         eventually("it is gone", lambda: not (here / "f").exists())

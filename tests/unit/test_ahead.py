@@ -18,16 +18,13 @@ from server.delegation import Delegation
 from server.gateway import Gateway
 from server.service import Feed
 from server.signing import Signer
+from tests.unit.rigs import file_system
 from vosfs import filesystem
-from vosfs.backends.blobs import LocalBlobs
 from vosfs.backends.memory import MemoryBackend
 from vosfs.backends.storages import DEFAULT, Storages
-from vosfs.cache.blocks import BlockCache
-from vosfs.cache.file import FileTable
 from vosfs.cache.journal import Journal
 from vosfs.client import Answer
 from vosfs.errors import NodeNotFound, QuotaExceeded, ServiceUnavailable, Stale, VOSpaceError
-from vosfs.filesystem import FileSystem
 from vosfs.metadata import messages as m
 from vosfs.metadata.ahead import AheadTree
 from vosfs.metadata.gateway import GatewayTree
@@ -115,9 +112,7 @@ class Rig:
         self.behind = self.remote.behind
         self.tree = AheadTree(self.remote, self.behind)
         self.tree.live = True
-        blobs = LocalBlobs(MemoryBackend())
-        blocks = BlockCache(directory / "blocks", blobs, 0, nursery)
-        self.fs = FileSystem(self.tree, blocks, FileTable(self.tree, blobs, blocks, directory, 1 << 20), nursery)
+        self.fs = file_system(self.tree, directory, nursery)
         self.behind.on_lost = self.fs.lost
         self.told: list[Change] = []
         self.fs.on_invalid = self.told.append

@@ -11,12 +11,8 @@ import trio.testing
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.unit.rigs import file_system
 from vosfs import standing
-from vosfs.backends.blobs import LocalBlobs
-from vosfs.backends.memory import MemoryBackend
-from vosfs.cache.blocks import BlockCache
-from vosfs.cache.file import FileTable
-from vosfs.filesystem import FileSystem
 from vosfs.metadata.cached import CachedTree
 from vosfs.metadata.memory import MemoryStore
 from vosfs.metadata.node import DATA, ROOT_ID, Change, Content, Extent, NewNode
@@ -134,8 +130,6 @@ def test_every_handle_ends_once_and_the_limits_hold(steps: list[tuple[str, int, 
 
 # -- in a file system ------------------------------------------------------------------------------------------------
 
-LIMIT_BYTES = 1 << 20
-
 
 class Answering:
     """A tree of which one answer is on its way for as long as a test likes."""
@@ -162,10 +156,8 @@ class Rig:
         self.line = Answering(self.store)
         self.tree = CachedTree(self.line)  # type: ignore[arg-type]
         self.tree.live = True
-        blobs = LocalBlobs(MemoryBackend())
-        blocks = BlockCache(directory / "blocks", blobs, 0, nursery)
-        self.files = FileTable(self.tree, blobs, blocks, directory, LIMIT_BYTES)
-        self.fs = FileSystem(self.tree, blocks, self.files, nursery)
+        self.fs = file_system(self.tree, directory, nursery)
+        self.files = self.fs.files
         self.fs.openings.bytes_too = True
         self.stands: dict[int, int] = {}
         self.fs.standing.stand = lambda id, handle: self.stands.setdefault(id, handle) == handle
@@ -198,9 +190,10 @@ async def test_more_unsaved_bytes_than_there_is_room_for_end_all_that_stands(rig
     for id in ids:
         assert await rig.read(id) == b"x"
     assert len(rig.stands) == len(ids) <= STANDING_MAX
-    big, _ = await rig.fs.create(ROOT_ID, b"big", 0o644, -1, -1, os.O_RDWR)
-    for at in range(0, 2 * LIMIT_BYTES, 1 << 16):
-        rig.files.get(rig.fs._handle(big).file.node.id).write(at, bytes(1 << 16))  # type: ignore[union-attr]
+    _, node = await rig.fs.create(ROOT_ID, b"big", 0o644, -1, -1, os.O_RDWR)
+    big = rig.files.get(node.id)
+    assert big is not None
+    big.write(0, bytes(2 * rig.files.limit_bytes))
     rig.fs.changed_elsewhere(Change(ids[0], ROOT_ID, b"f0", "them"))
     other, _ = await rig.fs.open(await rig.saved(b"last", b"x" * (LENGTH_MAX + 1)), os.O_RDONLY)
     await rig.fs.release(other)

@@ -8,12 +8,8 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from vosfs.backends.blobs import LocalBlobs
-from vosfs.backends.memory import MemoryBackend
-from vosfs.cache.blocks import BlockCache
-from vosfs.cache.file import FileTable
+from tests.unit.rigs import file_system
 from vosfs.errors import NodeNotFound, PermissionDenied, ServiceUnavailable
-from vosfs.filesystem import FileSystem
 from vosfs.listing import LISTINGS_KEPT_MAX
 from vosfs.listing import LISTINGS_MAX as LISTED_AHEAD_MAX
 from vosfs.metadata.cached import CachedTree
@@ -280,9 +276,7 @@ class Rig:
         self.distant = Distant(self.store)
         self.tree = CachedTree(self.distant)  # type: ignore[arg-type]
         self.tree.live = True
-        blobs = LocalBlobs(MemoryBackend())
-        blocks = BlockCache(directory / "blocks", blobs, 0, nursery)
-        self.fs = FileSystem(self.tree, blocks, FileTable(self.tree, blobs, blocks, directory, 1 << 20), nursery)
+        self.fs = file_system(self.tree, directory, nursery)
         self.containers: list[int] = []
 
     async def fill(self) -> None:

@@ -210,7 +210,7 @@ def made(new: NewNode, id: int, now_ns: int, container: Node) -> Node:
 
 ID_TIME_SHIFT, ID_RANDOM_BITS, ID_BITS = 24, 40, 62
 """A node id is a random number behind a clock of 17 ms that begins anew every 20 hours.  What is made together then lies
-together in the tables, whose keys begin with it: a hundred creations change ten pages of them instead of three hundred.
+together in the tables, whose keys begin with it: where there are 50 000, SQLite's log is a quarter as long.
 Nobody guesses 40 bits, and with 10\\ :sup:`9` nodes two draw the same id as rarely as with 62 of them."""
 
 

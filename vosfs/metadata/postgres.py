@@ -128,7 +128,7 @@ class PostgresStore(SqlStore):
             result = await self._transact(script, caller, durable, *arguments)
         finally:
             self._slots.release()
-        if script not in READS and script not in (_snapshot, _flush):
+        if script not in _READS and script is not _flush:
             self.notify(caller.origin)
         return result
 
@@ -192,7 +192,7 @@ class PostgresStore(SqlStore):
         *arguments: Any,
     ) -> Any:  # fmt: skip
         transaction = script(self._frame(caller), *arguments)
-        if script in READS or script is _snapshot:
+        if script in _READS:
             return await self._follow(transaction, connection, scope, [])
         batch = [_BEGIN, _DURABLE] if durable else [_BEGIN]
         try:
@@ -261,6 +261,9 @@ def _snapshot(f: sql.Frame) -> sql.Transaction[str]:
     """
     rows = yield "SELECT pg_current_snapshot()::text || ' ' || pg_postmaster_start_time()::text", ()
     return str(rows[0][0])
+
+
+_READS = READS | {_snapshot}
 
 
 def _flush(f: sql.Frame) -> sql.Transaction[None]:
