@@ -358,8 +358,7 @@ class FileSystem:
     async def open(self, id: int, flags: int, privileged: bool = True) -> tuple[int, bool]:
         """open(2): a handle, and whether the kernel may keep the pages it has.
 
-        NotOnline for reading bytes that have to come from a slow storage: they were asked for.  NodeNotFound, and nothing that
-        led to the node is remembered, if it is no more.
+        NotOnline for reading bytes that have to come from a slow storage: they were asked for.
         """
         writable = flags & os.O_ACCMODE != os.O_RDONLY
         if writable or flags & os.O_TRUNC:
@@ -371,11 +370,7 @@ class FileSystem:
             check_guard(node, "the node")
         if not writable:
             self.openings.opened(id)
-        try:
-            file = await self.files.open(id)
-        except NodeNotFound:
-            self.tree.vanished(id)
-            raise
+        file = await self.files.open(id)
         if flags & os.O_ACCMODE != os.O_WRONLY and not flags & os.O_TRUNC:
             try:
                 await self.awaited.check(file)

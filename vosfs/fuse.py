@@ -96,6 +96,24 @@ def answers(method: F) -> F:
     return cast(F, handler)
 
 
+def answers_of_inode(method: F) -> F:
+    """The same of a handler that is asked of an inode by its number, which the kernel has from a look-up before.
+
+    If it is no more, it was replaced elsewhere since, and ENOENT would be of a name that was always there.  At ESTALE the
+    kernel looks every name of the path up once more, and the program sees nothing.
+    """
+
+    @functools.wraps(method)
+    async def handler(self: "Operations", inode: int, *args: Any) -> Any:
+        try:
+            return await method(self, inode, *args)
+        except NodeNotFound:
+            self._fs.tree.vanished(inode)
+            raise pyfuse3.FUSEError(errno.ESTALE) from None
+
+    return answers(cast(F, handler))
+
+
 def _privileged(ctx: Any) -> bool:
     """Whether a caller's writes leave set-ID bits alone (CAP_FSETID, capabilities(7)); the kernel tells the uid only."""
     return ctx.uid == 0
@@ -173,11 +191,11 @@ class Operations(pyfuse3.Operations):
         except NodeNotFound:
             return self._absent()
 
-    @answers
+    @answers_of_inode
     async def getattr(self, inode: int, ctx: Any = None) -> pyfuse3.EntryAttributes:
         return self._entry(await self._fs.attributes(inode))
 
-    @answers
+    @answers_of_inode
     async def setattr(
         self, inode: int, attr: pyfuse3.EntryAttributes, fields: Any, fh: int | None, ctx: Any
     ) -> pyfuse3.EntryAttributes:
@@ -216,7 +234,7 @@ class Operations(pyfuse3.Operations):
     async def symlink(self, parent: int, name: bytes, target: bytes, ctx: Any) -> pyfuse3.EntryAttributes:
         return self._entry(await self._fs.make_link(parent, name, target, ctx.uid, ctx.gid))
 
-    @answers
+    @answers_of_inode
     async def readlink(self, inode: int, ctx: Any) -> bytes:
         return await self._fs.read_link(inode)
 
@@ -245,14 +263,9 @@ class Operations(pyfuse3.Operations):
 
     # -- files -----------------------------------------------------------------------------------------------------
 
-    @answers
+    @answers_of_inode
     async def open(self, inode: int, flags: int, ctx: Any) -> pyfuse3.FileInfo:
-        try:
-            handle, keep = await self._fs.open(inode, flags, _privileged(ctx))
-        except NodeNotFound:
-            # Replaced elsewhere between the look-up and this.  The kernel looks once more then, and the program sees nothing;
-            # ENOENT would be of a name that was always there.
-            raise pyfuse3.FUSEError(errno.ESTALE) from None
+        handle, keep = await self._fs.open(inode, flags, _privileged(ctx))
         if not keep and (data := self._fs.whole(handle)) is not None:
             keep = _stored(inode, data)
         return pyfuse3.FileInfo(fh=handle, keep_cache=keep)
@@ -359,22 +372,22 @@ class Operations(pyfuse3.Operations):
             raise pyfuse3.FUSEError(errno.EOPNOTSUPP)
         return await self._get_property(inode, name)
 
-    @answers
+    @answers_of_inode
     async def _get_property(self, inode: int, name: bytes) -> bytes:
         text = os.fsdecode(name)
         if inode == ROOT_ID and text == STATUS_XATTR:
             return json.dumps({**self._about, **self._fs.status()}).encode()
         return await self._fs.get_property(inode, text)
 
-    @answers
+    @answers_of_inode
     async def setxattr(self, inode: int, name: bytes, value: bytes, ctx: Any) -> None:
         await self._fs.set_property(inode, os.fsdecode(name), value)
 
-    @answers
+    @answers_of_inode
     async def removexattr(self, inode: int, name: bytes, ctx: Any) -> None:
         await self._fs.remove_property(inode, os.fsdecode(name))
 
-    @answers
+    @answers_of_inode
     async def listxattr(self, inode: int, ctx: Any) -> list[bytes]:
         return [os.fsencode(name) for name in await self._fs.property_names(inode)]
 
