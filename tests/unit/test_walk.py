@@ -462,17 +462,6 @@ async def test_a_file_that_is_open_and_purged_is_read_on(rig: Rig, autojump_cloc
         await rig.fs.attributes(files[5])
 
 
-async def test_a_name_whose_node_is_no_more_is_looked_up_again(rig: Rig, autojump_clock: MockClock) -> None:
-    """Another mount replaced it, and the feed has not told yet."""
-    files = await _small_files(rig)
-    rig.distant.purged.add(files[5])
-    assert rig.tree.peek_name(rig.containers[0], b"s005") == files[5]
-    with pytest.raises(NodeNotFound):
-        await rig.fs.open(files[5], os.O_RDONLY)
-    assert rig.tree.peek_name(rig.containers[0], b"s005") is None
-    assert rig.tree.peek_name(rig.containers[0], b"s006") == files[6]
-
-
 # -- positions in a listing, where no directory is opened -----------------------------------------------------------------
 
 

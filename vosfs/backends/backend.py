@@ -6,7 +6,7 @@ called in worker threads: bulk data moves fastest with one thread for a whole bo
 0.59 with a hop per MiB).
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from typing import Protocol, runtime_checkable
 
 import msgspec
@@ -61,7 +61,7 @@ def gathered(stream: Iterable[bytes | memoryview]) -> bytes:
     return b"".join(map(bytes, stream))
 
 
-def pieces(backend: "Backend", extents: Iterable[Extent]) -> Iterator[bytes | memoryview]:
+def pieces(backend: "Backend", extents: Iterable[Extent]) -> Generator[bytes | memoryview, None, None]:
     """The bytes of extents, one after the other, in pieces as ``stream`` has them; holes are zeros.  Blocks."""
     for e in extents:
         if e.data:
