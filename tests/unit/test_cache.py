@@ -15,7 +15,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vosfs.cache import blocks, segments
-from vosfs.cache.blocks import FETCH_BYTES_MAX, WRITES_MAX, WRITES_WAITING_MAX, BlockCache
+from vosfs.cache.blocks import (
+    FETCH_BYTES_MAX,
+    RUN_BYTES,
+    RUN_FETCHES_MAX,
+    WRITES_MAX,
+    WRITES_WAITING_MAX,
+    BlockCache,
+)
 from vosfs.cache.ranges import Ranges
 from vosfs.cache.readahead import SEQUENTIAL_SLACK, WINDOW_BYTES_MAX, WINDOW_BYTES_MIN, ReadAhead
 from vosfs.cache.scratch import MEMORY_BYTES_MAX, Scratch
@@ -328,6 +335,49 @@ async def test_a_read_across_blocks_and_segments(cache: BlockCache, blobs: Gate)
     assert len(blobs.asked) == 2, blobs.asked
 
 
+async def test_the_second_block_of_a_run_brings_the_rest_behind_itself(cache: BlockCache, blobs: Gate) -> None:
+    length = 3 * RUN_BYTES - 10
+    blobs.open.set()
+    for run in range(3):
+        low = run * RUN_BYTES
+        at = low + 3 * BLOCK_BYTES + 5
+        assert await cache.read("b", length, at, at + 10) == expected(at, at + 10)
+        await cache.fill("b", length, at, at + 10)
+        assert blobs.asked == [("b", low + 3 * BLOCK_BYTES, low + 4 * BLOCK_BYTES)], "one block is no run"
+        at = low + 9 * BLOCK_BYTES + 5
+        blobs.asked.clear()
+        blobs.open, blobs.first = trio.Event(), BLOCK_BYTES
+        with trio.fail_after(5):
+            assert await cache.read("b", length, at, at + 10) == expected(at, at + 10), (
+                "as soon as its own block is here"
+            )
+        blobs.open.set()
+        await cache.fill("b", length, low, min(low + RUN_BYTES, length))
+        assert sorted(blobs.asked) == [
+            ("b", low, low + 3 * BLOCK_BYTES),
+            ("b", low + 4 * BLOCK_BYTES, low + 9 * BLOCK_BYTES),
+            ("b", low + 9 * BLOCK_BYTES, min(low + RUN_BYTES, length)),
+        ]
+        assert cache.fetched_bytes == 0, "what is read here and there is the page cache's"
+        blobs.asked.clear()
+
+
+async def test_runs_leave_room_for_who_waits_for_a_block(cache: BlockCache, blobs: Gate) -> None:
+    length = 10 * RUN_BYTES
+    blobs.open.set()
+    for run in range(10):
+        await cache.fill("b", length, run * RUN_BYTES, run * RUN_BYTES + 10)
+    blobs.asked.clear()
+    blobs.open, blobs.first = trio.Event(), BLOCK_BYTES
+    for run in range(10):
+        at = run * RUN_BYTES + 2 * BLOCK_BYTES
+        with trio.move_on_after(0.01):
+            await cache.read("b", length, at, at + 10)
+    blobs.open.set()
+    # Of each run what is behind its block, and the one before it; the others wait for single blocks.
+    assert sum(stop - start > BLOCK_BYTES for _, start, stop in blobs.asked) == RUN_FETCHES_MAX // 2
+
+
 async def test_the_cache_stays_below_its_limit(tmp_path: Path, cache: BlockCache, blobs: Gate) -> None:
     blobs.open.set()
     cache.limit_bytes = 10_000
@@ -577,7 +627,7 @@ async def test_a_failed_fetch_holds_no_memory_and_nobody(cache: BlockCache, blob
 
 SMALL = {
     "BLOCK_BYTES": 1 << 10, "FETCH_BYTES_MAX": 8 << 10, "SEGMENT_BYTES": 32 << 10, "SEGMENT_BLOCKS": 32,
-    "KEPT_BYTES_MIN": 2 << 10, "EDGE_BYTES": 1 << 10, "FETCHED_BYTES_MAX": 64 << 10, "DIRECT_ALIGNMENT": 512,
+    "RUN_BYTES": 8 << 10, "KEPT_BYTES_MIN": 2 << 10, "EDGE_BYTES": 1 << 10, "FETCHED_BYTES_MAX": 64 << 10, "DIRECT_ALIGNMENT": 512,
 }  # fmt: skip
 """The same proportions, of less."""
 READS = st.lists(st.tuples(st.integers(0, 100_000), st.integers(1, 20_000), st.booleans()), min_size=1, max_size=30)

@@ -38,6 +38,12 @@ WRITES_MAX, WRITES_WAITING_MAX = 2, 2
 """Past the page cache at once, and as soon as one of those ends; a disk that has so much to do is slower than the network."""
 DIRECT_ALIGNMENT = 4096
 """Of the length, offset and memory of such a write (open(2), O_DIRECT)."""
+RUN_BYTES = 4 << 20
+"""Whoever wants a second block of such a run of a blob reads here and there, and is likely to want most of it: the rest is
+brought along.  Block by block, 512 MiB took both sides 1.8 ms of CPU a block, and 4 KiB reads went at 2 000 to 6 000/s for
+three seconds; now at 16 000 to 23 000."""
+RUN_FETCHES_MAX = 4
+"""Of such, under way, at which no more are begun: others wait for single blocks."""
 EDGE_BYTES = 2 * BLOCK_BYTES
 """Whose reader waited for them leaves less than this, the edges of its blocks, which nobody may want."""
 UNREAD_S = 2.0
@@ -70,6 +76,8 @@ class BlockCache:
         """Fetches that are over and not read yet, the oldest first."""
         self.fetched_bytes = 0
         """INVARIANT: in memory, of fetches under way and of ``_unread``."""
+        self._run_fetches = 0
+        """INVARIANT: how many of the fetches under way are of runs."""
         self._writes = trio.CapacityLimiter(WRITES_MAX)
         """Of those past the page cache."""
         self._direct = True
@@ -193,7 +201,7 @@ class BlockCache:
 
     def _may_be_kept(self, fetch: Fetch) -> bool:
         """Whether a fetch can stay in memory until it was read, and so need not be in the page cache."""
-        if fetch.stop - fetch.start < KEPT_BYTES_MIN:
+        if fetch.of_run or fetch.stop - fetch.start < KEPT_BYTES_MIN:
             return False
         while self.fetched_bytes > FETCHED_BYTES_MAX and self._unread:
             oldest = next(iter(self._unread))
@@ -287,7 +295,7 @@ class BlockCache:
         at = start
         while at < stop:
             # What was here may be evicted while this waits.
-            self.fetch(name, length, at, stop)
+            self._want(name, length, at, stop)
             segment = self._segments[key]
             fetch = segment.filling.get(at // BLOCK_BYTES % SEGMENT_BLOCKS)
             if fetch is None:
@@ -327,8 +335,24 @@ class BlockCache:
         for fetch in self.fetch(name, length, start, stop):
             await fetch.finish()
 
-    def fetch(self, name: str, length: int, start: int, stop: int) -> list[Fetch]:
-        """Begin to fetch what is missing of ``[start, stop)``; returns that and what is under way already."""
+    def _want(self, name: str, length: int, start: int, stop: int) -> None:
+        """Begin to fetch what is missing of ``[start, stop)``, which somebody waits for, and what is likely to be wanted."""
+        block = start // BLOCK_BYTES
+        segment = self._segments.get((blob_of(name), block // SEGMENT_BLOCKS))
+        if segment is not None and segment.lacks(block) and self._run_fetches < RUN_FETCHES_MAX:
+            low = start // RUN_BYTES * RUN_BYTES
+            if segment.has_any(low, low + RUN_BYTES):
+                # Its own block first: who reads there waits for no other.
+                self.fetch(name, length, block * BLOCK_BYTES, min(low + RUN_BYTES, max(length, stop)), of_run=True)
+                if low < block * BLOCK_BYTES:
+                    self.fetch(name, length, low, block * BLOCK_BYTES, of_run=True)
+        self.fetch(name, length, start, stop)
+
+    def fetch(self, name: str, length: int, start: int, stop: int, of_run: bool = False) -> list[Fetch]:
+        """Begin to fetch what is missing of ``[start, stop)``; returns that and what is under way already.
+
+        ``of_run``: what is read here and there, see RUN_BYTES.
+        """
         blob = blob_of(name)
         missing: list[tuple[int, int]] = []
         fetches: list[Fetch] = []
@@ -355,7 +379,8 @@ class BlockCache:
             segment = self._segment(key)
             segment.extend(length)
             # Up to where the blob is known to reach: a file may have been cut, and know of less of it than before.
-            fetch = Fetch(first * BLOCK_BYTES, min(last * BLOCK_BYTES, segment.reach))
+            fetch = Fetch(first * BLOCK_BYTES, min(last * BLOCK_BYTES, segment.reach), of_run)
+            self._run_fetches += of_run
             for block in range(first, last):
                 segment.filling[block % SEGMENT_BLOCKS] = fetch
             self._nursery.start_soon(self._run, name, key, segment, fetch)
@@ -405,6 +430,7 @@ class BlockCache:
                 self._keep(segment, fetch)
             else:
                 self.fetched_bytes -= fetch.size
+            self._run_fetches -= fetch.of_run
             fetch.end()
 
 

@@ -25,13 +25,15 @@ class Fetch:
     """
 
     __slots__ = (
-        "start", "stop", "buffer", "unread", "ended_s", "on_disk", "error",
+        "start", "stop", "of_run", "buffer", "unread", "ended_s", "on_disk", "error",
         "_here", "_waiting", "_ended", "_token", "_thread",
     )  # fmt: skip
 
-    def __init__(self, start: int, stop: int) -> None:
+    def __init__(self, start: int, stop: int, of_run: bool = False) -> None:
         self.start = start
         self.stop = stop
+        self.of_run = of_run
+        """Whether its bytes will be read here and there, again and again, rather than once from their beginning on."""
         self.buffer = memoryview(b"")
         self.unread = stop - start
         """Bytes less those that were read; what was read twice counts twice."""
@@ -127,6 +129,16 @@ class Segment:
         """Whether the file has all of ``[start, stop)``, counted from the segment's beginning."""
         mask = (2 << (stop - 1) // BLOCK_BYTES) - (1 << start // BLOCK_BYTES)
         return self.present & mask == mask
+
+    def lacks(self, block: int) -> bool:
+        """Whether a block of the blob is neither here nor on its way."""
+        bit = block % SEGMENT_BLOCKS
+        return not self.present >> bit & 1 and bit not in self.filling
+
+    def has_any(self, start: int, stop: int) -> bool:
+        """Whether a block of the blob's ``[start, stop)``, which must not leave the segment, is here."""
+        blocks = (1 << (stop - start) // BLOCK_BYTES) - 1
+        return bool(self.present >> start // BLOCK_BYTES % SEGMENT_BLOCKS & blocks)
 
     def in_memory(self, start: int, stop: int) -> tuple[Fetch | None, int]:
         """The fetch that has ``start`` in memory, if one has, and up to where of ``stop`` that is so."""
