@@ -46,8 +46,6 @@ T = TypeVar("T")
 class Pace:
     """How fast work goes that nobody waits for: as it can while the daemon has little else to do, a tenth of the time while
     it has.
-
-    At full speed the digest of a long file that was just written halved what reading it gave on two processors.
     """
 
     def __init__(
