@@ -3,13 +3,15 @@
  * This library is loaded before pyfuse3 with its symbols global, so pyfuse3's calls of three functions come here first.
  * fuse_session_new: operations that pyfuse3 lacks are added to its table (vosfs/libfuse.py sets who answers them), and
  * listings learn which directory they are of.  fuse_reply_open: the kernel need not ask at close(2) of what was only read.
- * fuse_session_receive_buf: what can be answered here is, before Python sees that there was anything.
+ * fuse_session_receive_buf: what can be answered here is, before Python sees that there was anything.  fuse_reply_buf:
+ * threads that fetch bytes go on while others are copied into the kernel.
  *
- * All of it runs in pyfuse3's one thread, under the interpreter's lock.
+ * All of it runs in pyfuse3's one thread, under the interpreter's lock, which is given up for long copies only.
  */
 
 #define FUSE_USE_VERSION 35
 #define _GNU_SOURCE
+#include <Python.h>
 #include <dlfcn.h>
 #include <errno.h>
 #include <fcntl.h>
@@ -242,6 +244,9 @@ EXPORT double vosfs_came_s;
 /* Who opens a file reads it and opens the next: to sleep meanwhile, and be woken, costs both sides more than the reading. */
 #define SPIN_S 80e-6
 
+/* Bytes whose copying takes longer than to give the interpreter's lock up and have it back. */
+#define LONG_COPY (128 << 10)
+
 static double clock_s(void)
 {
 	struct timespec now;
@@ -260,6 +265,22 @@ static bool another_comes(int fd)
 			return true;
 	} while (clock_s() < end);
 	return false;
+}
+
+EXPORT int fuse_reply_buf(fuse_req_t req, const char *buf, size_t size)
+{
+	static int (*next)(fuse_req_t, const char *, size_t);
+	PyThreadState *state = NULL;
+	int result;
+
+	if (!next)
+		*(void **)&next = dlsym(RTLD_NEXT, "fuse_reply_buf");
+	if (size >= LONG_COPY)
+		state = PyEval_SaveThread();
+	result = next(req, buf, size);
+	if (state)
+		PyEval_RestoreThread(state);
+	return result;
 }
 
 EXPORT int fuse_session_receive_buf(struct fuse_session *se, struct fuse_buf *buf)

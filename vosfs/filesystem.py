@@ -475,10 +475,11 @@ class FileSystem:
             return await file.read(start, stop)
 
     def _read_ahead(self, handle: FileHandle, start: int, stop: int) -> None:
-        plan = handle.readahead.plan(start, stop, handle.file.length)
+        file = handle.file
+        plan = handle.readahead.plan(start, stop, file.length, file.into_segment if self.blocks.fast else None)
         if plan is not None and self._prefetching < PREFETCHES_MAX:
             self._prefetching += 1
-            self._nursery.start_soon(self._prefetch, handle.file, *plan)
+            self._nursery.start_soon(self._prefetch, file, *plan)
 
     async def _prefetch(self, file: CachedFile, start: int, stop: int) -> None:
         try:

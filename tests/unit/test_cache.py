@@ -1,6 +1,8 @@
 """The pure parts of the cache: ranges, read-ahead, scratch, and blocks that are fetched once."""
 
+import errno
 import itertools
+import math
 import os
 import resource
 import tempfile
@@ -16,7 +18,10 @@ from hypothesis import strategies as st
 
 from vosfs.cache import blocks, segments
 from vosfs.cache.blocks import (
+    FAST_BYTES_S,
     FETCH_BYTES_MAX,
+    FETCHED_BYTES_MAX,
+    LONG_FETCH_BYTES_MAX,
     RUN_BYTES,
     RUN_FETCHES_MAX,
     WRITES_MAX,
@@ -24,7 +29,7 @@ from vosfs.cache.blocks import (
     BlockCache,
 )
 from vosfs.cache.ranges import Ranges
-from vosfs.cache.readahead import SEQUENTIAL_SLACK, WINDOW_BYTES_MAX, WINDOW_BYTES_MIN, ReadAhead
+from vosfs.cache.readahead import LONG_WINDOW_BYTES, SEQUENTIAL_SLACK, WINDOW_BYTES_MAX, WINDOW_BYTES_MIN, ReadAhead
 from vosfs.cache.scratch import MEMORY_BYTES_MAX, Scratch
 from vosfs.cache.segments import BLOCK_BYTES, SEGMENT_BYTES, Fetch
 from vosfs.client import Arrived, Segment
@@ -103,6 +108,25 @@ def test_all_of_a_file_is_planned_once() -> None:
             covered = plan[1]
     assert covered == length
     assert ahead.plan(length, length, length) is None
+
+
+@pytest.mark.parametrize("shift", [0, 1 * MIB, 5 * MIB + 7])
+def test_where_bytes_come_fast_whole_segments_are_asked_for(shift: int) -> None:
+    ahead, length, at, asked = ReadAhead(), 300 * MIB + 5, 0, 0
+    plans = []
+    while at < length:
+        stop = min(at + 128 * 1024, length)
+        plan = ahead.plan(at, stop, length, lambda at: (at + shift) % SEGMENT_BYTES)
+        at = stop
+        if plan:
+            assert plan[0] == max(asked, at) or plan[0] == asked, "nothing is asked for twice, or left out"
+            assert plan[1] - at <= LONG_WINDOW_BYTES
+            asked = plan[1]
+            plans.append(plan)
+    assert asked == length
+    steps = [(start, stop) for start, stop in plans[:-1] if stop - start == SEGMENT_BYTES]
+    assert len(steps) >= len(plans) - 6 >= 10, "the first are shorter"
+    assert all((start + shift) % SEGMENT_BYTES == 0 for start, _ in steps)
 
 
 def test_a_random_reader_gets_nothing() -> None:
@@ -245,7 +269,9 @@ def blobs() -> Gate:
 
 
 @pytest.fixture
-async def cache(tmp_path: Path, blobs: Gate) -> AsyncIterator[BlockCache]:
+async def cache(tmp_path: Path, blobs: Gate, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[BlockCache]:
+    # A gate's bytes come at the speed of memory; what is done then has tests of its own.
+    monkeypatch.setattr(blocks, "FAST_BYTES_S", math.inf)
     async with trio.open_nursery() as nursery:
         cache = BlockCache(tmp_path, blobs, 0, nursery)
         yield cache
@@ -615,6 +641,112 @@ async def test_what_was_read_while_it_ended_is_not_kept(cache: BlockCache, blobs
     cache.check()
 
 
+# -- bytes that come fast ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def fast(cache: BlockCache, blobs: Gate, monkeypatch: pytest.MonkeyPatch) -> BlockCache:
+    monkeypatch.setattr(blocks, "FAST_BYTES_S", 0.0)
+    blobs.open.set()
+    return cache
+
+
+@pytest.mark.parametrize("direct", [True, False])
+async def test_what_comes_fast_is_on_the_disk_when_it_comes_again(
+    fast: BlockCache, blobs: Gate, tmp_path: Path, direct: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fast, "_direct", direct)
+    length = 2 * SEGMENT_BYTES + MIB + 5
+    for asked, on_disk in ((3, 0), (6, length), (6, length)):
+        await fast.fill("b", length, 0, length)
+        fast.check()
+        for at in range(0, length, MIB):
+            assert await fast.read("b", length, at, min(at + MIB, length)) == expected(at, min(at + MIB, length))
+        assert len(blobs.asked) == asked and fast.used_bytes == on_disk
+        assert not fast.fetched_bytes
+
+
+async def test_one_request_brings_a_segment_of_what_comes_fast(fast: BlockCache, blobs: Gate) -> None:
+    length = 3 * SEGMENT_BYTES
+    await fast.fill("b", length, BLOCK_BYTES, length - BLOCK_BYTES)
+    edge = SEGMENT_BYTES - BLOCK_BYTES
+    assert sorted(stop - start for _, start, stop in blobs.asked) == [edge, edge, SEGMENT_BYTES]
+    assert fast.fetched_bytes == 3 * LONG_FETCH_BYTES_MAX > FETCHED_BYTES_MAX // 2
+    assert not fast.fast, "there is no memory for more"
+    await fast.fill("c", length, 0, SEGMENT_BYTES)
+    assert {stop - start for name, start, stop in blobs.asked if name == "c"} == {FETCH_BYTES_MAX}
+
+
+@pytest.mark.parametrize("bytes_s", [FAST_BYTES_S * 2, FAST_BYTES_S / 2])
+async def test_how_fast_bytes_come_is_seen(
+    cache: BlockCache, blobs: Gate, bytes_s: float, autojump_clock: trio.testing.MockClock,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(blocks, "FAST_BYTES_S", FAST_BYTES_S)
+    fetch = blobs.fetch
+
+    async def slow(name: str, start: int, into: memoryview, arrived: Arrived) -> None:
+        # Four at once share what there is.
+        await trio.sleep(len(into) * 4 / bytes_s)
+        await fetch(name, start, into, arrived)
+
+    monkeypatch.setattr(blobs, "fetch", slow)
+    blobs.open.set()
+    length = 12 * FETCH_BYTES_MAX
+    for first in range(0, 12, 4):
+        await cache.fill("b", length, first * FETCH_BYTES_MAX, (first + 4) * FETCH_BYTES_MAX)
+        for start in range(first * FETCH_BYTES_MAX, (first + 4) * FETCH_BYTES_MAX, MIB):
+            await cache.read("b", length, start, start + MIB)
+    assert cache.fast == (bytes_s > FAST_BYTES_S)
+
+
+async def test_segments_that_only_passed_are_forgotten_in_the_end(
+    fast: BlockCache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(blocks, "SEGMENTS_MAX", 4)
+    for name in map(str, range(10)):
+        assert await fast.read(name, MIB, 0, MIB) == expected(0, MIB)
+        assert len(fast._segments) <= 4
+
+
+async def test_the_next_segments_file_is_made_in_a_thread(
+    cache: BlockCache, blobs: Gate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    create, threads = blocks._create, []
+
+    def counted(path: Path) -> int:
+        threads.append(threading.get_ident())
+        return create(path)
+
+    monkeypatch.setattr(blocks, "_create", counted)
+    blobs.open.set()
+    length = 4 * SEGMENT_BYTES
+    for start in range(0, length, SEGMENT_BYTES):
+        await cache.fill("b", length, start, start + SEGMENT_BYTES)
+        await trio.testing.wait_all_tasks_blocked()
+    assert len(threads) == 3, "the first was there, and nothing follows the last"
+    assert threading.get_ident() not in threads
+
+
+async def test_a_spare_file_that_cannot_be_made_is_missed_by_nobody_yet(
+    cache: BlockCache, blobs: Gate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    create, loop = blocks._create, threading.get_ident()
+
+    def failing(path: Path) -> int:
+        if threading.get_ident() != loop:
+            raise OSError(errno.EMFILE, "too many open files")
+        return create(path)
+
+    monkeypatch.setattr(blocks, "_create", failing)
+    blobs.open.set()
+    length = 2 * SEGMENT_BYTES
+    for start in (0, SEGMENT_BYTES):
+        await cache.fill("b", length, start, start + SEGMENT_BYTES)
+        await trio.testing.wait_all_tasks_blocked()
+    assert cache.used_bytes == length
+
+
 async def test_a_failed_fetch_holds_no_memory_and_nobody(cache: BlockCache, blobs: Gate) -> None:
     blobs.open.set()
     blobs.fail = True
@@ -627,22 +759,23 @@ async def test_a_failed_fetch_holds_no_memory_and_nobody(cache: BlockCache, blob
 
 SMALL = {
     "BLOCK_BYTES": 1 << 10, "FETCH_BYTES_MAX": 8 << 10, "SEGMENT_BYTES": 32 << 10, "SEGMENT_BLOCKS": 32,
-    "RUN_BYTES": 8 << 10, "KEPT_BYTES_MIN": 2 << 10, "EDGE_BYTES": 1 << 10, "FETCHED_BYTES_MAX": 64 << 10, "DIRECT_ALIGNMENT": 512,
+    "LONG_FETCH_BYTES_MAX": 32 << 10, "RUN_BYTES": 8 << 10, "KEPT_BYTES_MIN": 2 << 10, "EDGE_BYTES": 1 << 10, "FETCHED_BYTES_MAX": 64 << 10, "DIRECT_ALIGNMENT": 512,
 }  # fmt: skip
 """The same proportions, of less."""
 READS = st.lists(st.tuples(st.integers(0, 100_000), st.integers(1, 20_000), st.booleans()), min_size=1, max_size=30)
 
 
 @given(
-    st.lists(READS, min_size=1, max_size=4), st.sampled_from([0, 1, 2]), st.booleans(), st.booleans(), st.integers(4, 12)
+    st.lists(READS, min_size=1, max_size=4), st.sampled_from([0, 1, 2]), st.booleans(), st.booleans(), st.booleans(),
+    st.integers(4, 12),
 )  # fmt: skip
 @settings(max_examples=60, deadline=None)
 def test_whatever_is_read_in_whatever_order_is_what_the_blob_has(
-    readers: list[list[tuple[int, int, bool]]], waiting: int, direct: bool, quick: bool, kept: int
+    readers: list[list[tuple[int, int, bool]]], waiting: int, direct: bool, quick: bool, fast: bool, kept: int
 ) -> None:
     """Readers beside one another, with evictions, a disk that takes some of it, and read-ahead that is not read.
 
-    ``quick``: the page cache has what was written.
+    ``quick``: the page cache has what was written.  ``fast``: the disk is given what comes again.
     """
     length = 110_000
 
@@ -673,6 +806,7 @@ def test_whatever_is_read_in_whatever_order_is_what_the_blob_has(
             for name in SMALL.keys() & vars(module).keys():
                 patch.setattr(module, name, SMALL[name])
         patch.setattr(blocks, "WRITES_WAITING_MAX", waiting)
+        patch.setattr(blocks, "FAST_BYTES_S", 0.0 if fast else math.inf)
         if not quick:
             patch.setattr(BlockCache, "_read_file_now", lambda *arguments: None)
         trio.run(main, Path(directory))

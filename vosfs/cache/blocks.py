@@ -6,11 +6,12 @@ is one sparse file of up to SEGMENT_BYTES of one blob; eviction removes whole se
 The bytes of long fetches stay in memory until they were read once, which read-ahead sees to, and go to the disk past the
 page cache: the kernel has what programs read as pages of the mount's files, so a second copy costs memory and 0.2 to 0.4 s of
 CPU a GiB, and is rarely looked at.  What comes faster than the disk takes it is not kept there: a cache that is slower than
-what it is a cache of helps nobody, and its readers would wait for it.
+what it is a cache of helps nobody, and its readers would wait for it.  What comes fast anyway is kept there when it comes again.
 """
 
 import copy
 import errno
+import logging
 import os
 from collections import OrderedDict
 from pathlib import Path
@@ -23,16 +24,24 @@ from vosfs.cache.segments import BLOCK_BYTES, SEGMENT_BLOCKS, SEGMENT_BYTES, Fet
 from vosfs.errors import StorageFull, VOSpaceError
 from vosfs.locks import take
 
+log = logging.getLogger(__name__)
+
 FETCH_BYTES_MAX = 4 << 20
-"""Longest single range request, and its buffer."""
+"""Longest single range request, and its buffer, unless it is a long one."""
+LONG_FETCH_BYTES_MAX = SEGMENT_BYTES
+"""The longest where bytes come fast: a service has as much to do for a short one."""
+FAST_BYTES_S = 250e6
+"""At which they do, all connections together: twice what a gigabit brings, and half of what a SATA disk gives back."""
 FETCHES_MAX = 8
-"""Range requests at once; each holds a buffer of up to FETCH_BYTES_MAX."""
+"""Range requests at once; each holds a buffer."""
+SHORT_BUFFERS_MAX, LONG_BUFFERS_MAX = 8, 3
+"""Kept for further ones: 80 MiB.  A reader has one long one in hand and two under way."""
 SEGMENTS_MAX = 50_000
 OPEN_MAX = 512
 """Descriptors kept for segments."""
 KEPT_BYTES_MIN = 1 << 20
 """Shorter fetches are not kept in memory: who reads 4 KiB of a block is likely to come back for more, to the page cache."""
-FETCHED_BYTES_MAX = 48 << 20
+FETCHED_BYTES_MAX = 64 << 20
 """In memory, under way or not read yet: more is not kept."""
 WRITES_MAX, WRITES_WAITING_MAX = 2, 2
 """Past the page cache at once, and as soon as one of those ends; a disk that has so much to do is slower than the network."""
@@ -71,7 +80,10 @@ class BlockCache:
         self._serial = 0
         self._fetches = trio.CapacityLimiter(FETCHES_MAX)
         self._reads = Buffers()
-        self._fetched = Buffers(FETCH_BYTES_MAX, FETCHED_BYTES_MAX // FETCH_BYTES_MAX)
+        self._short = Buffers(FETCH_BYTES_MAX, SHORT_BUFFERS_MAX)
+        self._long = Buffers(LONG_FETCH_BYTES_MAX, LONG_BUFFERS_MAX)
+        self._bytes_s = 0.0
+        """How fast the latest of those came that are kept in memory."""
         self._unread: OrderedDict[Fetch, Segment] = OrderedDict()
         """Fetches that are over and not read yet, the oldest first."""
         self.fetched_bytes = 0
@@ -84,6 +96,7 @@ class BlockCache:
         """Whether the disk can be written past the page cache, as far as is known."""
         self._spare = (Path(), -1)
         """A segment's file made ahead: on a cold disk that takes 1.3 ms, a third of a first read."""
+        self._making_spare = False
         directory.mkdir(parents=True, exist_ok=True, mode=0o700)
         self.make_spare()
 
@@ -111,6 +124,11 @@ class BlockCache:
             raise ValueError("what segments have in memory is not what is counted")
 
     @property
+    def fast(self) -> bool:
+        """Whether bytes come fast, and there is memory for long fetches."""
+        return self._bytes_s >= FAST_BYTES_S and self.fetched_bytes <= FETCHED_BYTES_MAX // 2
+
+    @property
     def busy(self) -> bool:
         """Whether one more fetch would have to wait."""
         return not self._fetches.available_tokens
@@ -120,14 +138,8 @@ class BlockCache:
     def _segment(self, key: tuple[str, int]) -> Segment:
         segment = self._segments.get(key)
         if segment is None:
-            path, fd = self._spare
-            self._spare = (Path(), -1)
-            if fd < 0:
-                path = self._next_path()
-            segment = self._segments[key] = Segment(path)
-            if fd >= 0:
-                segment.fd = fd
-                self._open[key] = None
+            self.make_room(0)
+            segment = self._segments[key] = Segment()
         else:
             self._segments.move_to_end(key)
         return segment
@@ -140,11 +152,38 @@ class BlockCache:
         """Make the next segment's file, if there is none; for moments when nobody waits for bytes."""
         if self._spare[1] < 0:
             path = self._next_path()
-            self._spare = (path, os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+            self._spare = (path, _create(path))
+
+    async def _make_spare(self) -> None:
+        """The same while somebody does: a disk that has much to do lets the event loop wait for it."""
+        path = self._next_path()
+        try:
+            fd = await trio.to_thread.run_sync(_create, path)
+        except OSError as exc:
+            # Whoever fills the segment will meet it, too.
+            log.debug("no spare file: %s", exc)
+            return
+        finally:
+            self._making_spare = False
+        if self._spare[1] < 0:
+            self._spare = (path, fd)
+        else:
+            # Somebody was faster.
+            os.close(fd)
+            path.unlink()
 
     def _descriptor(self, key: tuple[str, int], segment: Segment) -> int:
         if segment.fd < 0:
-            segment.fd = os.open(segment.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            if segment.path is None:
+                self.make_spare()
+                segment.path, segment.fd = self._spare
+                self._spare = (Path(), -1)
+                if segment.reach > (key[1] + 1) * SEGMENT_BYTES and not self._making_spare:
+                    # Who reads on comes to the next segment.
+                    self._making_spare = True
+                    self._nursery.start_soon(self._make_spare)
+            else:
+                segment.fd = os.open(segment.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
             self._open[key] = None
             if len(self._open) > OPEN_MAX:
                 self._close_one(key)
@@ -167,7 +206,8 @@ class BlockCache:
             segment.fd = -1
         for fetch in set(segment.unread.values()):
             self._forget(fetch)
-        segment.path.unlink(missing_ok=True)
+        if segment.path is not None:
+            segment.path.unlink(missing_ok=True)
         self.used_bytes -= segment.bytes
         segment.bytes = 0
         segment.present = 0
@@ -209,6 +249,12 @@ class BlockCache:
                 return False
             self._forget(oldest)
         return self.fetched_bytes <= FETCHED_BYTES_MAX
+
+    def _came(self, count: int, elapsed_s: float) -> None:
+        """Learn how fast bytes come, from one of the fetches under way."""
+        if count >= KEPT_BYTES_MIN:
+            bytes_s = count * self._fetches.borrowed_tokens / max(elapsed_s, 1e-4)
+            self._bytes_s += (bytes_s - self._bytes_s) / 4
 
     # -- reading ---------------------------------------------------------------------------------------------------
 
@@ -354,6 +400,7 @@ class BlockCache:
         ``of_run``: what is read here and there, see RUN_BYTES.
         """
         blob = blob_of(name)
+        most = LONG_FETCH_BYTES_MAX if self.fast else FETCH_BYTES_MAX
         missing: list[tuple[int, int]] = []
         fetches: list[Fetch] = []
         for block in range(start // BLOCK_BYTES, (stop - 1) // BLOCK_BYTES + 1):
@@ -369,7 +416,7 @@ class BlockCache:
                     continue
             if (
                 missing and missing[-1][1] == block and bit
-                and (block - missing[-1][0]) * BLOCK_BYTES < FETCH_BYTES_MAX
+                and (block - missing[-1][0]) * BLOCK_BYTES < most
             ):  # fmt: skip
                 missing[-1] = (missing[-1][0], block + 1)
             else:
@@ -394,13 +441,16 @@ class BlockCache:
         try:
             await take(self._fetches)
             try:
-                fetch.buffer = self._fetched.take(stop - start)
+                fetch.buffer = (self._short if stop - start <= FETCH_BYTES_MAX else self._long).take(stop - start)
                 self.fetched_bytes += fetch.size
+                begun_s = trio.current_time()
                 await self._blobs.fetch(name, start, fetch.buffer, fetch.arrived)
                 fetch.arrived(stop - start)
+                self._came(stop - start, trio.current_time() - begun_s)
                 may_be_kept = self._may_be_kept(fetch)
-                direct = may_be_kept and self._direct
-                if not direct:
+                passing = may_be_kept and self._bytes_s >= FAST_BYTES_S and segment.passes(fetch)
+                direct = may_be_kept and self._direct and not passing
+                if not (direct or passing):
                     self.make_room(stop - start)
                     await trio.to_thread.run_sync(_write, self._descriptor(key, segment), fetch.buffer, at)
                     fetch.on_disk = True
@@ -432,6 +482,10 @@ class BlockCache:
                 self.fetched_bytes -= fetch.size
             self._run_fetches -= fetch.of_run
             fetch.end()
+
+
+def _create(path: Path) -> int:
+    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
 
 
 def _write(fd: int, view: memoryview, offset: int) -> None:

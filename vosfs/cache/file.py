@@ -24,7 +24,7 @@ from vosfs.cache.blocks import BlockCache, Buffer
 from vosfs.cache.kept import Kept
 from vosfs.cache.ranges import Ranges
 from vosfs.cache.scratch import Scratch
-from vosfs.cache.segments import Fetch
+from vosfs.cache.segments import SEGMENT_BYTES, Fetch
 from vosfs.client import Segment
 from vosfs.errors import NodeNotFound, Stale, VOSpaceError
 from vosfs.locks import Lock
@@ -238,6 +238,14 @@ class CachedFile:
                 if (local or bool(piece.locator or piece.data)) == data:
                     return piece.start
         return None if data or start >= self.length else self.length
+
+    def into_segment(self, at: int) -> int:
+        """How far a byte is into its segment of the block cache; 0 of what is in no blob."""
+        index = content.first_after(self._extents, at)
+        if index == len(self._extents):
+            return 0
+        extent = self._extents[index]
+        return (extent.offset + at - extent.start) % SEGMENT_BYTES if extent.locator and extent.start <= at else 0
 
     def expect(self, start: int, stop: int) -> list[Fetch]:
         """Begin to bring bytes into the block cache; what is under way is returned, and need not be waited for."""

@@ -109,13 +109,16 @@ class Fetch:
 class Segment:
     """A run of up to SEGMENT_BYTES of one blob, in a sparse file."""
 
-    __slots__ = ("path", "fd", "present", "filling", "unread", "bytes", "reach")
+    __slots__ = ("path", "fd", "present", "passed", "filling", "unread", "bytes", "reach")
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self) -> None:
+        self.path: Path | None = None
+        """None as long as the disk has nothing of it."""
         self.fd = -1
         self.present = 0
         """Bit i: block i is here, whole."""
+        self.passed = 0
+        """Bit i: block i came once, and only passed through memory."""
         self.filling: dict[int, Fetch] = {}
         """Blocks under way; INVARIANT: a segment with any is not evicted."""
         self.unread: dict[int, Fetch] = {}
@@ -129,6 +132,13 @@ class Segment:
         """Whether the file has all of ``[start, stop)``, counted from the segment's beginning."""
         mask = (2 << (stop - 1) // BLOCK_BYTES) - (1 << start // BLOCK_BYTES)
         return self.present & mask == mask
+
+    def passes(self, fetch: Fetch) -> bool:
+        """Whether a fetch brings none of these blocks again; they count as passed from now on."""
+        bits = sum(1 << block % SEGMENT_BLOCKS for block in fetch.blocks())
+        again = self.passed & bits
+        self.passed |= bits
+        return not again
 
     def lacks(self, block: int) -> bool:
         """Whether a block of the blob is neither here nor on its way."""
