@@ -8,6 +8,7 @@ from datetime import timedelta
 
 import pytest
 import trio
+import trio.testing
 
 from tests.backend.test_backend import put
 from tests.services import azurite, rgw
@@ -96,6 +97,26 @@ async def test_long_reads_go_to_the_store(
     assert len(daemon.fetched) == 1 and daemon.asked == 1
     assert sum(SIGNED in target for _, target in network.seen) == 3
     assert blobs.bytes_read == len(DATA) + BLOCK_BYTES
+
+
+@pytest.mark.parametrize("reached", [True, False])
+async def test_who_reads_on_finds_the_store_ready(
+    blobs: DirectBlobs, daemon: Daemon, backend: ObjectsBackend, network: Unreliable, reached: bool
+) -> None:
+    blobs._stores[network.url].reached = reached
+    name, other = put(backend, DATA).locator, put(backend, DATA).locator
+    await read(blobs, other, 0, BLOCK_BYTES)
+    for start, stop in ((0, BLOCK_BYTES), (2 * BLOCK_BYTES, 3 * BLOCK_BYTES)):
+        await read(blobs, name, start, stop)
+        await trio.testing.wait_all_tasks_blocked(0.05)
+    assert daemon.asked == 0, "these are looks here and there"
+    await read(blobs, name, 3 * BLOCK_BYTES, 4 * BLOCK_BYTES)
+    with trio.fail_after(5):
+        while not (name in blobs._urls and blobs._stores[network.url].reached):
+            await trio.testing.wait_all_tasks_blocked(0.01)
+    told = len(daemon.fetched)
+    await read(blobs, name, MIB, 4 * MIB)
+    assert daemon.asked == 1 and len(daemon.fetched) == told
 
 
 async def test_many_readers_ask_for_a_url_once(blobs: DirectBlobs, daemon: Daemon, backend: ObjectsBackend) -> None:

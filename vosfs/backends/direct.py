@@ -121,6 +121,8 @@ class DirectBlobs:
         """Blobs that have none; INVARIANT: at most URLS_MAX."""
         self._asking: dict[str, trio.Event] = {}
         """Blobs whose URL somebody is asking for."""
+        self._short: tuple[str, int] = ("", 0)
+        """Where the last short read ended."""
         self.bytes_read = 0
         """Straight from stores."""
 
@@ -133,15 +135,37 @@ class DirectBlobs:
         return await self._daemon.store(segments, storage)
 
     async def fetch(self, name: str, start: int, into: memoryview, arrived: Arrived) -> None:
-        if (len(into) >= BYTES_MIN and not self._hopeless()) or blob_of(name) in self._urls:
+        blob, stop = blob_of(name), start + len(into)
+        if (len(into) >= BYTES_MIN and not self._hopeless()) or blob in self._urls:
             url = await self._url(name)
             if url is not None and url.store.reached:
-                if url.covers(start, start + len(into)) and await self._read(name, start, into, arrived):
+                if url.covers(start, stop) and await self._read(name, start, into, arrived):
                     return
-            elif url is not None and not url.store.probing and trio.current_time() >= url.store.avoided_until:
-                url.store.probing = True
-                self._nursery.start_soon(self._probe, name, url.store)
+            elif url is not None:
+                self._reach(name, url.store)
+        else:
+            if self._short == (blob, start) and not self._hopeless():
+                # Somebody reads on, and will soon read more at once.
+                self._nursery.start_soon(self._prepare, name)
+            self._short = (blob, stop)
         await self._daemon.fetch(name, start, into, arrived)
+
+    async def _prepare(self, name: str) -> None:
+        """Have what a long read of a blob will want."""
+        try:
+            url = await self._url(name)
+        except VOSpaceError as exc:
+            # Whoever reads the blob is told.
+            log.debug("no URL: %s", exc)
+            return
+        if url is not None and not url.store.reached:
+            self._reach(name, url.store)
+
+    def _reach(self, name: str, store: _Store) -> None:
+        """Have a store tried, unless that is under way, or was in vain of late."""
+        if not store.probing and trio.current_time() >= store.avoided_until:
+            store.probing = True
+            self._nursery.start_soon(self._probe, name, store)
 
     def _hopeless(self) -> bool:
         """Whether a URL would be of no use now."""

@@ -421,6 +421,7 @@ class BlockCache:
                 missing[-1] = (missing[-1][0], block + 1)
             else:
                 missing.append((block, block + 1))
+        begun: list[tuple[tuple[str, int], Segment, Fetch]] = []
         for first, last in missing:
             key = (blob, first // SEGMENT_BLOCKS)
             segment = self._segment(key)
@@ -430,12 +431,18 @@ class BlockCache:
             self._run_fetches += of_run
             for block in range(first, last):
                 segment.filling[block % SEGMENT_BLOCKS] = fetch
-            self._nursery.start_soon(self._run, name, key, segment, fetch)
-            fetches.append(fetch)
+            begun.append((key, segment, fetch))
+        if begun:
+            self._nursery.start_soon(self._run, name, begun)
+            fetches += [fetch for _, _, fetch in begun]
         return fetches
 
-    async def _run(self, name: str, key: tuple[str, int], segment: Segment, fetch: Fetch) -> None:
-        """See one fetch through: from the network into its buffer, from there to the disk."""
+    async def _run(self, name: str, begun: list[tuple[tuple[str, int], Segment, Fetch]]) -> None:
+        """See the first of some fetches through: from the network into its buffer, from there to the disk."""
+        (key, segment, fetch), *others = begun
+        if others:
+            # When this one is under way: started all at once, every second time the last would be the first to ask.
+            self._nursery.start_soon(self._run, name, others)
         start, stop, at = fetch.start, fetch.stop, fetch.start - key[1] * SEGMENT_BYTES
         keep = False
         try:
